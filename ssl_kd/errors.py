@@ -1,0 +1,41 @@
+"""Errors that a person can mend: one line that says what was expected, what came and what to do.
+
+The command line prints such an error without a traceback and exits with code 2. Anything else that
+escapes is our own mistake and keeps its traceback. This file imports nothing, so every room may use it.
+"""
+
+
+class UserError(ValueError):
+    """Bad input from outside: a file, a folder, a config value. The message is one complete line."""
+
+
+class CheckpointError(UserError):
+    """A weight file that cannot be used: missing, damaged, unsafe, unknown or incomplete."""
+
+
+class UnknownCheckpoint(CheckpointError):
+    """No format, or more than one, claims the file."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """The file asks for code to be run while it is read."""
+
+
+class BrokenCheckpoint(CheckpointError):
+    """The file is damaged, or does not hold all of the network that it claims to hold."""
+
+
+class ImagesError(UserError):
+    """A folder, archive or data set that holds no usable images, or too many unreadable ones."""
+
+
+class NonFinite(UserError):
+    """A loss, a gradient or a feature stopped being a number."""
+
+
+def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """Return ' Did you mean a, b?' for a misspelt name, or an empty string when nothing is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

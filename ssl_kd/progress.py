@@ -1,0 +1,79 @@
+"""One way to show progress: a bar with rate and time left on a terminal, a plain line now and then in a log.
+
+    with Progress("distill", total=50_000, unit="images") as bar:
+        for batch in batches:
+            bar.advance(len(batch), loss="0.213")
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_EVERY = 15.0  # seconds between plain lines when the output is not a terminal
+
+
+class Progress:
+    """Counts work done and shows rate and time left on standard error; silent with `quiet=True`.
+
+    `advance(n, **notes)` adds n units and shows the notes (loss, learning rate, ...) behind the bar.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, start: int = 0):
+        self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
+        self.done, self.start = start, start
+        self.began = self.spoke = time.monotonic()
+        self._bar = None
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[notes]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, rate="", notes="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif not self.quiet and kind is None:
+            self._line("")
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
+
+    def advance(self, n: int, **notes: object) -> None:
+        """Count n more units; show the notes as `name value` pairs."""
+        self.done += n
+        text = "  ".join(f"{k} {v}" for k, v in notes.items())
+        if self._bar is not None:
+            self._bar.update(self._task, advance=n, rate=f"{self.rate:.0f} {self.unit}/s", notes=text)
+        elif not self.quiet and time.monotonic() - self.spoke > LINE_EVERY:
+            self.spoke = time.monotonic()
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        left = (self.total - self.done) / max(self.rate, 1e-9)
+        seconds = time.monotonic() - self.began
+        print(
+            f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:.0f}/s, "
+            f"{seconds:.0f} s gone, {left:.0f} s left  {text}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
