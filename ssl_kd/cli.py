@@ -1,0 +1,154 @@
+"""The command line: `ssl-kd COMMAND`. Parsing needs no torch; a command imports what it runs.
+
+Exit codes: 0 done, 2 bad input (one line on standard error), 130 stopped by Ctrl-C or SIGTERM with the state saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from ssl_kd.errors import UserError, nearest
+
+
+def distill(argv: Sequence[str]) -> int:
+    """Distil a teacher into a student on unlabelled images."""
+    from ssl_kd.config import DistillConfig, check, parse
+
+    config = parse(
+        DistillConfig,
+        argv,
+        "ssl-kd distill",
+        examples=(
+            "ssl-kd distill --teacher swav_800ep_pretrain.pth.tar --student resnet18 --images photos/ --out runs/x",
+            "ssl-kd distill --config configs/distill/cifar10_moco_r18.yaml --epochs 10 --out runs/short",
+        ),
+    )
+    check(config)
+    from ssl_kd.distill import distill as run
+
+    done = run(config=config)
+    losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
+    print(f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})")
+    print(f"Next: ssl-kd inspect {done.path}; ssl-kd eval --help")
+    return 0
+
+
+def pretrain(argv: Sequence[str]) -> int:
+    """Train a small MoCo v2 teacher on unlabelled images."""
+    from ssl_kd.config import PretrainConfig, parse
+
+    config = parse(
+        PretrainConfig,
+        argv,
+        "ssl-kd pretrain",
+        examples=("ssl-kd pretrain --images photos/ --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar",),
+    )
+    for name in ("images", "out"):
+        if not getattr(config, name):
+            raise UserError(f"{name}: expected a path; got nothing (see ssl-kd pretrain --help)")
+    from ssl_kd.pretrain import pretrain as run
+
+    print(run(config))
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure encoders on tasks with k-NN and linear probes."""
+    from eval.run import main
+
+    return main(list(argv))
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Say what a checkpoint file is, or why it is not one we know."""
+    import argparse
+
+    parser = argparse.ArgumentParser("ssl-kd inspect", description=inspect.__doc__)
+    parser.add_argument("file", help="checkpoint, in any supported layout")
+    parser.add_argument("--format", help="read it as this format, where two would claim it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    from ssl_kd.checkpoint import inspect as look
+
+    report = look(options.file, format=options.format)
+    print(report.to_json() if options.json else report)
+    return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Run the whole road on images that ship with scikit-learn: teach, distil, measure, show."""
+    import argparse
+
+    parser = argparse.ArgumentParser("ssl-kd demo", description=demo.__doc__)
+    parser.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the student, shuffling and views (default: %(default)s)")
+    parser.add_argument("--fresh-teacher", action="store_true", help="train the teacher anew, not from the cache")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(argv)
+    from ssl_kd.demo import run
+
+    return run(options.out, seed=options.seed, fresh_teacher=options.fresh_teacher, quiet=options.quiet)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "distill": distill,
+    "eval": evaluate,
+    "inspect": inspect,
+    "pretrain": pretrain,
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ssl-kd COMMAND [options]        (ssl-kd COMMAND --help lists every option)",
+            "",
+            "Distil self-supervised vision teachers into small students without labels, and measure what survives.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"ssl-kd {version('ssl-kd')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"ssl-kd: no command {name!r}.{nearest(name, list(COMMANDS))} Known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return guarded(COMMANDS[name], rest, f"ssl-kd {name}")
+
+
+def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
+    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130."""
+    try:
+        return run(argv)
+    except UserError as error:
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"{name}: {_one_line(error) or 'stopped'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

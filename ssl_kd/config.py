@@ -1,0 +1,199 @@
+"""Every setting with its unit and default, as plain dataclasses: the command line, YAML files and Python share them.
+
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ssl_kd.errors import UserError, nearest
+
+
+@dataclass
+class PretrainConfig:
+    """Train a small MoCo v2 teacher with lightly on unlabelled images.
+
+    Args:
+        images: folder, zip or data set of unlabelled images
+        out: checkpoint to write, in the layout of MoCo's training script; an existing one is resumed
+        arch: timm ResNet to train
+        size: side of the square views, in pixels
+        epochs: passes over the images
+        batch_size: images per step
+        lr: learning rate per 256 images (SGD, momentum 0.9, one epoch of warm-up, cosine to 0)
+        weight_decay: L2 penalty
+        momentum: of the key encoder's moving average, 0 to 1
+        temperature: of the contrastive softmax
+        queue: negatives kept, in embeddings
+        views: augmentation scheme with two views
+        seed: of weights, shuffling and views
+        threads: decoding threads
+        accelerator: auto, cpu or cuda
+        precision: auto (bf16 where a probe finds it faster), 32-true or bf16-mixed
+        quiet: no progress bar
+    """
+
+    images: str = ""
+    out: str = ""
+    arch: str = "resnet18"
+    size: int = 224
+    epochs: int = 200
+    batch_size: int = 256
+    lr: float = 0.03
+    weight_decay: float = 1e-4
+    momentum: float = 0.999
+    temperature: float = 0.2
+    queue: int = 65536
+    views: str = "two_strong"
+    seed: int = 0
+    threads: int = 2
+    accelerator: str = "auto"
+    precision: str = "auto"
+    quiet: bool = False
+
+
+@dataclass
+class DistillConfig:
+    """Distil a frozen self-supervised teacher into a small student, without labels.
+
+    Args:
+        teacher: checkpoint file, or a name such as dino_vits16
+        teacher_feature: which of the teacher's features to match (cls, pool, ...); empty: its family's default
+        teacher_format: checkpoint format, only where it cannot be told from the file
+        student: timm architecture, e.g. resnet18, mobilenetv3_small_100, vit_tiny_patch16_224
+        student_args: extra arguments of the architecture, e.g. {small_stem: true} or {img_size: 32, patch_size: 4}
+        student_weights: a student file to start from; empty: random weights
+        images: folder, zip or data set of unlabelled images
+        out: run folder; the same command goes on with an interrupted run
+        objective: dlkd, dlkd_light, simreg, queue, default, or a list of terms
+        views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
+        size: side of the square views, in pixels; 0: the teacher's
+        epochs: passes over the images
+        batch_size: images per step (views multiply it)
+        optimizer: adamw or sgd (momentum 0.9)
+        lr: peak learning rate
+        weight_decay: decoupled (adamw) or L2 (sgd); not on biases and norms
+        warmup: epochs of linear warm-up before the cosine
+        clip: largest gradient norm; 0: no clipping
+        seed: of weights, shuffling and views
+        threads: decoding threads
+        precision: auto (bf16 where a probe finds it faster), 32-true or bf16-mixed
+        accelerator: auto, cpu or cuda
+        max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
+        log_every: steps between lines of metrics.jsonl
+        save_minutes: minutes between saved states (and at each end of an epoch that long apart)
+        overwrite: start again in a run folder that already holds something
+        quiet: no progress bar
+    """
+
+    teacher: str = ""
+    teacher_feature: str = ""
+    teacher_format: str = ""
+    student: str = "resnet18"
+    student_args: dict[str, Any] = field(default_factory=dict)
+    student_weights: str = ""
+    images: str = ""
+    out: str = ""
+    objective: str | list[dict[str, Any]] = "default"
+    views: str = ""
+    size: int = 0
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    warmup: float = 2.0
+    clip: float = 1.0
+    seed: int = 0
+    threads: int = 2
+    precision: str = "auto"
+    accelerator: str = "auto"
+    max_unreadable: float = 0.01
+    log_every: int = 20
+    save_minutes: float = 5.0
+    overwrite: bool = False
+    quiet: bool = False
+
+
+def check(config: DistillConfig) -> None:
+    """Raise UserError for the first setting that cannot be right, before anything is loaded or written."""
+    rules: tuple[tuple[bool, str], ...] = (
+        (bool(config.teacher), "teacher: expected a checkpoint file or a name; got nothing"),
+        (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
+        (bool(config.out), "out: expected a run folder; got nothing"),
+        (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
+        (config.batch_size >= 2, f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}"),
+        (config.size >= 0, f"size: expected a side in pixels or 0 for the teacher's, got {config.size}"),
+        (config.lr > 0, f"lr: expected above 0, got {config.lr}"),
+        (config.weight_decay >= 0, f"weight_decay: expected 0 or more, got {config.weight_decay}"),
+        (config.warmup >= 0, f"warmup: expected 0 or more epochs, got {config.warmup}"),
+        (config.clip >= 0, f"clip: expected 0 (none) or more, got {config.clip}"),
+        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
+        (config.log_every >= 1, f"log_every: expected at least 1 step, got {config.log_every}"),
+        (config.save_minutes >= 0, f"save_minutes: expected 0 or more, got {config.save_minutes}"),
+        (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),
+        (config.optimizer in ("adamw", "sgd"), f"optimizer: expected adamw or sgd, got {config.optimizer!r}"),
+        (
+            config.precision in ("auto", "32-true", "bf16-mixed"),
+            f"precision: expected auto, 32-true or bf16-mixed, got {config.precision!r}",
+        ),
+        (config.accelerator in ("auto", "cpu", "cuda"), f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}"),
+    )
+    for good, message in rules:
+        if not good:
+            raise UserError(message)
+
+
+def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Any:
+    """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins.
+
+    Unknown keys, unreadable files and values of a wrong type raise UserError with one line. `--help` lists every field
+    with its unit and default.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+    parser = ArgumentParser(
+        prog=prog,
+        description=(settings.__doc__ or "").split("\n")[0],
+        epilog="examples:  " + "   |   ".join(examples) if examples else None,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_class_arguments(settings, fail_untyped=False)
+    try:
+        values: Namespace = parser.parse_args(_spelled(argv, settings))
+    except (ArgumentError, TypeError, ValueError, OSError) as error:
+        raise UserError(_plain(str(error), [f.name for f in fields(settings)], prog)) from error
+    return settings(**{f.name: values[f.name] for f in fields(settings)})
+
+
+def _spelled(argv: Sequence[str], settings: type) -> list[str]:
+    """Accept `--batch-size` for `--batch_size`, and a bare `--quiet` for `--quiet true`."""
+    switches = {f.name for f in fields(settings) if f.type in (bool, "bool")}
+    out: list[str] = []
+    for arg, after in zip(argv, [*argv[1:], "--"], strict=True):
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            arg = f"--{name.replace('-', '_')}{equals}{value}"
+            out.append(arg)
+            if arg[2:] in switches and after.startswith("--"):
+                out.append("true")
+        else:
+            out.append(arg)
+    return out
+
+
+def _plain(message: str, known: list[str], prog: str) -> str:
+    """The parser's complaint in one line, with the nearest setting's name where a key is unknown."""
+    text = " ".join(message.split())
+    wrong = re.search(r"[Kk]ey '([\w.]+)'|[Uu]nrecognized arguments: --([\w.-]+)|Option '([\w.]+)' is not accepted", text)
+    if wrong:
+        key = next(g for g in wrong.groups() if g)
+        if key not in known:
+            return f"no setting {key!r}.{nearest(key, known)} See {prog} --help"
+    return f"{text[:400]} (see {prog} --help)"

@@ -1,0 +1,80 @@
+"""Heads between the student's width and the teacher's. They are trained with the student and thrown away after it.
+
+Head capacity beats the choice of the loss (see docs/objectives): a linear head loses several points to a deep one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ssl_kd.errors import UserError, nearest
+
+
+def _identity(ds: int, dt: int) -> nn.Module:
+    """No head: for tables that compare each network with itself."""
+    return nn.Identity()
+
+
+def _linear(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> Dt (CompRess-1q, LightlyTrain v1)."""
+    return nn.Linear(ds, dt)
+
+
+def _bn(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> Dt, batch norm."""
+    return nn.Sequential(nn.Linear(ds, dt), nn.BatchNorm1d(dt))
+
+
+def _mlp(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> 2 Dt, batch norm, ReLU, Linear -> Dt."""
+    return nn.Sequential(nn.Linear(ds, 2 * dt), nn.BatchNorm1d(2 * dt), nn.ReLU(inplace=True), nn.Linear(2 * dt, dt))
+
+
+def _simreg(ds: int, dt: int) -> nn.Module:
+    """Ds -> 2 Ds -> Ds -> 2 Ds -> Dt; batch norm and ReLU after the first and the third linear only.
+
+    Source: SimReg's published code (Navaneet et al., BMVC 2021).
+    """
+    return nn.Sequential(
+        nn.Linear(ds, 2 * ds),
+        nn.BatchNorm1d(2 * ds),
+        nn.ReLU(inplace=True),
+        nn.Linear(2 * ds, ds),
+        nn.Linear(ds, 2 * ds),
+        nn.BatchNorm1d(2 * ds),
+        nn.ReLU(inplace=True),
+        nn.Linear(2 * ds, dt),
+    )
+
+
+def _dlkd(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> 16 Dt, batch norm, ReLU, Linear -> Dt: DLKD's alignment head, as published (large: 84 M for R50)."""
+    wide = 16 * dt
+    return nn.Sequential(nn.Linear(ds, wide), nn.BatchNorm1d(wide), nn.ReLU(inplace=True), nn.Linear(wide, dt))
+
+
+def _square(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> Ds, batch norm, ReLU, Linear -> Ds: DLKD's correlation head; the teacher's width plays no part."""
+    return nn.Sequential(nn.Linear(ds, ds), nn.BatchNorm1d(ds), nn.ReLU(inplace=True), nn.Linear(ds, ds))
+
+
+PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
+    "identity": _identity,
+    "linear": _linear,
+    "bn": _bn,
+    "mlp": _mlp,
+    "simreg": _simreg,
+    "dlkd": _dlkd,
+    "square": _square,
+}
+
+
+def projector(name: str, student_dim: int, teacher_dim: int) -> nn.Module:
+    """Build a head by name: (N, Ds) -> (N, Dt), but for `identity` and `square`, which stay at Ds."""
+    if name not in PROJECTORS:
+        raise UserError(
+            f"projector: expected one of {', '.join(PROJECTORS)}; got {name!r}.{nearest(name, list(PROJECTORS))}"
+        )
+    return PROJECTORS[name](student_dim, teacher_dim)

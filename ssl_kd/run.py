@@ -1,0 +1,158 @@
+"""The run directory: what was asked, what happened, and the state to go on from. Every write is atomic.
+
+    config.yaml          what was asked, every default filled in
+    environment.json     versions, machine, command
+    metrics.jsonl        one line per logged step
+    last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
+    student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
+    README.md            what this folder is and how to reproduce it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from ssl_kd.errors import UserError
+
+LAST = "last.ckpt"
+STUDENT = "student.safetensors"
+# Settings that do not change what is learned: a run may be resumed with other values.
+FREE = frozenset({"out", "threads", "quiet", "log_every", "save_minutes", "accelerator", "overwrite"})
+
+
+def atomic_save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
+    _atomically(path, lambda file: torch.save(dict(state), file))
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write text so that `path` holds either the old or the whole new content."""
+    _atomically(path, lambda file: file.write(text.encode()))
+
+
+def _atomically(path: Path, write) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror or error}); free some space or choose another out") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """One run's folder, locked while in use.
+
+    A folder with a state inside is gone on with if the settings that matter are equal; otherwise UserError names them.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False):
+        self.path = Path(path)
+        self.settings = dict(settings)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out: cannot make the folder {self.path} ({error.strerror}); choose another") from error
+        self._lock = _lock(self.path)
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, overwrite: bool) -> None:
+        config = self.path / "config.yaml"
+        if overwrite:
+            for name in (LAST, STUDENT, "metrics.jsonl", "config.yaml"):
+                (self.path / name).unlink(missing_ok=True)
+        if config.exists():
+            self._same_question(yaml.safe_load(config.read_text()) or {})
+        elif any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
+            raise UserError(f"out: {self.path} is not empty and not a run's folder; choose another, or pass overwrite to use it")
+        else:
+            atomic_text(config, yaml.safe_dump(self.settings, sort_keys=False))
+        atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
+
+    def _same_question(self, before: Mapping[str, Any]) -> None:
+        keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
+        if keys:
+            changed = ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
+            raise UserError(f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite")
+
+    def restore(self) -> dict[str, Any] | None:
+        """The last saved state, or None for a fresh run."""
+        path = self.path / LAST
+        if not path.exists():
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace last.ckpt, atomically."""
+        atomic_save(self.path / LAST, state)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metric lines later than `step`: they belong to work that was lost and will be done again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # a line torn by a kill
+        atomic_text(path, "".join(f"{line}\n" for line in kept))
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Hold `folder/.lock` until closed or until the process dies; UserError when another process holds it."""
+    import fcntl
+
+    try:
+        file = open(folder / ".lock", "wb")  # noqa: SIM115 - held for the life of the run
+    except OSError as error:
+        raise UserError(f"out: cannot write in {folder} ({error.strerror}); choose another folder") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"out: {folder} is in use by another process; wait for it or choose another folder") from None
+    return file
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("ssl-kd", "torch", "torchvision", "timm", "lightly", "faiss-cpu", "numpy")
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "packages": {name: version(name) for name in names},
+    }

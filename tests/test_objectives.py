@@ -1,0 +1,273 @@
+"""Objectives: independent transcriptions, laws, and a walk over the whole catalogue."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_kd.encoder import Features
+from ssl_kd.errors import UserError
+from ssl_kd.objectives import PRESETS, build_objective
+from ssl_kd.objectives.alignment import Alignment, Standardise
+from ssl_kd.objectives.correlation import Correlation, row_pearson, row_softmax_kl, table_l2
+from ssl_kd.objectives.projectors import PROJECTORS, projector
+from ssl_kd.objectives.relations import BatchTable, TeacherQueue, ViewsTable
+from ssl_kd.views import Views
+
+
+def features(z):
+    return Features(embedding=z, tokens=None, layers={})
+
+
+def views(b, v=1, start=0):
+    return Views(np.arange(start, start + b), 0, tuple(torch.zeros(b, 3, 2, 2) for _ in range(v)))
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------ oracles
+
+
+def test_simreg_alignment_is_the_squared_distance_of_unit_vectors():
+    s, t = rand(6, 5), rand(6, 5, seed=1)
+    term = Alignment(5, 5, projector_name="identity")
+    by_hand = np.mean([np.sum((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2) for a, b in zip(s.numpy(), t.numpy())])
+    assert float(term(features(s), features(t), views(6))) == pytest.approx(by_hand, abs=1e-6)
+
+
+def dlkd_correlation_by_hand(s, t, b, v, tau):
+    """KL(softmax(T/tau) || softmax(S/tau)) over rows of augmented against plain views, one scalar loop at a time."""
+    total, rows = 0.0, 0
+    for a in range(b, v * b):
+        row_s = [float(np.dot(s[a], s[c]) / np.linalg.norm(s[a]) / np.linalg.norm(s[c])) / tau for c in range(b)]
+        row_t = [float(np.dot(t[a], t[c]) / np.linalg.norm(t[a]) / np.linalg.norm(t[c])) / tau for c in range(b)]
+        p = np.exp(row_t) / np.sum(np.exp(row_t))
+        q = np.exp(row_s) / np.sum(np.exp(row_s))
+        total += float(np.sum(p * np.log(p / q)))
+        rows += 1
+    return total / rows
+
+
+@pytest.mark.parametrize("v", [2, 4])
+def test_dlkd_correlation_agrees_with_a_loop_over_pairs(v):
+    b = 5
+    s, t = rand(v * b, 7), rand(v * b, 3, seed=1)
+    term = Correlation(7, 3, relation="views", projector_name="identity", tau_student=0.5, tau_teacher=0.5)
+    got = float(term(features(s), features(t), views(b, v)))
+    assert got == pytest.approx(dlkd_correlation_by_hand(s.numpy(), t.numpy(), b, v, 0.5), rel=1e-5)
+
+
+def test_dlkd_weighs_alignment_20_and_correlation_50():
+    objective = build_objective("dlkd", 6, 4).eval()
+    s, t = rand(8, 6), rand(8, 4, seed=1)
+    total, terms = objective(features(s), features(t), views(4, 2))
+    assert float(total) == pytest.approx(20 * float(terms["alignment"]) + 50 * float(terms["correlation_views"]), rel=1e-5)
+
+
+def test_dlkd_alignment_head_is_sixteen_times_the_teacher():
+    shapes = [tuple(p.shape) for p in projector("dlkd", 6, 4).parameters() if p.ndim == 2]
+    assert shapes == [(64, 6), (4, 64)]
+
+
+def test_simreg_head_has_its_four_published_layers():
+    shapes = [tuple(p.shape) for p in projector("simreg", 6, 4).parameters() if p.ndim == 2]
+    assert shapes == [(12, 6), (6, 12), (12, 6), (4, 12)]
+
+
+def queue_loss_by_hand(s, t, columns, tau):
+    total = 0.0
+    for a, b, cols in zip(s, t, columns, strict=True):
+        row_s = np.array([np.dot(a, c) for c in cols]) / tau
+        row_t = np.array([np.dot(b, c) for c in cols]) / tau
+        p, q = np.exp(row_t - np.logaddexp.reduce(row_t)), np.exp(row_s - np.logaddexp.reduce(row_s))
+        total += float(np.sum(p * np.log(p / q)))
+    return total / len(s)
+
+
+def test_queue_correlation_agrees_with_a_loop_and_keeps_what_the_teacher_said():
+    term = Correlation(4, 4, relation="queue", projector_name="identity", tau_student=0.1, tau_teacher=0.1, size=16)
+    unit = lambda z: torch.nn.functional.normalize(z, dim=1).numpy()  # noqa: E731
+    s1, t1, s2, t2 = (rand(3, 4, seed=i) for i in range(4))
+    first = float(term(features(s1), features(t1), views(3)))
+    assert first == pytest.approx(queue_loss_by_hand(unit(s1), unit(t1), [unit(t1)] * 3, 0.1), rel=1e-4)
+    second = float(term(features(s2), features(t2), views(3, start=3)))
+    columns = np.concatenate([unit(t2), unit(t1)])
+    assert second == pytest.approx(queue_loss_by_hand(unit(s2), unit(t2), [columns] * 3, 0.1), rel=1e-4)
+
+
+def test_an_image_never_meets_an_older_view_of_itself_in_the_queue():
+    relation = TeacherQueue(4, size=16)
+    relation(rand(3, 4), rand(3, 4), views(3))
+    _, teacher = relation(rand(3, 4, seed=2), rand(3, 4, seed=3), views(3))
+    assert torch.isneginf(teacher[:, 3:]).equal(torch.eye(3, dtype=torch.bool))
+    assert torch.isfinite(teacher[:, :3]).all()
+
+
+def test_queue_overwrites_the_oldest_and_counts_only_what_is_filled():
+    relation = TeacherQueue(2, size=4)
+    for start in (0, 3, 6):
+        relation(rand(3, 2, seed=start), rand(3, 2, seed=start + 1), views(3, start=start))
+    assert sorted(relation.index.tolist()) == [5, 6, 7, 8]
+    assert int(relation.filled) == 4
+    half = TeacherQueue(2, size=100)
+    half(rand(3, 2), rand(3, 2), views(3))
+    student, _ = half(rand(3, 2), rand(3, 2), views(3, start=3))
+    assert student.shape == (3, 6)
+
+
+def test_queue_in_eval_mode_remembers_nothing():
+    relation = TeacherQueue(2, size=4).eval()
+    relation(rand(3, 2), rand(3, 2), views(3))
+    assert int(relation.filled) == 0
+
+
+def test_row_pearson_agrees_with_numpy():
+    s, t = rand(5, 9), rand(5, 9, seed=1)
+    by_hand = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(s.numpy(), t.numpy(), strict=True)])
+    assert float(row_pearson(s, t, 1, 1)) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_left_out_columns_change_nothing():
+    s, t = rand(4, 6), rand(4, 6, seed=1)
+    wide_s, wide_t = torch.cat([s, torch.full((4, 2), -math.inf)], 1), torch.cat([t, torch.full((4, 2), -math.inf)], 1)
+    for compare in (row_softmax_kl, row_pearson, table_l2):
+        assert float(compare(wide_s, wide_t, 0.3, 0.3)) == pytest.approx(float(compare(s, t, 0.3, 0.3)), rel=1e-5)
+
+
+def test_standardised_teacher_has_zero_mean_and_unit_variance_after_its_first_batch():
+    z = Standardise(5)(3 + 7 * rand(64, 5))
+    assert z.mean(0).abs().max() < 1e-5
+    assert (z.var(0, unbiased=False) - 1).abs().max() < 1e-4
+
+
+# --------------------------------------------------------------------- laws
+
+
+def every_term():
+    yield from ((name, lambda ds, dt, n=name: build_objective(n, ds, dt)) for name in PRESETS)
+    for distance in ("mse", "smooth_l1"):
+        for space in ("raw", "standardised"):
+            spec = [{"term": "alignment", "projector": "mlp", "distance": distance, "space": space}]
+            yield f"alignment {distance} {space}", lambda ds, dt, s=spec: build_objective(s, ds, dt)
+    for relation in ("views", "batch", "queue"):
+        for comparison in ("softmax_kl", "pearson", "l2"):
+            spec = [{"term": "correlation", "relation": relation, "comparison": comparison, "size": 32}]
+            yield f"correlation {relation} {comparison}", lambda ds, dt, s=spec: build_objective(s, ds, dt)
+    for name in PROJECTORS:
+        if name not in ("identity", "square"):
+            spec = [{"term": "alignment", "projector": name}]
+            yield f"alignment through {name}", lambda ds, dt, s=spec: build_objective(s, ds, dt)
+
+
+CATALOGUE = dict(every_term())
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_objective_is_finite_and_sends_gradients_to_the_student_only(name):
+    torch.manual_seed(0)
+    objective = CATALOGUE[name](6, 10)
+    s, t = rand(8, 6).requires_grad_(), rand(8, 10, seed=1).requires_grad_()
+    total, terms = objective(features(s), features(t), views(4, 2))
+    assert total.dtype == torch.float32
+    assert total.ndim == 0
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(v) for v in terms.values())
+    total.backward()
+    assert t.grad is None
+    assert torch.isfinite(s.grad).all()
+    assert s.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_objective_ignores_the_order_of_the_batch(name):
+    torch.manual_seed(0)
+    objective = CATALOGUE[name](6, 10)
+    s, t = rand(8, 6), rand(8, 10, seed=1)
+    order = torch.tensor([2, 0, 3, 1])
+    rows = torch.cat([order, order + 4])
+    batch = views(4, 2)
+    shuffled = Views(batch.index[order.numpy()], 0, batch.pixels)
+    state = {k: v.clone() for k, v in objective.state_dict().items()}
+    a, _ = objective(features(s), features(t), batch)
+    objective.load_state_dict(state)
+    b, _ = objective(features(s[rows]), features(t[rows]), shuffled)
+    assert float(a) == pytest.approx(float(b), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("relation", ["views", "batch", "queue"])
+@pytest.mark.parametrize("comparison", ["softmax_kl", "pearson", "l2"])
+def test_correlation_is_zero_at_a_match_and_blind_to_the_teachers_scale(relation, comparison):
+    term = Correlation(5, 5, relation=relation, comparison=comparison, projector_name="identity").eval()
+    s, t = rand(8, 5), rand(8, 5, seed=1)
+    assert float(term(features(t), features(3 * t), views(4, 2))) == pytest.approx(0, abs=1e-6)
+    apart = float(term(features(s), features(t), views(4, 2)))
+    assert apart > 1e-4
+    assert float(term(features(s), features(9 * t), views(4, 2))) == pytest.approx(apart, rel=1e-5)
+
+
+def test_own_tables_are_blind_to_a_rotation_of_the_student():
+    s, t = rand(8, 5), rand(8, 5, seed=1)
+    q, _ = torch.linalg.qr(rand(5, 5, seed=2))
+    for relation in (ViewsTable(), BatchTable()):
+        a, _ = relation(s, t, views(4, 2))
+        b, _ = relation(s @ q, t, views(4, 2))
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_similarities_stay_float32_under_autocast():
+    term = Correlation(8, 8, relation="queue")
+    with torch.autocast("cpu", torch.bfloat16):
+        value = term(features(rand(4, 8).bfloat16()), features(rand(4, 8).bfloat16()), views(4))
+    assert value.dtype == torch.float32
+    assert term.relation.bank.dtype == torch.float32
+
+
+def test_a_step_down_the_gradient_brings_the_student_closer():
+    torch.manual_seed(0)
+    objective = build_objective("default", 6, 10)
+    student, t = torch.nn.Parameter(rand(16, 6)), rand(16, 10, seed=1)
+    optimizer = torch.optim.Adam([student, *objective.parameters()], 0.02)
+    losses = []
+    for _ in range(60):
+        total, _ = objective(features(student), features(t), views(16))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(float(total))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("simregg", "Did you mean simreg"),
+        ([], "list of terms"),
+        (["alignment"], "list of terms"),
+        ([{"weight": 1}], "needs `term`"),
+        ([{"term": "alignment", "projctor": "mlp"}], "Did you mean projector"),
+        ([{"term": "alignment", "projector": "mpl"}], "Did you mean mlp"),
+        ([{"term": "alignment", "distance": "cosin"}], "Did you mean cosine"),
+        ([{"term": "alignment", "space": "rawr"}], "Did you mean raw"),
+        ([{"term": "alignment", "weight": 0}], "above 0"),
+        ([{"term": "alignment", "weight": float("nan")}], "above 0"),
+        ([{"term": "correlation", "relation": "queues"}], "Did you mean queue"),
+        ([{"term": "correlation", "relation": "queue", "size": 0}], "at least 1"),
+        ([{"term": "correlation", "tau_student": 0}], "above 0"),
+        ([{"term": "correlation", "relation": "queue", "projector": "square"}], "keeps the student's width"),
+    ],
+)
+def test_a_wrong_objective_is_one_clear_line(spec, words):
+    with pytest.raises(UserError, match=words) as caught:
+        build_objective(spec, 6, 10)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_terms_of_a_kind_keep_their_own_names():
+    objective = build_objective([{"term": "alignment"}, {"term": "alignment", "projector": "linear"}], 6, 10)
+    assert list(objective.terms) == ["alignment", "alignment_2"]
