@@ -1,0 +1,256 @@
+"""Feature banks: the corridor between encoders and evaluators.
+
+`extract` turns images into a `FeatureBank`; every evaluator sees banks and never a network, so it also serves anyone
+who brings `.npy` or `.npz` files. Features are stored as the network gave them: normalising is each protocol's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssl_kd.encoder import Encoder
+
+ROWS = 8192  # rows looked at in one go, so that a memory-mapped bank is never copied whole
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBank:
+    """Features (N, D) float, labels (N,) of any kind or None, and the name of each row; `key` names its making.
+
+    Raises UserError when the parts do not belong together.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray | None = None
+    ids: Sequence[str] = ()
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.features.dtype.kind != "f":
+            raise UserError(
+                f"features: expected floats of shape (rows, width), got {self.features.dtype} of shape "
+                f"{self.features.shape}; convert them first"
+            )
+        for name, part in (("labels", self.labels), ("ids", self.ids)):
+            if part is not None and len(part) not in (len(self.features), 0 if name == "ids" else -1):
+                raise UserError(f"{name}: {len(part)} for {len(self.features)} rows of features; both must be equal")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def width(self) -> int:
+        """D, the numbers per row."""
+        return self.features.shape[1]
+
+    def rows(self, which: np.ndarray) -> FeatureBank:
+        """Return the bank of the chosen rows (indices or booleans)."""
+        numbers = np.arange(len(self))[which]
+        labels = None if self.labels is None else np.asarray(self.labels)[numbers]
+        ids = [self.ids[i] for i in numbers] if len(self.ids) else ()
+        return FeatureBank(np.asarray(self.features[numbers]), labels, ids, f"{self.key}[{_digest(numbers)}]")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the bank to one `.npz` file, atomically, and return its path."""
+        path = Path(path).with_suffix(".npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts: dict[str, Any] = {"features": self.features, "ids": np.asarray(self.ids, dtype=np.str_), "key": self.key}
+        if self.labels is not None:
+            parts["labels"] = self.labels
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with unfinished.open("wb") as file:
+                np.savez(file, **parts)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return path
+
+
+def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank:
+    """Read a bank: our `.npz`, or features in `.npy` (memory-mapped) with labels in a second `.npy`.
+
+    A foreign `.npz` needs an array `features` (N, D) and may have `labels` and `ids`. Pickled arrays are refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such feature file; expected .npz or .npy")
+    try:
+        stored = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+        if path.suffix == ".npy":
+            known = None if labels is None else np.load(labels, allow_pickle=False)
+            return FeatureBank(stored, known, key=f"{path.name}:{path.stat().st_size}")
+        parts = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: not a readable feature file ({error}); expected .npz or .npy of plain numbers"
+        ) from error
+    if "features" not in parts:
+        raise UserError(f"{path}: no array named 'features', only {', '.join(parts) or 'nothing'}")
+    ids = parts["ids"].tolist() if "ids" in parts else ()
+    key = str(parts["key"]) if "key" in parts else path.name
+    return FeatureBank(parts["features"], parts.get("labels"), ids, key)
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """A train and a test bank whose labels were turned into class numbers: `y` indexes `classes`."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: np.ndarray
+    same: bool
+
+
+def match(train: FeatureBank, test: FeatureBank) -> Matched:
+    """Check that two banks can be evaluated together and number their classes; labels may be strings or any integers.
+
+    Classes that only train knows are kept (they can be wrong guesses). Raises UserError for an empty split, no labels,
+    different widths, one class, classes that only test knows, and NonFinite for features that are not numbers.
+    """
+    for name, bank in (("train", train), ("test", test)):
+        if len(bank) == 0:
+            raise UserError(f"{name}: the bank has no rows; an evaluation needs at least one")
+        if bank.labels is None:
+            raise UserError(f"{name}: the bank has no labels; an evaluation needs one per row")
+        check_finite(bank, name)
+    if train.width != test.width:
+        raise UserError(
+            f"train features are {train.width} wide and test features {test.width}: two different encoders?"
+        )
+    y_train, y_test = np.asarray(train.labels), np.asarray(test.labels)
+    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise UserError(f"train labels are {y_train.dtype} and test labels {y_test.dtype}: both must be of one kind")
+    classes, y = np.unique(y_train, return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(f"train has one class only ({classes[0]}); an evaluation needs at least two")
+    found = np.searchsorted(classes, y_test).clip(max=len(classes) - 1)
+    if (strangers := np.unique(y_test[classes[found] != y_test])).size:
+        names = ", ".join(map(str, strangers[:3])) + (", ..." if len(strangers) > 3 else "")
+        raise UserError(
+            f"test has {len(strangers)} classes that train lacks ({names}): are both splits of one data set?"
+        )
+    return Matched(train.features, y, test.features, found, classes, train is test)
+
+
+def check_finite(bank: FeatureBank, name: str) -> None:
+    """Raise NonFinite, naming the first bad row, unless every feature is a number."""
+    for start in range(0, len(bank), ROWS):
+        bad = np.flatnonzero(~np.isfinite(bank.features[start : start + ROWS]).all(1))
+        if len(bad):
+            row = start + int(bad[0])
+            who = f" ({bank.ids[row]})" if len(bank.ids) else ""
+            raise NonFinite(f"{name}: row {row}{who} of the features is not finite; look at the encoder or the file")
+
+
+def extract(
+    encoder: Encoder,
+    images: Any,
+    labels: np.ndarray | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "32-true",
+    threads: int = 2,
+    quiet: bool = False,
+    title: str = "features",
+) -> FeatureBank:
+    """Return the encoder's embeddings of all readable images, in order, as float32 and not normalised.
+
+    Images are decoded, resized and cropped by the encoder's own preprocessing in `threads` threads and travel as uint8
+    to the batch. Unreadable images are left out together with their labels. The encoder's weights, mode and device
+    are as before afterwards. Raises ImagesError (too many unreadable) and NonFinite.
+    """
+    import torch
+    from ssl_kd.images import prefetch
+
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
+    jobs = [range(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
+    kept: list[int] = []
+    features = np.empty((len(images), encoder.dim), np.float32)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    with (
+        _resting(encoder, device),
+        torch.inference_mode(),
+        autocast,
+        Progress(title, len(images), "images", quiet) as bar,
+    ):
+        for job, (numbers, pixels) in zip(jobs, prefetch(_reader(encoder, images), jobs, threads=threads), strict=True):
+            if numbers:
+                given = encoder(pixels.to(device).float().div_(255)).embedding.float().cpu().numpy()
+                features[len(kept) : len(kept) + len(numbers)] = given
+                kept.extend(numbers)
+            bar.advance(len(job))
+    if not kept:
+        raise UserError(f"{title}: none of {len(images)} images could be read")
+    bank = FeatureBank(
+        features[: len(kept)],
+        None if labels is None else np.asarray(labels)[kept],
+        [str(images.ids[i]) for i in kept],
+        bank_key(encoder, images, precision),
+    )
+    check_finite(bank, title)
+    return bank
+
+
+def bank_key(encoder: Encoder, images: Any, precision: str) -> str:
+    """Name what decides the features: weights, feature, preprocessing, precision and images."""
+    return _digest(encoder.digest, encoder.feature, repr(encoder.preprocessing), precision, images.digest)
+
+
+def _reader(encoder: Encoder, images: Any) -> Any:
+    import torch
+
+    def read(job: range) -> tuple[list[int], torch.Tensor | None]:
+        pictures = [(i, images.read(i)) for i in job]
+        numbers = [i for i, picture in pictures if picture is not None]
+        pixels = [encoder.preprocessing(picture) for _, picture in pictures if picture is not None]
+        return numbers, torch.stack(pixels) if pixels else None
+
+    return read
+
+
+@contextlib.contextmanager
+def _resting(encoder: Encoder, device: str | torch.device) -> Iterator[None]:
+    """Hold an encoder in eval mode on a device, and put both back afterwards."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    home = next((p.device for p in encoder.parameters()), None)
+    encoder.eval().to(device)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if home is not None:
+            encoder.to(home)
+
+
+def _digest(*parts: object) -> str:
+    text = "\n".join(part.tobytes().hex() if isinstance(part, np.ndarray) else str(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def blocks(n: int, size: int = ROWS) -> Iterator[slice]:
+    """Cut range(n) into slices of at most `size`."""
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))

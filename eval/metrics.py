@@ -1,0 +1,166 @@
+"""Figures and how sure they are: accuracy, mean per class, top-5, share kept, each with an interval.
+
+Every interval here is at 95 % and speaks about the test images: how far the figure would move had other images of
+the same kind been drawn. It does not cover the randomness of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+METRICS = {"top1": "accuracy", "mean_per_class": "mean per class", "top5": "top-5 accuracy"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure in [0, 1] with its 95 % interval; `k` is the number of neighbours, or None where there is none."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    k: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluator answers: figures, the guesses behind them, and what a reader must know (`notes`).
+
+    `labels` (Q,) and each of `predicted[k]` (Q,) hold class numbers that index `classes`.
+    """
+
+    evaluator: str
+    protocol: str
+    rows: tuple[Score, ...]
+    classes: np.ndarray
+    labels: np.ndarray
+    predicted: Mapping[int | None, np.ndarray]
+    headline_k: int | None = None
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def score(self, metric: str = "top1", k: int | None = None) -> Score:
+        """Return the figure for a metric; without k, the one the protocol puts first."""
+        wanted = self.headline_k if k is None else k
+        for row in self.rows:
+            if row.metric == metric and row.k == wanted:
+                return row
+        known = ", ".join(f"{row.metric}" + (f" k={row.k}" if row.k else "") for row in self.rows)
+        raise KeyError(f"no {metric} with k={wanted} among: {known}")
+
+    def value(self, metric: str = "top1", k: int | None = None) -> float:
+        """Return the plain number of `score`."""
+        return self.score(metric, k).value
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval for a share: right for small n and for shares of 0 and 1, where the usual one is not.
+
+    Source: Wilson, JASA 1927.
+    """
+    share = correct / n
+    centre = share + Z95**2 / (2 * n)
+    spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    scale = 1 + Z95**2 / n
+    # rounding may leave 1e-17 outside: the interval always holds the share itself
+    return min(share, max(0.0, (centre - spread) / scale)), max(share, min(1.0, (centre + spread) / scale))
+
+
+def accuracy(labels: np.ndarray, predicted: np.ndarray, k: int | None = None) -> Score:
+    """Share of rows guessed right, with Wilson's interval."""
+    correct = int((labels == predicted).sum())
+    low, high = wilson(correct, len(labels))
+    return Score("top1", correct / len(labels), low, high, len(labels), k)
+
+
+def mean_per_class(labels: np.ndarray, predicted: np.ndarray, k: int | None = None) -> Score:
+    """Mean over the classes present in `labels` of each one's accuracy, so that rare classes count as much.
+
+    The interval joins Wilson's intervals of the classes by their squared arms, and is Wilson's own for one class.
+    Source: Zou & Donner, Statistics in Medicine 2008 (variance estimates recovery).
+    """
+    _, codes = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(codes)
+    shares = np.bincount(codes, weights=labels == predicted) / sizes
+    arms = np.array([wilson(share * n, int(n)) for share, n in zip(shares, sizes, strict=True)])
+    value = float(shares.mean())
+    down = math.sqrt(((shares - arms[:, 0]) ** 2).sum()) / len(sizes)
+    up = math.sqrt(((arms[:, 1] - shares) ** 2).sum()) / len(sizes)
+    return Score("mean_per_class", value, max(0.0, value - down), min(1.0, value + up), len(labels), k)
+
+
+def top_five(labels: np.ndarray, ranked: np.ndarray, k: int | None = None) -> Score:
+    """Share of rows whose label is among the first five guesses; `ranked` is (Q, >= 5), -1 where no guess is left."""
+    correct = int((ranked[:, :5] == labels[:, None]).any(1).sum())
+    low, high = wilson(correct, len(labels))
+    return Score("top5", correct / len(labels), low, high, len(labels), k)
+
+
+def figures(labels: np.ndarray, ranked: np.ndarray, classes: int, k: int | None = None) -> list[Score]:
+    """Return every figure of one list of ranked guesses (Q, R); top-5 only where there are more than five classes."""
+    rows = [accuracy(labels, ranked[:, 0], k), mean_per_class(labels, ranked[:, 0], k)]
+    if classes > 5 and ranked.shape[1] >= 5:
+        rows.append(top_five(labels, ranked, k))
+    return rows
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a reference's figure is kept, with its interval, and whether the two differ at all (`p`)."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def share_kept(right: np.ndarray, reference: np.ndarray, draws: int = 4000, seed: int = 0) -> Share:
+    """Compare two encoders on the same test rows: ratio of accuracies, paired bootstrap interval, exact sign test.
+
+    `right` and `reference` are booleans (Q,): was the row guessed right. Only four kinds of row exist (both right,
+    one, the other, none), so a bootstrap draw is one multinomial draw, not Q draws. `p` is McNemar's exact p-value.
+    """
+    from scipy.stats import binomtest
+
+    n = len(right)
+    both, only, missed = (right & reference).sum(), (right & ~reference).sum(), (~right & reference).sum()
+    counts = np.array([both, only, missed, n - both - only - missed])
+    if both + missed == 0:
+        return Share(math.nan, math.nan, math.nan, 1.0)
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
+    ratios = (drawn[:, 0] + drawn[:, 1]) / np.maximum(drawn[:, 0] + drawn[:, 2], 1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    p = binomtest(int(only), int(only + missed)).pvalue if only + missed else 1.0
+    return Share(float((both + only) / (both + missed)), float(low), float(high), float(p))
+
+
+def share_kept_per_class(
+    labels: np.ndarray, right: np.ndarray, reference: np.ndarray, draws: int = 4000, seed: int = 0
+) -> Share:
+    """Do as `share_kept` for the mean per class: rows are drawn anew within each class."""
+    from scipy.stats import binomtest
+
+    rng = np.random.default_rng(seed)
+    top, bottom = np.zeros(draws), np.zeros(draws)
+    value = base = 0.0
+    names: Sequence[Any] = np.unique(labels).tolist()
+    for name in names:
+        a, b = right[labels == name], reference[labels == name]
+        counts = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()])
+        drawn = rng.multinomial(len(a), counts / len(a), size=draws) / len(a)
+        top += drawn[:, 0] + drawn[:, 1]
+        bottom += drawn[:, 0] + drawn[:, 2]
+        value, base = value + a.mean(), base + b.mean()
+    if base == 0:
+        return Share(math.nan, math.nan, math.nan, 1.0)
+    low, high = np.quantile(top / np.maximum(bottom, 1e-12), [0.025, 0.975])
+    only, missed = int((right & ~reference).sum()), int((~right & reference).sum())
+    p = binomtest(only, only + missed).pvalue if only + missed else 1.0
+    return Share(float(value / base), float(low), float(high), float(p))

@@ -1,0 +1,223 @@
+"""k-NN agrees with brute force and with DINO's vote, and takes any bank a person may bring."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eval.features import FeatureBank
+from eval.knn import KNN, PROTOCOLS, KNNProtocol, neighbours, ranked_votes
+from ssl_kd.errors import NonFinite, UserError
+
+
+def banks(n=300, q=80, width=12, classes=7, seed=0, spread=1.2):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, width))
+    y = rng.integers(0, classes, n + q)
+    x = (centres[y] + spread * rng.normal(size=(n + q, width))).astype(np.float32)
+    return FeatureBank(x[:n], y[:n]), FeatureBank(x[n:], y[n:])
+
+
+def dino_vote(train, test, k, temperature, classes):
+    """DINO's evaluation written from its description: one-hot table of the k nearest, weighted and summed."""
+    bank, queries = F.normalize(torch.from_numpy(train.features)), F.normalize(torch.from_numpy(test.features))
+    similarity, index = (queries @ bank.T).topk(k, largest=True, sorted=True)
+    one_hot = F.one_hot(torch.from_numpy(train.labels)[index], classes).double()
+    votes = (one_hot * (similarity.double() / temperature).exp()[..., None]).sum(1)
+    return votes.sort(1, descending=True).indices.numpy()
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 20, 200])
+def test_knn_agrees_with_dinos_vote_to_the_last_row(k):
+    train, test = banks()
+    scores, expected = KNN("dino")(train, test), dino_vote(train, test, k, 0.07, 7)
+    np.testing.assert_array_equal(scores.predicted[k], expected[:, 0])
+    assert scores.value("top1", k) == (expected[:, 0] == test.labels).mean()
+
+
+def test_top_five_counts_like_dinos():
+    train, test = banks()
+    expected = (dino_vote(train, test, 200, 0.07, 7)[:, :5] == test.labels[:, None]).any(1).mean()
+    assert KNN("dino")(train, test).value("top5", 200) == expected
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings"),
+    [
+        ("plain", {"metric": "cosine", "weights": "uniform"}),
+        ("plain-euclidean", {"metric": "euclidean", "weights": "uniform"}),
+        ("solo-euclidean", {"metric": "euclidean", "weights": lambda d: 1 / (d + 1e-8)}),
+        ("lightly", {"metric": "cosine", "weights": lambda d: np.exp((1 - d) / 0.1)}),
+        ("solo", {"metric": "cosine", "weights": lambda d: np.exp((1 - d) / 0.07)}),
+        ("compress", {"metric": "cosine", "weights": "uniform"}),
+    ],
+)
+def test_protocols_agree_with_sklearn(protocol, settings):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = banks(seed=1)
+    scores = KNN(protocol)(train, test)
+    for k, predicted in scores.predicted.items():
+        model = KNeighborsClassifier(k, algorithm="brute", **settings).fit(train.features, train.labels)
+        votes = np.sort(model.predict_proba(test.features), axis=1)
+        clear = votes[:, -1] > votes[:, -2] + 1e-9  # on a tie sklearn takes the smallest class, we the nearest
+        assert clear.mean() > 0.5
+        np.testing.assert_array_equal(predicted[clear], model.predict(test.features)[clear])
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_neighbours_agree_with_brute_force(similarity):
+    from sklearn.neighbors import NearestNeighbors
+
+    train, test = banks(seed=2)
+    got, index = neighbours(test.features, train.features, 30, similarity)
+    oracle = NearestNeighbors(n_neighbors=30, algorithm="brute", metric=similarity).fit(
+        train.features.astype(np.float64)
+    )
+    distance, expected = oracle.kneighbors(test.features.astype(np.float64))
+    np.testing.assert_array_equal(index, expected)
+    np.testing.assert_allclose(got, 1 - distance if similarity == "cosine" else -distance, atol=1e-3)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+@pytest.mark.parametrize("shard_bytes", [1, 1000, 5000])
+def test_neighbours_do_not_depend_on_shards(similarity, shard_bytes):
+    train, test = banks(seed=3)
+    train.features[40:80] = train.features[0]  # duplicates: ties within and across shards
+    whole = neighbours(test.features, train.features, 25, similarity)
+    cut = neighbours(test.features, train.features, 25, similarity, shard_bytes=shard_bytes)
+    np.testing.assert_array_equal(whole[1], cut[1])
+    np.testing.assert_allclose(whole[0], cut[0], atol=1e-6)
+
+
+def test_guesses_do_not_depend_on_row_order():
+    train, test = banks(seed=4)
+    order = np.random.default_rng(0).permutation(len(train))
+    for k, predicted in KNN("dino")(train, test).predicted.items():
+        np.testing.assert_array_equal(predicted, KNN("dino")(train.rows(order), test).predicted[k])
+
+
+def test_votes_do_not_depend_on_how_many_queries_share_a_table(monkeypatch):
+    train, test = banks(seed=5)
+    whole = KNN("dino")(train, test)
+    monkeypatch.setattr("eval.knn.VOTE_CELLS", 30)
+    assert KNN("dino")(train, test).rows == whole.rows
+
+
+def test_ties_go_to_the_nearest_and_equal_neighbours_stand_in_row_order():
+    labels = np.array([2, 1, 1, 2, 0])
+    index = np.array([[1, 0, 2, 3, 4], [0, 1, 3, 2, 4]])
+    ranked = ranked_votes(np.zeros((2, 5), np.float32), index, labels, 3, (4,), PROTOCOLS["plain"])[4]
+    np.testing.assert_array_equal(ranked, [[1, 2, -1], [2, 1, -1]])
+    constant = np.ones((9, 3), np.float32)
+    np.testing.assert_array_equal(neighbours(constant[:2], constant, 4)[1], [[0, 1, 2, 3]] * 2)
+
+
+def test_a_bank_against_itself_never_meets_itself():
+    train, _ = banks(n=60, classes=3)
+    scores = KNN("dino")(train, train)
+    from sklearn.neighbors import NearestNeighbors
+
+    expected = NearestNeighbors(n_neighbors=2, algorithm="brute", metric="cosine").fit(train.features).kneighbors()[1]
+    np.testing.assert_array_equal(scores.predicted[1], train.labels[expected[:, 0]])
+    assert max(scores.predicted) == 59
+    double = FeatureBank(np.repeat(train.features, 2, axis=0), np.repeat(train.labels, 2))
+    assert KNN("dino")(double, double).value("top1", 1) == 1.0
+
+
+def test_shuffled_labels_give_chance_and_blobs_give_one():
+    train, test = banks(n=2000, q=1000, classes=5, spread=0.05)
+    assert KNN("dino")(train, test).value() == 1.0
+    cloud, test = banks(n=2000, q=1000, classes=5, spread=50.0)
+    shuffled = FeatureBank(cloud.features, np.random.default_rng(0).permutation(cloud.labels))
+    chance = KNN("dino")(shuffled, test).score("top1", 20)
+    assert chance.low < 0.2 < chance.high
+
+
+def test_k_is_clamped_and_said():
+    train, test = banks(n=5, q=9, classes=2)
+    scores = KNN("dino")(train, test)
+    assert list(scores.predicted) == [1, 5]
+    assert "10, 20, 200 clamped to the 5 rows" in scores.notes[0]
+    assert scores.headline_k == 5
+
+
+@pytest.mark.parametrize("rename", [lambda y: y + 7, lambda y: np.array([f"class {i}" for i in y]), lambda y: y * 1000])
+def test_labels_may_be_anything(rename):
+    train, test = banks(seed=6)
+    expected = KNN("dino")(train, test)
+    got = KNN("dino")(
+        FeatureBank(train.features, rename(train.labels)), FeatureBank(test.features, rename(test.labels))
+    )
+    assert got.value() == expected.value()
+    np.testing.assert_array_equal(got.classes[got.predicted[20]], rename(expected.predicted[20]))
+
+
+def test_many_classes_and_float16_banks_work():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(22_000, 4)).astype(np.float16)
+    y = np.arange(22_000) % 21_841
+    scores = KNN("plain")(FeatureBank(x, y), FeatureBank(x[:50], y[:50]))
+    assert scores.value("top1", 1) > 0.9
+
+
+def test_zero_vectors_are_named():
+    train, test = banks()
+    train.features[3] = 0
+    test.features[:2] = 0
+    notes = " ".join(KNN("dino")(train, test).notes)
+    assert "1 train rows are all zero" in notes
+    assert "2 test rows are all zero" in notes
+
+
+def broken(kind):
+    train, test = banks(n=20, q=10, classes=3)
+    if kind == "nan":
+        test.features[4, 2] = np.nan
+    if kind == "infinite":
+        train.features[4, 2] = np.inf
+    if kind == "one class":
+        train = FeatureBank(train.features, np.zeros(20, int))
+    if kind == "unknown class":
+        test = FeatureBank(test.features, test.labels + 50)
+    if kind == "width":
+        test = FeatureBank(test.features[:, :5], test.labels)
+    if kind == "empty":
+        test = FeatureBank(test.features[:0], test.labels[:0])
+    if kind == "unlabelled":
+        train = FeatureBank(train.features)
+    if kind == "mixed labels":
+        test = FeatureBank(test.features, test.labels.astype(str))
+    return train, test
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nan", "test: row 4 .*not finite"),
+        ("infinite", "train: row 4 .*not finite"),
+        ("one class", "one class only"),
+        ("unknown class", "classes that train lacks"),
+        ("width", "12 wide and test features 5"),
+        ("empty", "test: the bank has no rows"),
+        ("unlabelled", "train: the bank has no labels"),
+        ("mixed labels", "both must be of one kind"),
+    ],
+)
+def test_bad_banks_give_one_clear_line(kind, says):
+    with pytest.raises((UserError, NonFinite), match=says) as caught:
+        KNN("dino")(*broken(kind))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_protocol_names_the_nearest():
+    with pytest.raises(UserError, match=r"Did you mean dino"):
+        KNN("dinov")(*banks())
+
+
+def test_a_protocol_of_ones_own_keeps_its_name():
+    scores = KNN(KNNProtocol("mine", (3,), 3, vote="equal"))(*banks())
+    assert scores.protocol == "mine"
+    assert list(scores.predicted) == [3]

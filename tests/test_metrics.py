@@ -1,0 +1,103 @@
+"""Figures equal scikit-learn's, and their intervals cover as often as they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from eval.metrics import accuracy, figures, mean_per_class, share_kept, share_kept_per_class, top_five, wilson
+
+
+def guesses(n=400, classes=6, seed=0, right=0.7):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    return labels, np.where(rng.random(n) < right, labels, rng.integers(0, classes, n))
+
+
+def test_figures_agree_with_sklearn():
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
+
+    labels, predicted = guesses()
+    assert accuracy(labels, predicted).value == pytest.approx(accuracy_score(labels, predicted))
+    assert mean_per_class(labels, predicted).value == pytest.approx(balanced_accuracy_score(labels, predicted))
+    votes = np.random.default_rng(1).random((400, 6))
+    ranked = np.argsort(-votes, axis=1)
+    assert top_five(labels, ranked).value == pytest.approx(top_k_accuracy_score(labels, votes, k=5))
+
+
+def test_wilson_agrees_with_scipy_and_stays_within_zero_and_one():
+    from scipy.stats import binomtest
+
+    for correct, n in [(0, 10), (10, 10), (3, 10), (700, 1000), (1, 1)]:
+        expected = binomtest(correct, n).proportion_ci(method="wilson")
+        assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert 0 <= wilson(correct, n)[0] <= correct / n <= wilson(correct, n)[1] <= 1
+
+
+def test_mean_per_class_interval_is_wilsons_for_one_class():
+    score = mean_per_class(np.zeros(50, int), np.array([0] * 40 + [1] * 10))
+    assert (score.low, score.high) == pytest.approx(wilson(40, 50))
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    truth, sizes = np.array([0.9, 0.5, 0.7]), np.array([20, 60, 30])
+    labels = np.repeat(np.arange(3), sizes)
+    covered = {"top1": 0, "mean_per_class": 0}
+    for _ in range(600):
+        predicted = np.where(rng.random(len(labels)) < truth[labels], labels, 3)
+        for score, centre in (
+            (accuracy(labels, predicted), (truth * sizes).sum() / sizes.sum()),
+            (mean_per_class(labels, predicted), truth.mean()),
+        ):
+            covered[score.metric] += score.low <= centre <= score.high
+    for hits in covered.values():
+        assert 0.93 <= hits / 600 <= 0.99
+
+
+def test_top_five_only_where_it_says_something():
+    labels, predicted = guesses(classes=4)
+    assert [row.metric for row in figures(labels, predicted[:, None], 4)] == ["top1", "mean_per_class"]
+
+
+def test_share_kept_is_paired():
+    rng = np.random.default_rng(0)
+    teacher = rng.random(2000) < 0.8
+    student = teacher & (rng.random(2000) < 0.95)  # wrong wherever the teacher is, and a little more often
+    share = share_kept(student, teacher)
+    assert share.value == pytest.approx(student.mean() / teacher.mean())
+    assert share.low < share.value < share.high
+    # an unpaired interval would be about three times as wide
+    assert share.high - share.low < 0.03
+    assert share.p < 1e-6
+
+
+def test_share_kept_agrees_with_a_bootstrap_of_rows():
+    rng = np.random.default_rng(0)
+    teacher, student = rng.random(300) < 0.8, rng.random(300) < 0.7
+    picks = rng.integers(0, 300, size=(4000, 300))
+    expected = np.quantile(student[picks].sum(1) / teacher[picks].sum(1), [0.025, 0.975])
+    share = share_kept(student, teacher)
+    assert (share.low, share.high) == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_an_encoder_keeps_all_of_itself():
+    right = np.random.default_rng(0).random(100) < 0.6
+    labels = np.arange(100) % 4
+    for share in (share_kept(right, right), share_kept_per_class(labels, right, right)):
+        assert (share.value, share.low, share.high, share.p) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_share_of_nothing_is_not_a_number():
+    nothing, something = np.zeros(10, bool), np.ones(10, bool)
+    assert math.isnan(share_kept(something, nothing).value)
+    assert math.isnan(share_kept_per_class(np.arange(10) % 2, something, nothing).value)
+
+
+def test_share_kept_per_class_weighs_classes_alike():
+    labels = np.array([0] * 90 + [1] * 10)
+    teacher, student = np.ones(100, bool), np.array([True] * 90 + [False] * 10)
+    assert share_kept(student, teacher).value == pytest.approx(0.9)
+    assert share_kept_per_class(labels, student, teacher).value == pytest.approx(0.5)
