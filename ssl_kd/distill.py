@@ -205,14 +205,15 @@ class _Loop:
         with torch.no_grad(), self.fabric.autocast():
             teacher = self.teacher(torch.cat(views.pixels))
         total, terms = self.pair(views, teacher)
-        self._must_be_finite("loss", float(total), terms, raw)
+        loss = total.item()
+        self._must_be_finite("loss", loss, terms, raw)
         self.fabric.backward(total)
         limit = self.config.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
         self._must_be_finite("gradient norm", float(norm), terms, raw)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": float(total), "lr": rate, "gradient_norm": float(norm)} | {k: float(v) for k, v in terms.items()}
+        return {"loss": loss, "lr": rate, "gradient_norm": float(norm)} | {k: float(v) for k, v in terms.items()}
 
     def _schedule(self) -> float:
         warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)

@@ -35,7 +35,7 @@ def test_simreg_alignment_is_the_squared_distance_of_unit_vectors():
     s, t = rand(6, 5), rand(6, 5, seed=1)
     term = Alignment(5, 5, projector_name="identity")
     by_hand = np.mean([np.sum((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2) for a, b in zip(s.numpy(), t.numpy())])
-    assert float(term(features(s), features(t), views(6))) == pytest.approx(by_hand, abs=1e-6)
+    assert term(features(s), features(t), views(6)).item() == pytest.approx(by_hand, abs=1e-6)
 
 
 def dlkd_correlation_by_hand(s, t, b, v, tau):
@@ -56,7 +56,7 @@ def test_dlkd_correlation_agrees_with_a_loop_over_pairs(v):
     b = 5
     s, t = rand(v * b, 7), rand(v * b, 3, seed=1)
     term = Correlation(7, 3, relation="views", projector_name="identity", tau_student=0.5, tau_teacher=0.5)
-    got = float(term(features(s), features(t), views(b, v)))
+    got = term(features(s), features(t), views(b, v)).item()
     assert got == pytest.approx(dlkd_correlation_by_hand(s.numpy(), t.numpy(), b, v, 0.5), rel=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_dlkd_weighs_alignment_20_and_correlation_50():
     objective = build_objective("dlkd", 6, 4).eval()
     s, t = rand(8, 6), rand(8, 4, seed=1)
     total, terms = objective(features(s), features(t), views(4, 2))
-    assert float(total) == pytest.approx(20 * float(terms["alignment"]) + 50 * float(terms["correlation_views"]), rel=1e-5)
+    assert total.item() == pytest.approx(20 * terms["alignment"].item() + 50 * terms["correlation_views"].item(), rel=1e-5)
 
 
 def test_dlkd_alignment_head_is_sixteen_times_the_teacher():
@@ -91,9 +91,9 @@ def test_queue_correlation_agrees_with_a_loop_and_keeps_what_the_teacher_said():
     term = Correlation(4, 4, relation="queue", projector_name="identity", tau_student=0.1, tau_teacher=0.1, size=16)
     unit = lambda z: torch.nn.functional.normalize(z, dim=1).numpy()  # noqa: E731
     s1, t1, s2, t2 = (rand(3, 4, seed=i) for i in range(4))
-    first = float(term(features(s1), features(t1), views(3)))
+    first = term(features(s1), features(t1), views(3)).item()
     assert first == pytest.approx(queue_loss_by_hand(unit(s1), unit(t1), [unit(t1)] * 3, 0.1), rel=1e-4)
-    second = float(term(features(s2), features(t2), views(3, start=3)))
+    second = term(features(s2), features(t2), views(3, start=3)).item()
     columns = np.concatenate([unit(t2), unit(t1)])
     assert second == pytest.approx(queue_loss_by_hand(unit(s2), unit(t2), [columns] * 3, 0.1), rel=1e-4)
 
@@ -194,7 +194,7 @@ def test_every_objective_ignores_the_order_of_the_batch(name):
     a, _ = objective(features(s), features(t), batch)
     objective.load_state_dict(state)
     b, _ = objective(features(s[rows]), features(t[rows]), shuffled)
-    assert float(a) == pytest.approx(float(b), rel=1e-4, abs=1e-6)
+    assert a.item() == pytest.approx(b.item(), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("relation", ["views", "batch", "queue"])
@@ -202,10 +202,10 @@ def test_every_objective_ignores_the_order_of_the_batch(name):
 def test_correlation_is_zero_at_a_match_and_blind_to_the_teachers_scale(relation, comparison):
     term = Correlation(5, 5, relation=relation, comparison=comparison, projector_name="identity").eval()
     s, t = rand(8, 5), rand(8, 5, seed=1)
-    assert float(term(features(t), features(3 * t), views(4, 2))) == pytest.approx(0, abs=1e-6)
-    apart = float(term(features(s), features(t), views(4, 2)))
+    assert term(features(t), features(3 * t), views(4, 2)).item() == pytest.approx(0, abs=1e-6)
+    apart = term(features(s), features(t), views(4, 2)).item()
     assert apart > 1e-4
-    assert float(term(features(s), features(9 * t), views(4, 2))) == pytest.approx(apart, rel=1e-5)
+    assert term(features(s), features(9 * t), views(4, 2)).item() == pytest.approx(apart, rel=1e-5)
 
 
 def test_own_tables_are_blind_to_a_rotation_of_the_student():
@@ -236,7 +236,7 @@ def test_a_step_down_the_gradient_brings_the_student_closer():
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        losses.append(float(total))
+        losses.append(total.item())
     assert losses[-1] < 0.5 * losses[0]
 
 
