@@ -44,6 +44,8 @@ def decode(data: bytes, shorter: int | None = None) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise UnreadableError(f"not a picture in a known format ({', '.join(FORMATS)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableError(f"taken for a decompression bomb: {_one_line(error)}") from None
     except Exception as error:  # damaged files make decoders raise nearly anything: struct.error, KeyError, SyntaxError
         raise UnreadableError(f"damaged: {_one_line(error)}") from error
 
@@ -52,7 +54,7 @@ def check_pixels(image: Image.Image) -> None:
     """Raise UnreadableError for a picture whose header claims more than MAX_PIXELS, before any of it is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise UnreadableError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}: taken for a decompression bomb")
+        raise UnreadableError(f"taken for a decompression bomb: {width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def upright(image: Image.Image) -> Image.Image:
