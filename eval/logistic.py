@@ -1,0 +1,247 @@
+"""L2-regularised multinomial logistic regression, many strengths at once: what every L-BFGS probe runs on.
+
+The objective is scikit-learn's divided by N: mean cross-entropy + penalty / 2 * |W|^2, bias free, penalty = 1 / (C N).
+
+Why it is quick. The features are centred and turned into the eigenbasis of their covariance, which changes neither
+the objective (the bias absorbs the centre, a rotation keeps |W|) nor the answer, but makes the Hessian at the start
+diagonal: (curvature * eigenvalue + penalty), with the curvature mean p (1 - p). L-BFGS preconditioned by it, curvature
+followed on the way, needs some 15 passes where plain L-BFGS needs 50 to 100. All strengths share one matrix product
+per chunk of rows; those that have converged leave it.
+
+Tried without gain: bfloat16 products (more passes), the exact diagonal of the Hessian every ten steps (no fewer steps),
+one curvature for all classes (2.5 times the passes on 960 rows of 800 dead-ended features), longer memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MEMORY = 10  # pairs of steps that L-BFGS remembers
+CELLS = 1 << 20  # rows x strengths x classes of one chunk: 4 MB, so that logits stay in cache
+STATE = 1 << 22  # weights solved at once; 22 copies of them are alive, so 370 MB
+HALVINGS = 20
+SAMPLED = 8  # one row in so many is asked for its curvature
+FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Fitted models, one per strength: weights (R, C, D), bias (R, C) and how each one ended (R,).
+
+    `gradient` is the largest absolute entry of the objective's gradient, `passes` the times the data were read.
+    """
+
+    weights: Tensor
+    bias: Tensor
+    objective: Tensor
+    gradient: Tensor
+    passes: Tensor
+    converged: Tensor
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return (R, N, C) for features (N, D)."""
+        return torch.einsum("nd,rcd->rnc", x, self.weights) + self.bias[:, None]
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """Features in the eigenbasis of their covariance: x = z @ turn.T + centre, up to directions that carry nothing."""
+
+    z: Tensor  # (N, E), E <= D
+    spread: Tensor  # (E,) variances
+    turn: Tensor  # (D, E), orthonormal columns
+    centre: Tensor  # (D,)
+
+
+def rotate(x: Tensor) -> Rotated:
+    """Centre features (N, D) and turn them into the eigenbasis of their covariance."""
+    centre = x.mean(0)
+    z = x - centre
+    _, turn = torch.linalg.eigh(z.T @ z / len(z))
+    z = z @ turn
+    spread = z.square().mean(0)
+    keep = spread > FLAT**2 * spread.max()
+    keep[-1] = True  # constant features leave the bias alone to fit, but a product needs a column
+    return Rotated(z[:, keep].contiguous(), spread[keep], turn[:, keep], centre)
+
+
+def fit(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    penalties: Tensor,
+    tolerance: float = 1e-4,
+    precision: float = 1e-4,
+    max_passes: int = 1000,
+) -> Fits:
+    """Fit one model per penalty (R,) to features (N, D) float32 and class numbers (N,).
+
+    A strength has converged when no entry of the gradient exceeds `tolerance` (scikit-learn's rule) and L-BFGS expects
+    to gain less than `precision` of the objective, or no step gains anything that float32 can show. Strong penalties
+    are solved first, in groups that fit into memory; each group starts where the weakest of the last one ended.
+    """
+    basis = rotate(x)
+    order = penalties.argsort(descending=True)
+    group = max(1, STATE // (classes * basis.z.shape[1]))
+    start, parts = None, []
+    for i in range(0, len(order), group):
+        problem = _Problem(basis, y, classes, penalties[order[i : i + group]].to(x.dtype))
+        parts.append(_minimise(problem, start, tolerance, precision, max_passes))
+        start = parts[-1][0][-1]
+    solved = [torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True)]
+    weights, bias = _split(solved[0], classes)
+    weights = weights @ basis.turn.T
+    return Fits(weights, bias - weights @ basis.centre, *solved[1:])
+
+
+class _Problem:
+    """The objective of several strengths over one set of rotated features; points are rows [weights, bias]."""
+
+    def __init__(self, basis: Rotated, y: Tensor, classes: int, penalties: Tensor):
+        self.z, self.spread, self.y, self.classes, self.penalties = basis.z, basis.spread, y, classes, penalties
+
+    def start(self) -> Tensor:
+        """Return (R, P): no weights, and the bias that alone fits best."""
+        share = torch.bincount(self.y, minlength=self.classes).to(self.z).clamp_min(0.5) / len(self.y)
+        bias = share.log() - share.log().mean()
+        return torch.cat([bias.new_zeros(self.classes * self.z.shape[1]), bias]).repeat(len(self.penalties), 1)
+
+    def evaluate(self, points: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return objective (r,), gradient (r, P), curvature (r, C) at points (r, P) of the strengths `which` (r,)."""
+        n, r, c = len(self.z), len(which), self.classes
+        weights, bias = _split(points, c)
+        # classes outside, strengths inside: softmax then runs along contiguous memory
+        columns, offset = weights.transpose(0, 1).reshape(c * r, -1), bias.T.reshape(-1)
+        gradient, bias_gradient = torch.zeros_like(columns), torch.zeros_like(offset)
+        loss = torch.zeros(r, dtype=torch.float64, device=points.device)
+        bend, asked = torch.zeros_like(bias.T), 0
+        for part in _chunks(n, max(256, CELLS // (r * c))):
+            rows, labels = self.z[part], self.y[part]
+            logits = torch.addmm(offset, rows, columns.T).view(len(rows), c, r)
+            logits -= logits.amax(1, keepdim=True)
+            own = torch.arange(len(rows), device=labels.device) * c + labels
+            loss -= logits.view(-1, r)[own].sum(0)
+            total = logits.exp_().sum(1, keepdim=True)
+            loss += total.log().sum((0, 1))
+            logits /= total
+            sample = logits[::SAMPLED]
+            bend, asked = bend + (sample - sample.square()).sum(0), asked + len(sample)
+            logits.view(-1, r)[own] -= 1
+            errors = logits.view(len(rows), c * r)
+            gradient.addmm_(errors.T, rows)
+            bias_gradient += errors.sum(0)
+        penalty = self.penalties[which]
+        objective = (loss / n).to(points.dtype) + penalty / 2 * weights.square().sum((1, 2))
+        slope = gradient.view(c, r, -1).transpose(0, 1) / n + penalty[:, None, None] * weights
+        bend = bend.T / asked
+        # between a class's own curvature and that of all: its own alone overshoots where a class is nearly certain
+        bend = (bend * bend.mean(1, keepdim=True)).sqrt().clamp_min(1e-9)
+        return objective, torch.cat([slope.flatten(1), bias_gradient.view(c, r).T / n], 1), bend
+
+    def precondition(self, vectors: Tensor, bend: Tensor, which: Tensor) -> Tensor:
+        """Return vectors (r, P) divided by the Hessian's diagonal, had every row the mean curvature `bend` (r, C)."""
+        weights, bias = _split(vectors, self.classes)
+        scale = bend[:, :, None] * self.spread + self.penalties[which][:, None, None]
+        return torch.cat([(weights / scale).flatten(1), bias / bend], 1)
+
+
+def _minimise(
+    problem: _Problem, start: Tensor | None, tolerance: float, precision: float, max_passes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run L-BFGS on every strength at once; return points, objective, gradient, passes and converged."""
+    points = problem.start() if start is None else start.repeat(len(problem.penalties), 1)
+    live = torch.arange(len(points), device=points.device)
+    state = _State(points, *problem.evaluate(points, live))
+    final, ends = points.clone(), points.new_zeros(3, len(points))
+    converged = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    passes = torch.ones(len(points), dtype=points.dtype, device=points.device)
+    stuck = torch.zeros_like(converged)
+    history: list[tuple[Tensor, Tensor, Tensor]] = []
+    while True:
+        step = _direction(problem, state, history, live)
+        gain = (step * state.slope).sum(1)
+        steepest = state.slope.abs().amax(1)
+        done = ((gain / 2 <= precision * state.value.abs()) | stuck) & (steepest <= tolerance)
+        leave = done | stuck | (passes[live] >= max_passes)
+        if leave.any():
+            gone, stay = live[leave], ~leave
+            final[gone], converged[gone] = state.points[leave], done[leave]
+            ends[:, gone] = torch.stack([state.value, steepest, passes[live]])[:, leave]
+            live, state, step, gain = live[stay], state.of(stay), step[stay], gain[stay]
+            history = [(s[stay], d[stay], scale[stay]) for s, d, scale in history]
+        if not len(live):
+            return final, ends[0], ends[1], ends[2], converged
+        new, stuck = _search(problem, state, step, gain, live, passes)
+        moved, bent = new.points - state.points, new.slope - state.slope
+        curve = (moved * bent).sum(1)
+        sound = curve > 1e-10 * moved.norm(dim=1) * bent.norm(dim=1)
+        # a pair without curvature is kept as zeros, so that all strengths stay in one tensor
+        history.append((moved, bent, torch.where(sound, 1 / curve.clamp_min(1e-37), 0)))
+        del history[:-MEMORY]
+        state = new
+
+
+@dataclass
+class _State:
+    """Where the strengths under way stand: points (r, P), value (r,), slope (r, P), bend (r, C)."""
+
+    points: Tensor
+    value: Tensor
+    slope: Tensor
+    bend: Tensor
+
+    def of(self, which: Tensor) -> _State:
+        return _State(self.points[which], self.value[which], self.slope[which], self.bend[which])
+
+
+def _direction(problem: _Problem, state: _State, history: list[tuple[Tensor, Tensor, Tensor]], live: Tensor) -> Tensor:
+    """Return L-BFGS' estimate of the inverse Hessian times the slope (the two loops of Nocedal & Wright)."""
+    step, shares = state.slope.clone(), []
+    for moved, bent, inverse in reversed(history):
+        share = inverse * (moved * step).sum(1)
+        step -= share[:, None] * bent
+        shares.append(share)
+    step = problem.precondition(step, state.bend, live)
+    if history:
+        moved, bent, inverse = history[-1]
+        length = (bent * problem.precondition(bent, state.bend, live)).sum(1)
+        step *= torch.where(inverse > 0, (moved * bent).sum(1) / length.clamp_min(1e-37), 1)[:, None]
+    for (moved, bent, inverse), share in zip(history, reversed(shares), strict=True):
+        step += (share - inverse * (bent * step).sum(1))[:, None] * moved
+    return step
+
+
+def _search(
+    problem: _Problem, state: _State, step: Tensor, gain: Tensor, live: Tensor, passes: Tensor
+) -> tuple[_State, Tensor]:
+    """Halve each strength's step until its objective falls enough; those that never do are stuck at float32."""
+    new = _State(state.points.clone(), state.value.clone(), state.slope.clone(), state.bend.clone())
+    size, waiting = torch.ones_like(gain), torch.ones_like(live, dtype=torch.bool)
+    for _ in range(HALVINGS):
+        which = waiting.nonzero()[:, 0]
+        tried = state.points[which] - size[which, None] * step[which]
+        value, slope, bend = problem.evaluate(tried, live[which])
+        passes[live[which]] += 1
+        # near the end the true gain is below what float32 can show: allow for its rounding
+        before = state.value[which]
+        good = value <= before - 1e-4 * size[which] * gain[which] + 2e-7 * before.abs()
+        taken = which[good]
+        new.points[taken], new.value[taken] = tried[good], value[good]
+        new.slope[taken], new.bend[taken] = slope[good], bend[good]
+        waiting[taken] = False
+        size[which[~good]] /= 2
+        if not waiting.any():
+            break
+    return new, waiting
+
+
+def _split(points: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    return points[:, :-classes].view(len(points), classes, -1), points[:, -classes:]
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    return (slice(i, i + size) for i in range(0, n, size))
