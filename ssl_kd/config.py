@@ -72,6 +72,7 @@ class DistillConfig:
         objective: dlkd, dlkd_light, simreg, queue, default, or a list of terms
         views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
         size: side of the square views, in pixels; 0: the teacher's
+        crop_ratio: share of the shorter side that the student's centre crop will keep, above 0 to 1; 0: the teacher's
         epochs: passes over the images
         batch_size: images per step (views multiply it)
         optimizer: adamw or sgd (momentum 0.9)
@@ -101,6 +102,7 @@ class DistillConfig:
     objective: str | list[dict[str, Any]] = "default"
     views: str = ""
     size: int = 0
+    crop_ratio: float = 0.0
     epochs: int = 100
     batch_size: int = 128
     optimizer: str = "adamw"
@@ -128,6 +130,7 @@ def check(config: DistillConfig) -> None:
         (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
         (config.batch_size >= 2, f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}"),
         (config.size >= 0, f"size: expected a side in pixels or 0 for the teacher's, got {config.size}"),
+        (0 <= config.crop_ratio <= 1, f"crop_ratio: expected a share from 0 to 1, got {config.crop_ratio}"),
         (config.lr > 0, f"lr: expected above 0, got {config.lr}"),
         (config.weight_decay >= 0, f"weight_decay: expected 0 or more, got {config.weight_decay}"),
         (config.warmup >= 0, f"warmup: expected 0 or more epochs, got {config.warmup}"),

@@ -49,6 +49,13 @@ class Distilled:
     last: dict[str, float]
 
 
+class Batch:
+    """What one step looks at. A plain class: Fabric would take a dataclass apart to cast its tensors."""
+
+    def __init__(self, views: Views, teacher: Features):
+        self.views, self.teacher = views, teacher
+
+
 class Pair(nn.Module):
     """Student and objective: all that is trained."""
 
@@ -56,9 +63,9 @@ class Pair(nn.Module):
         super().__init__()
         self.student, self.objective = student, objective
 
-    def forward(self, views: Views, teacher: Features) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its terms on one batch of views."""
-        return self.objective(self.student(torch.cat(views.pixels)), teacher, views)
+        return self.objective(self.student(torch.cat(batch.views.pixels)), batch.teacher, batch.views)
 
 
 def distill(
@@ -82,7 +89,9 @@ def distill(
             config.teacher, feature=config.teacher_feature or None, format=config.teacher_format or None
         )
     teacher.eval().requires_grad_(False)
-    contract = teacher.preprocessing.at(config.size) if config.size else teacher.preprocessing
+    contract = teacher.preprocessing
+    if config.size or config.crop_ratio:
+        contract = contract.at(config.size or contract.size, config.crop_ratio or None)
     student = student if isinstance(student, Encoder) else _student(config, contract)
     recipes = scheme(_views_name(config))
     objective = build_objective(config.objective, student.dim, teacher.dim)
@@ -204,7 +213,7 @@ class _Loop:
         views = self.loader.finish_all(raw, self.fabric.device)
         with torch.no_grad(), self.fabric.autocast():
             teacher = self.teacher(torch.cat(views.pixels))
-        total, terms = self.pair(views, teacher)
+        total, terms = self.pair(Batch(views, teacher))
         loss = total.item()
         self._must_be_finite("loss", loss, terms, raw)
         self.fabric.backward(total)

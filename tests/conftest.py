@@ -1,0 +1,20 @@
+"""Shared by all tests: one thread per test process on small machines, and where the optional real data lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+SHARED = Path(os.environ.get("SSL_KD_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder with real image sets as zips; the test is skipped, plainly, where there are none."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real image sets in {folder} (set SSL_KD_SHARED to the folder above `data`)")
+    return folder
