@@ -1,270 +1,37 @@
-"""Networks by name, each with the same small face: pixels in, named embeddings and tokens out.
+"""Networks by name: `NAME` and `timm/NAME` from timm, `torchvision/NAME`, and the few of our own under `ssl_kd/`.
 
-Everything comes from timm or torchvision where they have it. A `Network` wraps one of their modules and knows how to
-read features from it; the wrapped module (`.backbone`) keeps its own parameter names, so weights travel in timm's names.
 A few arguments are ours, because timm has no word for them and two checkpoints with equal shapes may differ in them:
 
-- `small_stem` (ResNets): 3x3 stride 1, no max-pool, for 32 px images; `stem_padding` 2 is solo-learn's habit.
-- `norm_eps`, `conv_stem`, `positions` and `interleave` (ViTs): see `VisionTransformerNet`.
+- `small_stem` (ResNets): 3x3 stride 1, no max-pool, for 32 px images; `stem_padding=2` is solo-learn's habit.
+- `norm_eps`, `conv_stem` (MoCo v3), `positions` and `interleave` (ViTs): see `networks.VisionTransformerNet`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.networks import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
 
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
-
-
-class Network(nn.Module):
-    """A backbone and the way to read it. `features` names what it can return; `default` is the first choice."""
-
-    default: str = "pool"
-    size: int = 224  # side in pixels that the architecture was made for
-
-    def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.backbone = backbone
-
-    def width(self, feature: str) -> int:
-        """Numbers per image of a feature; UserError when this network has no such feature."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, features: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Normalised pixels (B, 3, H, W) to {feature: (B, D)} and tokens (B, L, D') or None."""
-        raise NotImplementedError
-
-    def refuse(self, feature: str, known: Sequence[str]) -> UserError:
-        return UserError(
-            f"no feature {feature!r} in {type(self.backbone).__name__}; it has {', '.join(known)}."
-            f"{nearest(feature, list(known))}"
-        )
-
-
-def flatten_map(x: Tensor, channels_last: bool = False) -> Tensor:
-    """A map (B, C, H, W), or (B, H, W, C), as row-major tokens (B, H*W, C)."""
-    return x.flatten(1, 2) if channels_last else x.flatten(2).transpose(1, 2)
-
-
-class PooledNet(Network):
-    """Any timm network read as its own classifier would read it: the pooled features before the last layer."""
-
-    def __init__(self, backbone: nn.Module):
-        super().__init__(backbone)
-        self.default = "cls" if getattr(backbone, "global_pool", "avg") == "token" else "pool"
-        self.prefix = int(getattr(backbone, "num_prefix_tokens", 1 if self.default == "cls" else 0))
-        self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-        self.dim = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
-        self.size = int(getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1])
-
-    def width(self, feature: str) -> int:
-        if feature != self.default:
-            raise self.refuse(feature, (self.default,))
-        return self.dim
-
-    def forward(self, x: Tensor, features: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-        out = self.backbone.forward_features(x)  # type: ignore[operator]
-        pooled = self.backbone.forward_head(out, pre_logits=True)  # type: ignore[operator]
-        tokens = flatten_map(out, self.channels_last) if out.ndim == 4 else out[:, self.prefix :]
-        return dict.fromkeys(features, pooled), tokens
-
-
-def resize_with_offset(grid: Tensor, height: int, width: int) -> Tensor:
-    """DINO and DINOv2 without registers: bicubic by a scale factor with 0.1 added against rounding, no antialias."""
-    factor = ((height + 0.1) / grid.shape[-2], (width + 0.1) / grid.shape[-1])
-    return F.interpolate(grid, scale_factor=factor, mode="bicubic")
-
-
-def resize_to_size(grid: Tensor, height: int, width: int, **how: bool) -> Tensor:
-    return F.interpolate(grid, size=(height, width), mode="bicubic", **how)
-
-
-# How position embeddings reach another grid. The labs differ, by 0.003 to 0.2 on features of size 0.8.
-POSITIONS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "antialias": partial(resize_to_size, antialias=True),  # timm, DINOv2 with registers
-    "offset": resize_with_offset,  # DINO, DINOv2
-    "size": resize_to_size,  # Hugging Face, mmpretrain
-    "corners": partial(resize_to_size, align_corners=True),  # torchvision
-}
-
-
-class VisionTransformerNet(Network):
-    """A timm ViT with a class token, read at any input size.
-
-    Features: `cls` (class token after the final norm), `avg` (mean patch token), `clsN` (class tokens of the last N
-    blocks, each through the final norm, oldest first), and `cls_avg`, `clsN_avg` (with the mean patch token behind).
-    `interleave=True` mixes the two halves of `cls_avg` channel by channel, as DINO's linear evaluation does.
-    `positions` names the interpolation of the position embedding (a key of POSITIONS).
-    """
-
-    default = "cls"
-
-    def __init__(self, backbone: nn.Module, positions: str = "antialias", interleave: bool = False):
-        super().__init__(backbone)
-        if positions not in POSITIONS:
-            raise UserError(
-                f"positions={positions!r} is not one of {', '.join(POSITIONS)}.{nearest(positions, list(POSITIONS))}"
-            )
-        self.resize = POSITIONS[positions]
-        self.interleave = interleave
-        self.size = int(backbone.patch_embed.img_size[0])  # type: ignore[union-attr,index]
-
-    def parse(self, feature: str) -> tuple[int, bool]:
-        """How many class tokens and whether the mean patch token: 'cls4_avg' is (4, True), 'avg' is (0, True)."""
-        depth = len(self.backbone.blocks)  # type: ignore[arg-type]
-        match = re.fullmatch(r"cls([1-9]\d*)?(_avg)?", feature)
-        count = int(match.group(1) or 1) if match else 0
-        if feature != "avg" and (match is None or count > depth):
-            raise self.refuse(feature, ("cls", "avg", "cls_avg", f"cls2..cls{depth}", f"cls2_avg..cls{depth}_avg"))
-        return count, match is None or match.group(2) is not None
-
-    def width(self, feature: str) -> int:
-        count, mean = self.parse(feature)
-        return (count + mean) * int(self.backbone.embed_dim)  # type: ignore[arg-type]
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) to the token sequence before the first block: class token, registers, patches."""
-        vit: Any = self.backbone
-        patch = vit.patch_embed.patch_size
-        if x.shape[-2] < patch[0] or x.shape[-1] < patch[1]:
-            raise UserError(
-                f"images of {x.shape[-2]}x{x.shape[-1]} px are smaller than one {patch[0]}x{patch[1]} patch"
-            )
-        x = vit.patch_embed.proj(x)
-        height, width = x.shape[-2:]
-        x = vit.patch_embed.norm(flatten_map(x))
-        prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
-        start = torch.cat(prefix, dim=1).expand(x.shape[0], -1, -1)
-        if vit.pos_embed is None:
-            return torch.cat([start, x], dim=1)
-        if not vit.no_embed_class:
-            start = start + vit.pos_embed[:, : start.shape[1]]
-        x = x + self.patch_positions(height, width)
-        return torch.cat([start, x], dim=1)
-
-    def patch_positions(self, height: int, width: int) -> Tensor:
-        """Position embedding of the patches at a grid, (1, height*width, D)."""
-        vit: Any = self.backbone
-        stored = vit.pos_embed if vit.no_embed_class else vit.pos_embed[:, vit.num_prefix_tokens :]
-        rows, columns = vit.patch_embed.grid_size
-        if (height, width) == (rows, columns):
-            return stored
-        grid = stored.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
-        return flatten_map(self.resize(grid, height, width)).to(stored.dtype)
-
-    def forward(self, x: Tensor, features: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-        vit: Any = self.backbone
-        wanted = {name: self.parse(name) for name in features}
-        last = max([1, *(count for count, _ in wanted.values())])
-        x = vit.norm_pre(vit.pos_drop(self.embed(x)))
-        outs = []
-        for depth, block in enumerate(vit.blocks, start=1):
-            x = block(x)
-            if depth > len(vit.blocks) - last:
-                outs.append(x)
-        final = vit.norm(x)
-        # LayerNorm works on each token alone, so the older blocks' class tokens can be normed without their patches.
-        classes = [vit.norm(out[:, 0]) for out in outs[:-1]] + [final[:, 0]]
-        tokens = final[:, vit.num_prefix_tokens :]
-        return {name: self.join(classes, tokens, *spec) for name, spec in wanted.items()}, tokens
-
-    def join(self, classes: list[Tensor], tokens: Tensor, count: int, mean: bool) -> Tensor:
-        parts = classes[len(classes) - count :]
-        if mean:
-            parts = [*parts, tokens.mean(dim=1)]
-        if self.interleave and mean and count == 1:
-            return torch.stack(parts, dim=-1).flatten(1)
-        return torch.cat(parts, dim=1)
-
-
-class TorchvisionNet(Network):
-    """A torchvision classifier without its last linear layer; tokens are what enters its average pool."""
-
-    def __init__(self, backbone: nn.Module, name: str):
-        super().__init__(backbone)
-        self.default = "cls" if name.startswith("vit_") else "pool"
-        self.dim = drop_last_linear(backbone, name)
-        self.tap = "encoder" if self.default == "cls" else "avgpool"
-
-    def width(self, feature: str) -> int:
-        if feature != self.default:
-            raise self.refuse(feature, (self.default,))
-        return self.dim
-
-    def forward(self, x: Tensor, features: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-        seen: list[Tensor] = []
-        tap = getattr(self.backbone, self.tap, None)
-        handle = (
-            tap.register_forward_hook(lambda _, given, out: seen.append(given[0] if self.tap == "avgpool" else out))
-            if tap
-            else None
-        )
-        try:
-            pooled = self.backbone(x).flatten(1)
-        finally:
-            if handle:
-                handle.remove()
-        tokens = None
-        if seen:
-            tokens = seen[0][:, 1:] if self.default == "cls" else flatten_map(seen[0])
-        return dict.fromkeys(features, pooled), tokens
-
-
-def drop_last_linear(module: nn.Module, name: str) -> int:
-    """Replace the network's last linear layer by the identity and return how many features enter it."""
-    path, last = next(
-        ((path, part) for path, part in reversed(list(module.named_modules())) if isinstance(part, nn.Linear)),
-        ("", None),
-    )
-    if last is None:
-        raise UserError(f"torchvision/{name} has no linear classifier to take off; wrap it with Encoder.from_module.")
-    parent, _, leaf = path.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, nn.Identity())
-    return last.in_features
-
-
-class ModuleNet(Network):
-    """A module from Python: it may return (B, D), a map (B, C, H, W) that is pooled here, or `Features`."""
-
-    def __init__(self, backbone: nn.Module, dim: int):
-        super().__init__(backbone)
-        self.dim = dim
-
-    def width(self, feature: str) -> int:
-        if feature != self.default:
-            raise self.refuse(feature, (self.default,))
-        return self.dim
-
-    def forward(self, x: Tensor, features: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-        out, tokens = self.backbone(x), None
-        if hasattr(out, "embedding"):
-            out, tokens = out.embedding, out.tokens
-        elif out.ndim == 4:
-            out, tokens = out.mean((2, 3)), flatten_map(out)
-        if out.ndim != 2 or out.shape[1] != self.dim:
-            raise UserError(
-                f"{type(self.backbone).__name__} returned {tuple(out.shape)} where (B, {self.dim}) was declared"
-            )
-        return dict.fromkeys(features, out), tokens
 
 
 def make(arch: str, arch_args: dict[str, Any]) -> Network:
     """The network of that name with random weights; UserError for an unknown name or argument."""
     source, _, name = arch.rpartition("/")
     if source not in SOURCES:
-        raise UserError(f"{arch}: architectures are named NAME, timm/NAME or torchvision/NAME, not {source}/NAME")
+        raise UserError(
+            f"{arch}: architectures are named NAME, timm/NAME, torchvision/NAME or ssl_kd/NAME, not {source}/NAME"
+        )
     return SOURCES[source](name, dict(arch_args))
 
 
 def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
+    """A timm network without its classifier."""
     import timm
 
     if not timm.is_model(name.split(".")[0]):
@@ -304,7 +71,39 @@ def change_stem(backbone: Any, name: str, ours: dict[str, Any]) -> None:
         backbone.maxpool = nn.Identity()
 
 
+def convolutional_stem(dim: int) -> nn.Sequential:
+    """MoCo v3's patch embedding: four strided 3x3 convolutions with batch norm, then 1x1; 16 px per token."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for outputs in (dim // 8, dim // 4, dim // 2, dim):
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
+
+
+def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
+    """A `WideResNet` by depth; arguments `width` and `selective`."""
+    from ssl_kd.wide_resnet import LAYERS, WideResNet
+
+    known = {f"resnet{depth}": depth for depth in LAYERS}
+    if name not in known:
+        raise UserError(f"ssl_kd/{name}: not one of ssl_kd/{', ssl_kd/'.join(known)}.{nearest(name, list(known))}")
+    try:
+        net = WideNet(WideResNet(known[name], arch_args.pop("width", 1), arch_args.pop("selective", 0.0)))
+    except TypeError as error:
+        raise UserError(f"ssl_kd/{name}: width is a whole number, selective a ratio: {error}") from error
+    change_stem(net.backbone, name, arch_args)
+    if arch_args:
+        raise UserError(f"ssl_kd/{name}: does not take {', '.join(arch_args)}")
+    return net
+
+
 def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
+    """A torchvision classifier without its last layer."""
     from torchvision import models
 
     if name not in models.list_models():
@@ -321,4 +120,5 @@ SOURCES: dict[str, Callable[[str, dict[str, Any]], Network]] = {
     "": make_timm,
     "timm": make_timm,
     "torchvision": make_torchvision,
+    "ssl_kd": make_ours,
 }

@@ -1,100 +1,191 @@
-"""The only door between files and Encoders: safe reading, strict loading, a report of what was loaded."""
+"""The only door between files and Encoders: safe reading, strict loading, and a report of what was found.
+
+teacher = load_teacher("dino_deitsmall16_pretrain.pth")      # frozen, eval mode, its authors' preprocessing
+print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, without building the network
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssl_kd.architectures import make
-from ssl_kd.encoder import Encoder, as_record, frozen, not_finite
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError
-from ssl_kd.formats import recognise
+from ssl_kd.containers import open_contents
+from ssl_kd.encoder import Encoder, as_record, digest_of, frozen, not_finite
+from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest
+from ssl_kd.formats import Contents, Format, Weights, recognise
+from ssl_kd.formats.report import Report
 from ssl_kd.formats.student import KEY
-from ssl_kd.formats.weights import Contents, Weights
+from ssl_kd.formats.weights import State, shown
+
+NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def read(path: str | os.PathLike[str]) -> Contents:
-    """A weight file as plain data."""
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
+def read(path: str | os.PathLike[str]) -> Any:
+    """The object in a weight file (torch.save of any age, or safetensors) as plain data; nothing in it is run."""
+    return contents(Path(path)).tree
+
+
+def contents(path: Path) -> Contents:
+    """The file as plain data. CheckpointError, starting with the path, for anything that is not a checkpoint."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name the checkpoint file in it")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                return Contents({k: file.get_tensor(k) for k in file.keys()}, "safetensors", file.metadata() or {})
-        except SafetensorError as error:
-            raise BrokenCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
-    return Contents(torch.load(path, map_location="cpu", weights_only=True), "zip")
+    try:
+        return open_contents(path)
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def load_teacher(
     path_or_name: str | os.PathLike[str], feature: str | None = None, format: str | None = None
-) -> Encoder:
-    """The frozen Encoder of a checkpoint file, in eval mode, with the preprocessing of its authors.
+) -> Encoder:  # noqa: A002
+    """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
 
-    feature: one of the names that the architecture offers (`cls`, `cls4`, `cls_avg`, `pool`, ...); None is the one that
-    the authors evaluate. format: a name in `formats.FORMATS`, when the file does not say. Raises CheckpointError.
+    path_or_name: a file, or a name of the zoo (`ssl-kd zoo list`), or `timm/NAME` or `torchvision/NAME` for the
+    weights that those libraries publish. feature: one of the names that the architecture offers (`cls`, `cls4`,
+    `cls_avg`, `pool`, ...); None is the one that the authors evaluate. format: a name in `formats.FORMATS`, for a file
+    that does not say what it is. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
     path = Path(path_or_name)
-    file = read(path)
+    if not path.exists() and not path.is_symlink():
+        found = by_name(str(path_or_name), feature)
+        if isinstance(found, Encoder):
+            return frozen(found)
+        path = found
+    file = contents(path)
     try:
-        weights = recognise(file, format).convert(file)
-        return frozen(assemble(weights, feature))
+        return frozen(assemble(convert(file, recognise(file, format)), feature))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
+def by_name(name: str, feature: str | None) -> Encoder | Path:
+    """The zoo's file of that name, or an Encoder with the weights that timm or torchvision publishes."""
+    from ssl_kd import pretrained, zoo
+
+    if name.startswith(tuple(pretrained.PUBLISHERS)):
+        return pretrained.load(name, feature)
+    if name in zoo.ZOO:
+        return zoo.fetch(name)
+    raise CheckpointError(f"{name}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}")
+
+
+def convert(file: Contents, row: Format) -> Weights:
+    """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
+    try:
+        weights = row.convert(file)
+    except CheckpointError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        # A forced format on another kind of file, or shapes that fit no architecture.
+        raise BrokenCheckpoint(f"cannot be read as {row.name}: {ascii(str(error))[1:121]}") from error
+    file.verify(weights.used.values())
+    if bad := not_finite(weights.used):
+        raise BrokenCheckpoint(f"{len(bad)} of its tensors hold NaN or infinity: {shown(bad)}")
+    return weights
+
+
+def own_copy(state: Mapping[str, Tensor]) -> State:
+    """Contiguous tensors in memory of their own, half and double precision as float32."""
+    return {
+        name: tensor.to(
+            torch.float32 if tensor.is_floating_point() else tensor.dtype,
+            memory_format=torch.contiguous_format,
+            copy=True,
+        )
+        for name, tensor in state.items()
+    }
+
+
 def assemble(weights: Weights, feature: str | None = None) -> Encoder:
-    """Build the architecture without spending time on random numbers and load every tensor strictly."""
+    """Build the architecture without spending time on random numbers, and load every tensor strictly."""
     with torch.device("meta"):
         network = make(weights.arch, weights.arch_args)
     wanted = network.backbone.state_dict()
-    missing = [k for k in wanted if k not in weights.state and not k.endswith("num_batches_tracked")]
-    surplus = [k for k in weights.state if k not in wanted]
-    wrong = [k for k, t in weights.state.items() if k in wanted and t.shape != wanted[k].shape]
-    for what, names in (("missing", missing), ("unknown", surplus), ("of another shape", wrong)):
+    state = own_copy(weights.state)
+    for name in wanted:
+        if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
+            state.setdefault(name, torch.zeros((), dtype=torch.long))
+    problems = {
+        "lacks": [n for n in wanted if n not in state],
+        "has no place for": [n for n in state if n not in wanted],
+        "has other shapes for": [n for n in state if n in wanted and state[n].shape != wanted[n].shape],
+        "has other types for": [n for n in state if n in wanted and state[n].dtype != wanted[n].dtype],
+    }
+    for problem, names in problems.items():
         if names:
-            raise BrokenCheckpoint(f"{len(names)} tensors of {weights.arch} are {what}: {', '.join(names[:4])}")
-    if bad := not_finite(weights.state):
-        raise BrokenCheckpoint(f"{len(bad)} tensors hold NaN or infinity: {', '.join(bad[:4])}")
-    zero = torch.zeros((), dtype=torch.long)
-    state = {k: weights.state.get(k, zero).clone() for k in wanted}
+            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}")
     network.backbone.load_state_dict(state, strict=True, assign=True)
     return Encoder(
         network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
     )
 
 
+def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report:  # noqa: A002
+    """What a weight file is, or in `problem` why it cannot be a teacher. The network is not built.
+
+    Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
+    """
+    path = Path(path)
+    file = contents(path)
+    seen = tuple(file.tensors())
+    about = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}
+    try:
+        row = recognise(file, format)
+    except CheckpointError as error:
+        return Report(**about, dropped=seen, problem=str(error))
+    about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
+    try:
+        weights = convert(file, row)
+    except CheckpointError as error:
+        return Report(**about, dropped=seen, problem=str(error))
+    return Report(
+        **about,
+        origin=weights.origin,
+        branch=weights.branch,
+        arch=weights.arch,
+        arch_args=weights.arch_args,
+        feature=weights.feature,
+        dim=weights.dim,
+        preprocessing=weights.preprocessing,
+        parameters=sum(t.numel() for n, t in weights.state.items() if not n.endswith(NOT_PARAMETERS)),
+        used=tuple(weights.used),
+        expected=tuple(weights.state),
+        dropped=tuple(name for name in seen if name not in weights.used),
+        digest=digest_of(weights.arch, weights.arch_args, weights.state),
+    )
+
+
 def save_student(encoder: Encoder, path: str | os.PathLike[str], **card: Any) -> Path:
     """Write a safetensors file that `load_teacher` reads back to the same features; `card` is any JSON to keep with it.
 
-    Atomic: the file appears whole or not at all. Weights that are not finite are refused.
+    Atomic: the file appears whole or not at all. Weights that are not finite are refused with UserError.
     """
     from safetensors.torch import save
 
     path = Path(path)
     if encoder.arch.startswith("module/"):
-        raise UserError(f"{encoder.arch}: a module from Python has no name to rebuild it by; build() it to save it")
-    state = {k: t.detach().cpu().contiguous().clone() for k, t in encoder.backbone.state_dict().items()}
+        raise UserError(f"{path}: not saved: a module from Python has no name to rebuild it by; make it with build()")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     if bad := not_finite(state):
-        raise UserError(f"{path}: not saved, {len(bad)} tensors hold NaN or infinity: {', '.join(bad[:4])}")
+        raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
     record = json.dumps({**as_record(encoder), "card": card})
+    data = save({name: tensor.clone() for name, tensor in state.items()}, metadata={"format": "pt", KEY: record})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(save(state, metadata={"format": "pt", KEY: record}))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.architectures import ModuleNet, Network, make
+from ssl_kd.architectures import make
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.networks import ModuleNet, Network
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +80,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Preprocessing:
         """The inverse of dataclasses.asdict, also after a journey through JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Encoder(nn.Module):
         return self._digest[1]
 
     def extra_repr(self) -> str:
+        """What print(encoder) shows in its first line."""
         return f"{self.arch}, feature={self.feature}, dim={self.dim}, origin={self.origin!r}"
 
 
@@ -199,14 +202,16 @@ class tapped:  # noqa: N801  a context manager reads as a verb
 def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """SHA-256 over architecture, names, dtypes, shapes and values.
 
-    Batch norm's step counters are left out: they do not reach a feature, and old files lack them.
+    Batch norm's step counters are left out: they do not reach a feature, and old files lack them. Floating numbers
+    count as float32, as which they are loaded.
     """
     total = hashlib.sha256(json.dumps([arch, arch_args], sort_keys=True).encode())
     for name in sorted(state):
         if name.rpartition(".")[2] != "num_batches_tracked":
             tensor = state[name].detach().cpu().contiguous()
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return total.hexdigest()
 
 
@@ -233,6 +238,7 @@ def as_record(encoder: Encoder) -> dict[str, Any]:
         "arch": encoder.arch,
         "arch_args": encoder.arch_args,
         "feature": encoder.feature,
+        "dim": encoder.network.width(encoder.feature),
         "preprocessing": asdict(encoder.preprocessing),
         "origin": encoder.origin,
     }

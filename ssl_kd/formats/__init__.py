@@ -1,15 +1,53 @@
-"""The table of checkpoint formats. `recognise` demands exactly one claim."""
+"""The table of checkpoint formats, and `recognise`, which demands exactly one claim.
+
+A new format is one file with a `Format` in it, and one row here.
+"""
 
 from __future__ import annotations
 
 from ssl_kd.errors import UnknownCheckpoint, UserError, nearest
-from ssl_kd.formats.moco import MOCO
+from ssl_kd.formats.dino import DINO_FULL, DINO_RESNET, DINO_VIT, DINO_XCIT
+from ssl_kd.formats.dinov2 import DINOV2, DINOV2_TRAIN
+from ssl_kd.formats.huggingface import HF_DINO, HF_DINOV2
+from ssl_kd.formats.lightning import LIGHTLY, SOLO
+from ssl_kd.formats.moco import MOCO, MOCO_V3
+from ssl_kd.formats.openmmlab import MM, OPENSELFSUP
+from ssl_kd.formats.plain import IMAGENET_EXAMPLE, TIMM_VIT, TORCHVISION_RESNETS, TORCHVISION_VITS
+from ssl_kd.formats.simclr import SIMCLR_V1, SIMCLR_V2, SPIJKERVET, STHALLES
 from ssl_kd.formats.student import STUDENT
-from ssl_kd.formats.weights import Contents, Format, Weights
+from ssl_kd.formats.swav import SWAV, VISSL
+from ssl_kd.formats.weights import Contents, Format, Weights, shown
 
 __all__ = ["FORMATS", "Contents", "Format", "Weights", "recognise"]
 
-FORMATS: dict[str, Format] = {f.name: f for f in (STUDENT, MOCO)}
+ROWS = (
+    DINO_VIT,
+    DINO_XCIT,
+    DINO_RESNET,
+    DINO_FULL,
+    DINOV2,
+    DINOV2_TRAIN,
+    MOCO,
+    MOCO_V3,
+    SWAV,
+    VISSL,
+    SIMCLR_V1,
+    SIMCLR_V2,
+    SPIJKERVET,
+    STHALLES,
+    LIGHTLY,
+    SOLO,
+    MM,
+    OPENSELFSUP,
+    HF_DINO,
+    HF_DINOV2,
+    TIMM_VIT,
+    TORCHVISION_VITS,
+    TORCHVISION_RESNETS,
+    IMAGENET_EXAMPLE,
+    STUDENT,
+)
+FORMATS: dict[str, Format] = {row.name: row for row in ROWS}
 
 
 def recognise(file: Contents, name: str | None = None) -> Format:
@@ -18,14 +56,15 @@ def recognise(file: Contents, name: str | None = None) -> Format:
         if name not in FORMATS:
             raise UserError(f"format={name!r} is not one of {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
         return FORMATS[name]
-    claims = [f for f in FORMATS.values() if f.matches(file)]
+    # Our own record in the header is conclusive: a student's weights may look like anybody's.
+    claims = [STUDENT] if STUDENT.matches(file) else [row for row in ROWS if row.matches(file)]
     if len(claims) == 1:
         return claims[0]
-    seen = list(file.tensors())
-    first = ", ".join(seen[:6]) or "no tensors at all"
     if claims:
-        raise UnknownCheckpoint(f"{len(claims)} formats claim it ({', '.join(f.name for f in claims)}). Pass format=.")
+        names = ", ".join(row.name for row in claims)
+        raise UnknownCheckpoint(f"{len(claims)} formats claim it: {names}. Pass format= with one of them.")
+    seen = list(file.tensors())
     raise UnknownCheckpoint(
-        f"no known teacher format among {len(seen)} tensors. First keys: {first}. "
-        f"Pass format= one of {', '.join(FORMATS)} if you know what it is."
+        f"no known teacher format among {len(seen)} tensors. First keys: {shown(seen, 6) or 'none'}. "
+        f"If you know what it is, pass format= with one of {', '.join(FORMATS)}."
     )

@@ -1,32 +1,82 @@
-"""MoCo v1 and v2 (facebookresearch/moco): the query encoder under `module.encoder_q.`, published or own training."""
+"""MoCo v1, v2 (facebookresearch/moco) and v3 (facebookresearch/moco-v3), published files and own training runs.
+
+v1 and v2 are read from the query encoder, v3 from `base_encoder`; neither from the momentum copy. All ViTs of v3 have
+twelve heads, also the small one, whose shapes are those of DINO's ViT-S with six.
+"""
 
 from __future__ import annotations
 
-from ssl_kd.encoder import Preprocessing
-from ssl_kd.formats import resnets
-from ssl_kd.formats.weights import Contents, Format, Weights, drop, select
+from ssl_kd.formats import resnets, vits
+from ssl_kd.formats.weights import Contents, Format, State, Weights, drop, paths, select
 
-PREFIX = "module.encoder_q."
-
-
-def matches_moco(file: Contents) -> bool:
-    return resnets.is_resnet(select(file.state("state_dict"), PREFIX))
+HEADS = 12
 
 
-def convert_moco(file: Contents) -> Weights:
-    state = drop(select(file.state("state_dict"), PREFIX), ["fc."])
-    arch, args = resnets.describe(state)
-    two = f"{PREFIX}fc.2.weight" in file.state("state_dict")
-    return Weights(
-        arch,
-        args,
-        state,
-        Preprocessing(),
-        "pool",
-        f"MoCo {'v2' if two else 'v1'} {arch}, query encoder",
-        f"state_dict/{PREFIX} without fc.",
-        tuple(f"state_dict/{PREFIX}{name}" for name in state),
+def branch(file: Contents, *names: str) -> str:
+    """The prefix below which this file has one of the encoders; with or without DistributedDataParallel's `module.`."""
+    state = file.state("state_dict")
+    return next(
+        (p for name in names for p in (f"module.{name}.", f"{name}.") if any(key.startswith(p) for key in state)), ""
     )
 
 
-MOCO = Format("moco", "moco", "facebookresearch/moco, v1 and v2", matches_moco, convert_moco)
+def encoder(file: Contents, name: str) -> State:
+    prefix = branch(file, name)
+    return select(file.state("state_dict"), prefix) if prefix else {}
+
+
+def convert_moco(file: Contents) -> Weights:
+    prefix = branch(file, "encoder_q")
+    version = "v2" if f"{prefix}fc.2.weight" in file.state("state_dict") else "v1"
+    return resnets.read_resnet(file, f"MoCo {version}", resnets.IMAGENET, ["state_dict"], prefix, ["fc."])
+
+
+def matches_v3(file: Contents) -> bool:
+    state = encoder(file, "base_encoder")
+    return resnets.is_resnet(state) or vits.is_vit(state)
+
+
+def convert_v3(file: Contents) -> Weights:
+    prefix = branch(file, "base_encoder")
+    state = encoder(file, "base_encoder")
+    if resnets.is_resnet(state):
+        return resnets.read_resnet(file, "MoCo v3", resnets.IMAGENET, ["state_dict"], prefix, ["fc."])
+    return read_v3_vit(drop(state, ["head."]), drop(state, ["head."]), f"state_dict/{prefix}", " without head.")
+
+
+def read_v3_vit(state: State, given: State, where: str, without: str) -> Weights:
+    """A MoCo v3 ViT in timm's names; `given` are the same tensors as the file names them.
+
+    The lab's code takes 224 px only. At other sizes position embeddings are interpolated as mmpretrain does for it.
+    """
+    depth = 11 if "patch_embed.proj.0.weight" in state else 12
+    arch, args, dim = vits.describe(state, heads=HEADS, depth=depth, positions="size")
+    stem = "convolutional stem" if depth == 11 else f"patch {args.get('patch_size', 16)}"
+    return Weights(
+        arch,
+        # Said even where it is timm's default, because it is what people get wrong.
+        {**args, "num_heads": HEADS},
+        dim,
+        state,
+        resnets.IMAGENET,
+        "cls",
+        f"MoCo v3 ViT of width {dim}, {HEADS} heads, {stem}",
+        f"{where}{without}",
+        paths((where, given)),
+    )
+
+
+MOCO = Format(
+    "moco",
+    "moco",
+    "facebookresearch/moco v1 and v2, published and own runs, any torchvision ResNet",
+    lambda file: resnets.is_resnet(encoder(file, "encoder_q")),
+    convert_moco,
+)
+MOCO_V3 = Format(
+    "moco_v3",
+    "moco",
+    "facebookresearch/moco-v3, published and own runs: ResNet, ViT, ViT with convolutional stem",
+    matches_v3,
+    convert_v3,
+)

@@ -6,30 +6,37 @@ import json
 
 from ssl_kd.encoder import Preprocessing
 from ssl_kd.errors import BrokenCheckpoint
-from ssl_kd.formats.weights import Contents, Format, Weights
+from ssl_kd.formats.weights import Contents, Format, Weights, paths
 
 KEY = "ssl_kd"  # header entry of safetensors that holds the record
 
 
-def matches_student(file: Contents) -> bool:
-    return KEY in file.metadata
-
-
 def convert_student(file: Contents) -> Weights:
+    """The state dict as it is; the record names its architecture. BrokenCheckpoint when the record is damaged."""
     try:
         record = json.loads(file.metadata[KEY])
+        state = file.state()
         return Weights(
-            record["arch"],
+            str(record["arch"]),
             dict(record["arch_args"]),
-            file.state(),
+            int(record["dim"]),
+            state,
             Preprocessing.from_dict(record["preprocessing"]),
-            record["feature"],
-            record["origin"],
+            str(record["feature"]),
+            str(record["origin"]),
             "the whole file",
-            tuple(file.state()),
+            paths(("", state)),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise BrokenCheckpoint(f"the student's record in the header cannot be read: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenCheckpoint(
+            f"the student's record in the header cannot be read: {ascii(repr(error))[1:100]}"
+        ) from error
 
 
-STUDENT = Format("student", "student", "ssl_kd itself", matches_student, convert_student)
+STUDENT = Format(
+    "student",
+    "student",
+    "`student.safetensors` of a distillation run",
+    lambda file: KEY in file.metadata,
+    convert_student,
+)

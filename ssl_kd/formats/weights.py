@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from ssl_kd.encoder import Preprocessing
 from ssl_kd.errors import BrokenCheckpoint
 
 State = dict[str, Tensor]
+Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # regular expression -> replacement, as in re.sub
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Contents:
     tree: Any  # nested dicts, lists, numbers, strings and tensors
     container: str  # "zip" or "legacy" (torch.save of today and before 1.6), or "safetensors"
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors' own header entry
+    verify: Callable[[Iterable[Tensor]], None] = lambda used: None  # raises where their bytes are damaged
 
     def at(self, *path: str) -> Any:
         """The entry below these keys, or None."""
@@ -33,37 +35,43 @@ class Contents:
     def state(self, *path: str) -> State:
         """The tensors right below these keys, by name; empty when there are none."""
         node = self.at(*path)
-        return (
-            {k: v for k, v in node.items() if isinstance(k, str) and isinstance(v, Tensor)}
-            if isinstance(node, Mapping)
-            else {}
-        )
+        items = node.items() if isinstance(node, Mapping) else ()
+        return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
 
     def tensors(self) -> Iterator[str]:
         """Path of every tensor in the file, keys joined by '/'."""
         todo: list[tuple[str, Any]] = [("", self.tree)]
+        seen: set[int] = set()  # a file may hold a list that holds itself
         while todo:  # not recursive: files may nest deeper than Python's stack
             path, node = todo.pop()
             if isinstance(node, Tensor):
                 yield path
-            elif isinstance(node, Mapping):
-                todo += [(f"{path}/{key}" if path else str(key), value) for key, value in reversed(node.items())]
-            elif isinstance(node, (list, tuple)):
-                todo += [(f"{path}/{i}" if path else str(i), value) for i, value in reversed(list(enumerate(node)))]
+            elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen:
+                seen.add(id(node))
+                items = node.items() if isinstance(node, Mapping) else enumerate(node)
+                below = [(f"{path}/{key}" if path else str(key), value) for key, value in items]
+                todo += reversed(below)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The official branch of a checkpoint in the names of an architecture, ready to be loaded strictly."""
+    """The branch that the authors evaluate, in the names of an architecture, ready to be loaded strictly."""
 
     arch: str
     arch_args: dict[str, Any]
+    dim: int  # width of the default feature
     state: State
     preprocessing: Preprocessing
     feature: str
     origin: str
-    branch: str  # where in the file the tensors were, in words that a reader of the file understands
-    used: tuple[str, ...]  # paths in the file, as Contents.tensors() spells them
+    branch: str  # where the tensors were in the file, for people
+    used: Mapping[str, Tensor]  # path in the file -> tensor, as it is there
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.used.items():
+            # Stride 0 lets a file of a few bytes claim a tensor of terabytes; such a thing is nobody's weight.
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise BrokenCheckpoint(f"{shown([name])} claims {tensor.numel():,} elements and holds fewer")
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,35 @@ def drop(state: Mapping[str, Tensor], heads: Sequence[str]) -> State:
     return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(heads))}
 
 
-def rename(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> State:
-    """Each name rewritten by every rule, a regular expression and its replacement, in order; no two may collide."""
+def rename(state: Mapping[str, Tensor], rules: Rules) -> State:
+    """Each name rewritten by every rule in order; BrokenCheckpoint when two tensors would get one name."""
     out: State = {}
     for name, tensor in state.items():
-        for pattern, new in rules.items():
-            name = re.sub(pattern, new, name)
-        if name in out:
-            raise BrokenCheckpoint(f"two tensors of the file would both be {name}")
-        out[name] = tensor
+        new = name
+        for pattern, replacement in rules.items():
+            new = re.sub(pattern, replacement, new)
+        if new in out:
+            raise BrokenCheckpoint(f"two tensors of the file would both be {shown([new])}")
+        out[new] = tensor
     return out
+
+
+def require(state: Mapping[str, Tensor], expected: Iterable[str], what: str) -> None:
+    """BrokenCheckpoint unless the state dict holds exactly these names; batch norm's step counters may lack."""
+    wanted = set(expected)
+    missing = [name for name in wanted - set(state) if not name.endswith("num_batches_tracked")]
+    surplus = set(state) - wanted
+    for problem, names in (("lacks", missing), ("has no place for", surplus)):
+        if names:
+            raise BrokenCheckpoint(f"{what} {problem} {len(names)} tensors: {shown(sorted(names))}")
+
+
+def shown(names: Sequence[str], most: int = 4) -> str:
+    """The first names, on one line whatever they contain."""
+    text = ", ".join(ascii(str(name))[1:-1][:80] for name in names[:most])
+    return f"{text}, ..." if len(names) > most else text
+
+
+def paths(*places: tuple[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by their place in the file: each (prefix as written there, tensors without it) in turn."""
+    return {f"{prefix}{name}": tensor for prefix, tensors in places for name, tensor in tensors.items()}
