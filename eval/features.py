@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,21 +92,20 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
     if not path.is_file():
         raise UserError(f"{path}: no such feature file; expected .npz or .npy")
     try:
-        stored = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
         if path.suffix == ".npy":
-            known = None if labels is None else np.load(labels, allow_pickle=False)
-            return FeatureBank(stored, known, key=f"{path.name}:{path.stat().st_size}")
-        parts = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path}: not a readable feature file ({error}); expected .npz or .npy of plain numbers"
-        ) from error
+            parts = {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
+            key = f"{path.name}:{path.stat().st_size}"
+        else:
+            with np.load(path, allow_pickle=False) as stored:
+                parts = {name: stored[name] for name in stored.files}
+            key = str(parts.get("key", path.name))
+        if labels is not None:
+            parts["labels"] = np.load(labels, allow_pickle=False)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a feature file ({error}); expected .npz or .npy of plain numbers") from error
     if "features" not in parts:
         raise UserError(f"{path}: no array named 'features', only {', '.join(parts) or 'nothing'}")
     ids = parts["ids"].tolist() if "ids" in parts else ()
-    key = str(parts["key"]) if "key" in parts else path.name
     return FeatureBank(parts["features"], parts.get("labels"), ids, key)
 
 
@@ -180,6 +180,7 @@ def extract(
     are as before afterwards. Raises ImagesError (too many unreadable) and NonFinite.
     """
     import torch
+
     from ssl_kd.images import prefetch
 
     if precision not in PRECISIONS:

@@ -1,0 +1,193 @@
+"""The settings of an evaluation: encoders x tasks x evaluators, read from YAML and the command line.
+
+Nothing heavy is imported here, so that `--help` answers at once and a misspelt key is refused before anything loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ssl_kd.config import parse
+from ssl_kd.errors import UserError, nearest
+
+EXAMPLES = (
+    "python -m eval configs/eval/cifar10.yaml",
+    "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
+)
+DEFAULT_PROTOCOLS = {"knn": "dino", "linear": "simclr-lbfgs"}
+
+
+@dataclass
+class EvalConfig:
+    """Measure encoders on tasks: k-NN and linear probes, each with its interval and its share of the reference.
+
+    Args:
+        out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
+        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set)
+        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint) or {name, like, seed} (the architecture of another one with random weights)
+        evaluators: list of knn, linear, or one with its protocol: knn/dinov2, linear/quick-lbfgs
+        reference: name of the encoder that the others are compared with; empty: the first
+        batch_size: images per forward pass
+        threads: decoding threads
+        device: cpu or cuda
+        precision: 32-true or bf16-mixed; published protocols are 32-true
+        max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
+        seed: of the part of train that chooses a probe's strength
+        quiet: no progress bars
+    """  # noqa: E501  the parser takes each setting's help from one line
+
+    out: str = "runs/eval"
+    tasks: list[Any] = field(default_factory=list)
+    encoders: list[Any] = field(default_factory=list)
+    evaluators: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    reference: str = ""
+    batch_size: int = 64
+    threads: int = 2
+    device: str = "cpu"
+    precision: str = "32-true"
+    max_unreadable: float = 0.01
+    seed: int = 0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Where one task lies: `path`, or `train` and `test`, or `root` of a torchvision data set."""
+
+    name: str = ""
+    path: str = ""
+    train: str = ""
+    test: str = ""
+    root: str = ""
+    download: bool = False
+    metric: str = ""
+
+    def __post_init__(self) -> None:
+        ways = [bool(self.path), bool(self.train or self.test), bool(self.root)]
+        if sum(ways) != 1 or bool(self.train) != bool(self.test):
+            raise UserError(f"task {self.name or '?'}: give path, or train and test, or root of a torchvision data set")
+        if not self.name and not self.path:
+            raise UserError(f"task: a name is needed beside {'root' if self.root else 'train and test'}")
+        if self.metric not in ("", "top1", "mean_per_class"):
+            raise UserError(f"task {self.title}: metric is top1 or mean_per_class, got {self.metric!r}")
+
+    @property
+    def title(self) -> str:
+        """The name that tables show."""
+        return self.name or Path(self.path).stem
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One row of the table: a checkpoint, or the architecture of the row called `like` with random weights."""
+
+    name: str = ""
+    weights: str = ""
+    feature: str | None = None
+    format: str | None = None
+    size: int | None = None
+    crop_ratio: float | None = None
+    like: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.weights) == bool(self.like):
+            raise UserError(f"encoder {self.name or '?'}: give either weights (a checkpoint) or like (another's name)")
+        if self.size is not None and self.size < 1:
+            raise UserError(f"encoder {self.title}: size is a side in pixels, got {self.size}")
+        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
+            raise UserError(f"encoder {self.title}: crop_ratio is a share above 0 to 1, got {self.crop_ratio}")
+        if self.crop_ratio is not None and self.size is None:
+            raise UserError(f"encoder {self.title}: crop_ratio needs a size beside it")
+
+    @property
+    def title(self) -> str:
+        """The name that tables show."""
+        return self.name or (Path(self.weights).stem if self.weights else f"random {self.like}")
+
+
+def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig:
+    """Return the settings of a command line whose first word may be a YAML file. UserError in one line."""
+    argv = list(argv)
+    if not argv:
+        raise UserError(f"expected a YAML file or settings; see {prog} --help")
+    if not argv[0].startswith("-"):
+        argv[:1] = ["--config", argv[0]]
+    return parse(EvalConfig, argv, prog, examples=EXAMPLES)
+
+
+def tasks_of(config: EvalConfig) -> list[TaskConfig]:
+    """Return the tasks, checked; a plain string is a path."""
+    return _entries(TaskConfig, config.tasks, "tasks", "path")
+
+
+def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
+    """Return the encoders, checked, with every `like` and the reference pointing at one; a plain string is a file."""
+    entries = _entries(EncoderConfig, config.encoders, "encoders", "weights")
+    names = [entry.title for entry in entries]
+    files = [entry.title for entry in entries if entry.weights]
+    for entry in entries:
+        if entry.like and entry.like not in files:
+            raise UserError(f"encoder {entry.title}: like: {entry.like!r} is no encoder.{nearest(entry.like, files)}")
+    if config.reference and config.reference not in names:
+        raise UserError(f"reference: {config.reference!r} is no encoder here.{nearest(config.reference, names)}")
+    return entries
+
+
+def _entries(kind: type, given: Any, what: str, short: str) -> list[Any]:
+    if not isinstance(given, list) or not given:
+        raise UserError(f"{what}: expected a list with at least one entry, got {given!r}")
+    entries = [
+        _entry(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]") for i, one in enumerate(given)
+    ]
+    names = [entry.title for entry in entries]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{what}: two entries are called {double!r}; give each a name of its own")
+    return entries
+
+
+def _entry(kind: type, given: Any, where: str) -> Any:
+    """Build one entry from a mapping; unknown keys and wrong types are refused with the nearest key named."""
+    known = {f.name: f for f in fields(kind)}
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: expected a mapping of {', '.join(known)}, got {given!r}")
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{where}: no setting {key!r}; known: {', '.join(known)}.{nearest(str(key), list(known))}")
+        accepted = _accepted(str(known[key].type))
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+            raise UserError(f"{where}.{key}: expected {known[key].type}, got {value!r}")
+        assert known[key].default is not MISSING
+    return kind(**given)
+
+
+def _accepted(annotation: str) -> tuple[type, ...]:
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "int": (int,),
+        "float": (float, int),
+        "bool": (bool,),
+        "None": (type(None),),
+    }
+    return tuple(kind for part in annotation.split(" | ") for kind in kinds[part])
+
+
+def check(config: EvalConfig) -> None:
+    """Raise UserError for the first plain setting that cannot be right."""
+    rules: tuple[tuple[bool, str], ...] = (
+        (bool(config.out), "out: expected a run folder; got nothing"),
+        (bool(config.evaluators), "evaluators: expected at least one of knn, linear"),
+        (config.batch_size >= 1, f"batch_size: expected at least 1, got {config.batch_size}"),
+        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
+        (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),
+        (
+            config.precision in ("32-true", "bf16-mixed"),
+            f"precision: expected 32-true or bf16-mixed, got {config.precision!r}",
+        ),
+    )
+    for good, message in rules:
+        if not good:
+            raise UserError(message)

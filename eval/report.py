@@ -1,0 +1,229 @@
+"""Results of an evaluation: rows with intervals and shares kept, as a table, markdown, CSV and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.metrics import METRICS, Scores, share_kept, share_kept_per_class
+
+COLUMNS = (
+    "task",
+    "encoder",
+    "evaluator",
+    "protocol",
+    "metric",
+    "k",
+    "value",
+    "low",
+    "high",
+    "share_kept",
+    "share_low",
+    "share_high",
+    "p",
+    "n",
+    "headline",
+    "parameters",
+    "width",
+    "images_per_second",
+    "notes",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One encoder on one task under one evaluator."""
+
+    task: str
+    encoder: str
+    metric: str  # the task's own
+    scores: Scores
+    parameters: int
+    width: int
+    images_per_second: float
+
+    @property
+    def evaluator(self) -> str:
+        """Kind and protocol, as the configuration names them."""
+        return f"{self.scores.evaluator}/{self.scores.protocol}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of an evaluation; shares are kept of `reference`'s figures."""
+
+    cells: tuple[Cell, ...]
+    reference: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per figure, with the keys of COLUMNS; `headline` marks the one that tables show."""
+        return [row for cell in self.cells for row in self._rows_of(cell)]
+
+    def value(self, encoder: str, task: str, evaluator: str = "knn", metric: str = "", k: int | None = None) -> float:
+        """Return one figure; without a metric the task's own, without k the protocol's headline."""
+        cell = self._find(encoder, task, evaluator)
+        return cell.scores.value(metric or cell.metric, k)
+
+    def headline(self, encoder: str, task: str, evaluator: str = "knn") -> dict[str, Any]:
+        """Return the row of the figure that tables show for a cell."""
+        cell = self._find(encoder, task, evaluator)
+        return next(row for row in self._rows_of(cell) if row["headline"])
+
+    def table(self) -> Any:
+        """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
+        from rich.table import Table
+
+        header, lines = self._grid()
+        table = Table(*header, title=self._caption())
+        for column in table.columns[2:]:
+            column.justify = "right"
+        for before, line in zip([None, *lines], lines, strict=False):
+            table.add_row(*line, end_section=False)
+            if before is not None and before[0] != line[0]:
+                table.rows[-2].end_section = True
+        return table
+
+    def markdown(self) -> str:
+        """Return the same table as markdown, followed by what a reader must know."""
+        header, lines = self._grid()
+        rule = ["---", "---", *["---:"] * (len(header) - 2)]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+        return "\n\n".join([text, self._caption(), *[f"- {note}" for note in self.notes]]) + "\n"
+
+    @property
+    def notes(self) -> list[str]:
+        """What evaluators had to say: clamped k, strengths that did not converge, and the like."""
+        return [
+            f"{cell.task}, {cell.encoder}, {cell.evaluator}: {note}"
+            for cell in self.cells
+            for note in cell.scores.notes
+        ]
+
+    def csv(self) -> str:
+        """Return all rows as CSV with a header."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "notes": "; ".join(row["notes"])} for row in self.rows)
+        return text.getvalue()
+
+    def jsonl(self) -> str:
+        """Return all rows as JSON lines; what is not a number becomes null."""
+        return "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in self.rows)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write results.jsonl, results.csv and results.md into a folder, each atomically."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("jsonl", self.jsonl()), ("csv", self.csv()), ("md", self.markdown())):
+            write_atomically(folder / f"results.{name}", text.encode())
+        return folder
+
+    def _find(self, encoder: str, task: str, evaluator: str) -> Cell:
+        for cell in self.cells:
+            if (cell.encoder, cell.task) == (encoder, task) and evaluator in (cell.evaluator, cell.scores.evaluator):
+                return cell
+        raise KeyError(f"no cell {encoder} x {task} x {evaluator}")
+
+    def _rows_of(self, cell: Cell) -> Iterable[dict[str, Any]]:
+        peers = [
+            c for c in self.cells if (c.task, c.evaluator, c.encoder) == (cell.task, cell.evaluator, self.reference)
+        ]
+        for score in cell.scores.rows:
+            share = _share(cell, peers[0], score.metric, score.k) if peers else None
+            yield {
+                "task": cell.task,
+                "encoder": cell.encoder,
+                "evaluator": cell.scores.evaluator,
+                "protocol": cell.scores.protocol,
+                "metric": score.metric,
+                "k": score.k,
+                "value": score.value,
+                "low": score.low,
+                "high": score.high,
+                **(share or dict.fromkeys(("share_kept", "share_low", "share_high", "p"))),
+                "n": score.n,
+                "headline": score.metric == cell.metric and score.k == cell.scores.headline_k,
+                "parameters": cell.parameters,
+                "width": cell.width,
+                "images_per_second": cell.images_per_second,
+                "notes": list(cell.scores.notes),
+            }
+
+    def _grid(self) -> tuple[list[str], list[list[str]]]:
+        evaluators = list(dict.fromkeys(cell.evaluator for cell in self.cells))
+        header = ["task", "encoder"]
+        for name in evaluators:
+            header += [f"{name} %", "kept %"]
+        header += ["parameters", "images/s"]
+        lines = []
+        for task, encoder in dict.fromkeys((cell.task, cell.encoder) for cell in self.cells):
+            found = {cell.evaluator: cell for cell in self.cells if (cell.task, cell.encoder) == (task, encoder)}
+            any_cell = next(iter(found.values()))
+            line = [task + ("" if any_cell.metric == "top1" else f" ({METRICS[any_cell.metric]})"), encoder]
+            for name in evaluators:
+                line += _shown(self.headline(encoder, task, name)) if name in found else ["", ""]
+            lines.append([*line, _count(any_cell.parameters), f"{any_cell.images_per_second:.0f}"])
+        return header, lines
+
+    def _caption(self) -> str:
+        heads = {cell.evaluator: cell.scores.headline_k for cell in self.cells if cell.scores.headline_k}
+        shown = ", ".join(f"{name} at k = {k}" for name, k in heads.items())
+        kept = f"; kept: of {self.reference}'s figure" if self.reference else ""
+        return f"Percent ± half a 95 % interval over the test images{'; ' + shown if shown else ''}{kept}."
+
+
+def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
+    """Return the share kept of the reference's figure; the interval is paired where the guesses can be compared."""
+    mine, theirs = cell.scores, peer.scores
+    if not any(row.metric == metric and row.k == k for row in theirs.rows):
+        return None
+    same = metric != "top5" and k in mine.predicted and np.array_equal(mine.labels, theirs.labels)
+    if not same:
+        base = theirs.value(metric, k)
+        value = mine.value(metric, k) / base if base else math.nan
+        return {"share_kept": value, "share_low": math.nan, "share_high": math.nan, "p": math.nan}
+    right, reference = mine.predicted[k] == mine.labels, theirs.predicted[k] == theirs.labels
+    if metric == "mean_per_class":
+        share = share_kept_per_class(mine.labels, right, reference)
+    else:
+        share = share_kept(right, reference)
+    return {"share_kept": share.value, "share_low": share.low, "share_high": share.high, "p": share.p}
+
+
+def _shown(row: Mapping[str, Any]) -> list[str]:
+    half = (row["high"] - row["low"]) / 2
+    kept = row["share_kept"]
+    return [f"{100 * row['value']:.1f} ±{100 * half:.1f}", "" if kept is None or kept != kept else f"{100 * kept:.1f}"]
+
+
+def _count(n: int) -> str:
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return str(n)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
