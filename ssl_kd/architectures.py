@@ -18,6 +18,8 @@ from ssl_kd.errors import UserError, nearest
 from ssl_kd.networks import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
 
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
+# What the libraries raise for arguments that do not fit.
+BAD_ARGUMENTS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError)
 
 
 def make(arch: str, arch_args: dict[str, Any]) -> Network:
@@ -39,12 +41,18 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     ours = {key: arch_args.pop(key) for key in OUR_ARGUMENTS if key in arch_args}
     if "norm_eps" in ours:
         arch_args["norm_layer"] = partial(nn.LayerNorm, eps=ours.pop("norm_eps"))
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()
+    }
     try:
-        backbone = timm.create_model(name, pretrained=False, num_classes=0, **given)
-    except (TypeError, AssertionError, ValueError) as error:
+        backbone: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
+    except BAD_ARGUMENTS as error:
         raise UserError(f"{name}: cannot be built with {arch_args}: {error}") from error
     change_stem(backbone, name, ours)
+    if ours.pop("conv_stem", False):
+        if not hasattr(backbone, "patch_embed"):
+            raise UserError(f"{name}: conv_stem is for ViTs")
+        backbone.patch_embed.proj = convolutional_stem(backbone.embed_dim)
     if (
         type(backbone) is timm.models.VisionTransformer
         and backbone.cls_token is not None
@@ -54,7 +62,8 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     if ours:
         raise UserError(f"{name}: does not take {', '.join(ours)}")
     net = PooledNet(backbone)
-    net.size = int(arch_args.get("img_size", net.size))
+    size = arch_args.get("img_size", net.size)
+    net.size = int(size[0] if isinstance(size, (list, tuple)) else size)
     return net
 
 
@@ -94,7 +103,7 @@ def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
         raise UserError(f"ssl_kd/{name}: not one of ssl_kd/{', ssl_kd/'.join(known)}.{nearest(name, list(known))}")
     try:
         net = WideNet(WideResNet(known[name], arch_args.pop("width", 1), arch_args.pop("selective", 0.0)))
-    except TypeError as error:
+    except BAD_ARGUMENTS as error:
         raise UserError(f"ssl_kd/{name}: width is a whole number, selective a ratio: {error}") from error
     change_stem(net.backbone, name, arch_args)
     if arch_args:
@@ -112,7 +121,7 @@ def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
         )
     try:
         return TorchvisionNet(models.get_model(name, weights=None, **arch_args), name)
-    except (TypeError, ValueError) as error:
+    except BAD_ARGUMENTS as error:
         raise UserError(f"torchvision/{name}: cannot be built with {arch_args}: {error}") from error
 
 

@@ -6,7 +6,6 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,11 +17,11 @@ from torch import Tensor
 
 from ssl_kd.architectures import make
 from ssl_kd.containers import open_contents
-from ssl_kd.encoder import Encoder, as_record, digest_of, frozen, not_finite
+from ssl_kd.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest
 from ssl_kd.formats import Contents, Format, Weights, recognise
 from ssl_kd.formats.report import Report
-from ssl_kd.formats.student import KEY
+from ssl_kd.formats.student import header
 from ssl_kd.formats.weights import State, shown
 
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -44,8 +43,10 @@ def contents(path: Path) -> Contents:
 
 
 def load_teacher(
-    path_or_name: str | os.PathLike[str], feature: str | None = None, format: str | None = None
-) -> Encoder:  # noqa: A002
+    path_or_name: str | os.PathLike[str],
+    feature: str | None = None,
+    format: str | None = None,  # noqa: A002
+) -> Encoder:
     """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
 
     path_or_name: a file, or a name of the zoo (`ssl-kd zoo list`), or `timm/NAME` or `torchvision/NAME` for the
@@ -136,7 +137,7 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
     path = Path(path)
     file = contents(path)
     seen = tuple(file.tensors())
-    about = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}
+    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}
     try:
         row = recognise(file, format)
     except CheckpointError as error:
@@ -176,8 +177,7 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **card: Any) ->
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     if bad := not_finite(state):
         raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
-    record = json.dumps({**as_record(encoder), "card": card})
-    data = save({name: tensor.clone() for name, tensor in state.items()}, metadata={"format": "pt", KEY: record})
+    data = save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, card))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ def view(pages: mmap.mmap, dtype: torch.dtype, start: int, count: int) -> Tensor
 
 def read_zip(pages: mmap.mmap) -> Contents:
     """torch.save since 1.6: a zip of data.pkl and one uncompressed record per storage."""
-    archive = zipfile.ZipFile(pages)  # type: ignore[call-overload]  a mapping reads and seeks as a file does
+    file: Any = pages  # a mapping reads and seeks as a file does
+    archive = zipfile.ZipFile(file)
     members = {info.filename: info for info in archive.infolist()}
     refuse_odd_archive(archive, members)
     root = next(name for name in members if PurePosixPath(name).name == "data.pkl").removesuffix("data.pkl")

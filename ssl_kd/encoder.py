@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIDE = 2**16  # Pillow and the networks give up long before
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -52,9 +53,11 @@ class Preprocessing:
                 f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}."
                 f"{nearest(self.interpolation, INTERPOLATIONS)}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        colours = (*self.mean, *self.std)
+        if len(colours) != 6 or not all(isinstance(c, (int, float)) for c in colours) or not 0 < min(self.std) < np.inf:
             raise UserError(f"mean and std need three numbers each, std above zero; got {self.mean} and {self.std}")
-        if min(self.size, self.resize or self.size, self.crop or self.size) < 1:
+        sides = (self.size, self.size if self.resize is None else self.resize, self.crop or self.size)
+        if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides):
             raise UserError(f"size, resize and crop are pixels above zero; got {self.size}, {self.resize}, {self.crop}")
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -211,7 +214,8 @@ def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tenso
             tensor = state[name].detach().cpu().contiguous()
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            total.update(data)
     return total.hexdigest()
 
 

@@ -27,7 +27,7 @@ class Network(nn.Module):
     dim: int
     size: int = 224  # side in pixels that the architecture was made for
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: Any):
         super().__init__()
         self.backbone = backbone
 
@@ -57,7 +57,7 @@ def flatten_map(x: Tensor, channels_last: bool = False) -> Tensor:
 class PooledNet(Network):
     """Any timm network read as its own classifier would read it: the pooled features before the last layer."""
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: Any):
         super().__init__(backbone)
         self.default = "cls" if getattr(backbone, "global_pool", "avg") == "token" else "pool"
         self.prefix = int(getattr(backbone, "num_prefix_tokens", 1 if self.default == "cls" else 0))
@@ -66,6 +66,7 @@ class PooledNet(Network):
         self.size = int(getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1])
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
         out = self.backbone.forward_features(x)
         pooled = self.backbone.forward_head(out, pre_logits=True)
         tokens = flatten_map(out, self.channels_last) if out.ndim == 4 else out[:, self.prefix :]
@@ -103,7 +104,7 @@ class VisionTransformerNet(Network):
 
     default = "cls"
 
-    def __init__(self, backbone: nn.Module, positions: str = "antialias", interleave: bool = False):
+    def __init__(self, backbone: Any, positions: str = "antialias", interleave: bool = False):
         super().__init__(backbone)
         if positions not in POSITIONS:
             raise UserError(
@@ -123,6 +124,7 @@ class VisionTransformerNet(Network):
         return count, match is None or match.group(2) is not None
 
     def width(self, feature: str) -> int:
+        """The embedding width once for each class token and once for the mean."""
         count, mean = self.parse(feature)
         return (count + mean) * int(self.backbone.embed_dim)
 
@@ -157,6 +159,7 @@ class VisionTransformerNet(Network):
         return flatten_map(self.resize(grid, height, width)).to(stored.dtype)
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
         vit = self.backbone
         wanted = {name: self.parse(name) for name in features}
         last = max([1, *(count for count, _ in wanted.values())])
@@ -173,6 +176,7 @@ class VisionTransformerNet(Network):
         return {name: self.join(classes, tokens, *spec) for name, spec in wanted.items()}, tokens
 
     def join(self, classes: list[Tensor], tokens: Tensor, count: int, mean: bool) -> Tensor:
+        """The last `count` class tokens and the mean patch token, in one row per image."""
         parts = classes[len(classes) - count :]
         if mean:
             parts = [*parts, tokens.mean(dim=1)]
@@ -184,11 +188,12 @@ class VisionTransformerNet(Network):
 class WideNet(Network):
     """A `WideResNet`, read by its global average pool."""
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: Any):
         super().__init__(backbone)
         self.dim = self.backbone.num_features
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
         out = self.backbone(x)
         return dict.fromkeys(features, out.mean((2, 3))), flatten_map(out)
 
@@ -196,13 +201,14 @@ class WideNet(Network):
 class TorchvisionNet(Network):
     """A torchvision classifier without its last linear layer; tokens are what enters its average pool."""
 
-    def __init__(self, backbone: nn.Module, name: str):
+    def __init__(self, backbone: Any, name: str):
         super().__init__(backbone)
         self.default = "cls" if name.startswith("vit_") else "pool"
         self.dim = drop_last_linear(backbone, name)
         self.tap = "encoder" if self.default == "cls" else "avgpool"
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
         seen: list[Tensor] = []
         tap = getattr(self.backbone, self.tap, None)
         handle = (
@@ -237,11 +243,12 @@ def drop_last_linear(module: nn.Module, name: str) -> int:
 class ModuleNet(Network):
     """A module from Python: it may return (B, D), a map (B, C, H, W) that is pooled here, or `Features`."""
 
-    def __init__(self, backbone: nn.Module, dim: int):
+    def __init__(self, backbone: Any, dim: int):
         super().__init__(backbone)
         self.dim = dim
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
         out, tokens = self.backbone(x), None
         if hasattr(out, "embedding"):
             out, tokens = out.embedding, out.tokens

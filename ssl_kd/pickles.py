@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -198,121 +198,179 @@ def checked_key(key: Any) -> Any:
 
 
 class Machine:
-    """Runs one pickle. `load_storage(type path, key, number of elements)` gives a Storage, or None to look only."""
+    """Runs one pickle. `load_storage(type, key, number of elements)` gives a Storage, or None to look only.
+
+    Its methods are the opcodes: each takes the opcode's argument, if any, and changes the stack.
+    """
 
     def __init__(self, load_storage: Callable[[str, str, int], Storage | None]):
         self.load_storage = load_storage
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.spent = 0  # elements copied by calls; a list can be passed to a million of them
+        self.spent = 0  # elements handed to calls; one long list can be handed to a million of them
 
     def run(self, file: Any) -> Any:
-        """The object that the pickle in an open binary file describes; the file is left behind the pickle's last byte."""
+        """The object that a pickle in an open binary file describes; the file is left right behind it."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            handler = HANDLERS.get(opcode.name)
+            handler = OPCODES.get(opcode.name)
             if handler is None:
                 raise BrokenCheckpoint(f"pickle opcode {opcode.name} has no place in a weight file")
             if count + self.spent > MAX_OPCODES:
-                raise BrokenCheckpoint(f"more than {MAX_OPCODES:,} steps to read its bookkeeping")
+                raise BrokenCheckpoint(f"its bookkeeping takes more than {MAX_OPCODES:,} steps to read")
             handler(self, argument)
-        return self.stack[-1]
+        return self.stack.pop()
 
-    def pop_marked(self) -> list[Any]:
-        items, self.stack = self.stack, self.marks.pop()
-        return items
+    def push(self, value: Any) -> None:
+        """Most opcodes only put their argument on the stack."""
+        self.stack.append(value)
 
     def mark(self, _: Any) -> None:
+        """Begin a run of items."""
         self.marks.append(self.stack)
         self.stack = []
 
-    def remember(self, index: Any) -> None:
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+    def marked(self) -> list[Any]:
+        """End the run of items and return it."""
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def pop(self, _: Any) -> None:
+        """Forget the top of the stack, or an empty run."""
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.marked()
 
     def push_tuple(self, count: int) -> None:
+        """The last items as a tuple."""
         items = tuple(self.stack[-count:])
         if len(items) < count:
-            raise BrokenCheckpoint("its bookkeeping is cut short")
+            raise BrokenCheckpoint("the file is damaged: its bookkeeping is cut short")
         self.stack[-count:] = [items]
 
-    def store(self, target: Any, flat: list[Any]) -> None:
-        """Put key, value, key, value, ... into a dict; items of an inert mapping are let go."""
-        if len(flat) % 2 or not isinstance(target, (dict, Inert)):
-            raise BrokenCheckpoint("dict items without a dict")
-        if isinstance(target, dict):
-            target.update(zip(map(checked_key, flat[::2]), flat[1::2], strict=True))
+    def remember(self, index: Any) -> None:
+        """Note the top of the stack under a number, or under the next one."""
+        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
 
-    def extend(self, target: Any, items: list[Any]) -> None:
+    def recall(self, index: Any) -> None:
+        """Put what was noted under a number on the stack."""
+        self.stack.append(self.memo[index])
+
+    def fill_list(self, items: list[Any]) -> None:
+        """Append to the list on the stack. An inert object lets its items go."""
+        target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Inert):
-            raise BrokenCheckpoint("list items without a list")
+            raise BrokenCheckpoint("the file is damaged: list items without a list")
+
+    def fill_dict(self, items: list[Any]) -> None:
+        """Put key, value, key, value, ... into the dict on the stack. An inert object lets them go."""
+        target = self.stack[-1]
+        if len(items) % 2 or not isinstance(target, (dict, Inert)):
+            raise BrokenCheckpoint("the file is damaged: dict items without a dict")
+        if isinstance(target, dict):
+            target.update(zip(map(checked_key, items[::2]), items[1::2], strict=True))
+
+    def new_dict(self, _: Any) -> None:
+        """A dict of the run of items."""
+        items = self.marked()
+        self.push({})
+        self.fill_dict(items)
+
+    def last(self, count: int) -> list[Any]:
+        """Take that many items off the stack, oldest first."""
+        self.push_tuple(count)
+        return list(self.stack.pop())
+
+    def name(self, text: str) -> None:
+        """A global, written as 'module name'."""
+        self.push(checked_name(*text.split(" ", 1)))
+
+    def stacked_name(self, _: Any) -> None:
+        """A global whose module and name are on the stack."""
+        self.push(checked_name(*self.last(2)))
 
     def call(self, function: Any, args: Any) -> None:
+        """Put what our function of that name makes of the arguments on the stack."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
-            raise BrokenCheckpoint("a call of something that is no function")
+            raise BrokenCheckpoint("the file is damaged: a call of something that is no function")
         self.spent += sum(len(a) for a in args if isinstance(a, (list, tuple, str, bytes)))
-        self.stack.append(REBUILD.get(function.path, keep(function.path))(*args))
+        answer = REBUILD.get(function.path) or keep(function.path)
+        self.push(answer(*args))
 
-    def set_state(self, state: Any) -> None:
-        # OrderedDicts carry `_metadata`, parameters their hooks: neither is needed for the values.
+    def call_instance(self, text: str) -> None:
+        """Protocol 0's way to make an object: the class by name, the arguments as a run of items."""
+        self.call(checked_name(*text.split(" ", 1)), tuple(self.marked()))
+
+    def call_object(self, _: Any) -> None:
+        """Protocol 1's way: class and arguments as a run of items."""
+        function, *args = self.marked()
+        self.call(function, tuple(args))
+
+    def call_extended(self, _: Any) -> None:
+        """Class, arguments and keyword arguments; settings need none of the latter."""
+        function, args, _keywords = self.last(3)
+        self.call(function, args)
+
+    def build(self, _: Any) -> None:
+        """Give an object its state. What OrderedDicts and parameters carry so has no bearing on their values."""
+        (state,) = self.last(1)
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].state = state
 
-    def persistent(self, identity: Any) -> None:
+    def persistent(self, _: Any) -> None:
+        """A reference to a storage outside the pickle."""
+        (identity,) = self.last(1)
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
-            raise BrokenCheckpoint("a reference to something that is no storage")
+            raise BrokenCheckpoint("the file is damaged: a reference to something that is no storage")
         _, kind, key, _, count, *view = identity
         if not isinstance(kind, Global) or kind.path not in STORAGE_DTYPES or any(v is not None for v in view):
             raise BrokenCheckpoint(f"a storage of an unknown type {getattr(kind, 'path', '')[:60]}")
         if not isinstance(key, str) or type(count) is not int or count < 0:
-            raise BrokenCheckpoint("a storage without a key or a size")
-        self.stack.append(self.load_storage(kind.path, key, count))
+            raise BrokenCheckpoint("the file is damaged: a storage without a key or a size")
+        self.push(self.load_storage(kind.path, key, count))
 
 
-def push(machine: Machine, value: Any) -> None:
-    """Most opcodes only put their argument on the stack."""
-    machine.stack.append(value)
-
-
-HANDLERS: dict[str, Callable[[Machine, Any], Any]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
-    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"), push),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), push),
-    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), push),
-    "BYTEARRAY8": lambda m, a: push(m, Inert("bytearray")),
-    "NONE": lambda m, a: push(m, None),
-    "NEWTRUE": lambda m, a: push(m, True),
-    "NEWFALSE": lambda m, a: push(m, False),
-    "EMPTY_LIST": lambda m, a: push(m, []),
-    "EMPTY_TUPLE": lambda m, a: push(m, ()),
-    "EMPTY_DICT": lambda m, a: push(m, {}),
-    "EMPTY_SET": lambda m, a: push(m, Inert("set")),
+NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+BYTES = ("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+OPCODES: dict[str, Callable[[Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
+    **dict.fromkeys((*NUMBERS, *BYTES, *TEXTS), Machine.push),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "BYTEARRAY8": lambda m, _: m.push(Inert("bytearray")),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_SET": lambda m, _: m.push(Inert("set")),
     "MARK": Machine.mark,
-    "LIST": lambda m, a: push(m, m.pop_marked()),
-    "TUPLE": lambda m, a: push(m, tuple(m.pop_marked())),
-    "DICT": lambda m, a: (items := m.pop_marked(), push(m, {}), m.store(m.stack[-1], items)),
-    "FROZENSET": lambda m, a: (m.pop_marked(), push(m, Inert("frozenset"))),
-    "TUPLE1": lambda m, a: m.push_tuple(1),
-    "TUPLE2": lambda m, a: m.push_tuple(2),
-    "TUPLE3": lambda m, a: m.push_tuple(3),
-    "APPEND": lambda m, a: (item := m.stack.pop(), m.extend(m.stack[-1], [item])),
-    "APPENDS": lambda m, a: (items := m.pop_marked(), m.extend(m.stack[-1], items)),
-    "ADDITEMS": lambda m, a: (items := m.pop_marked(), m.extend(m.stack[-1], items)),
-    "SETITEM": lambda m, a: (value := m.stack.pop(), key := m.stack.pop(), m.store(m.stack[-1], [key, value])),
-    "SETITEMS": lambda m, a: (items := m.pop_marked(), m.store(m.stack[-1], items)),
-    "POP": lambda m, a: m.stack.pop() if m.stack else m.pop_marked(),
-    "POP_MARK": lambda m, a: m.pop_marked(),
-    "DUP": lambda m, a: push(m, m.stack[-1]),
+    "LIST": lambda m, _: m.push(m.marked()),
+    "TUPLE": lambda m, _: m.push(tuple(m.marked())),
+    "TUPLE1": lambda m, _: m.push_tuple(1),
+    "TUPLE2": lambda m, _: m.push_tuple(2),
+    "TUPLE3": lambda m, _: m.push_tuple(3),
+    "DICT": Machine.new_dict,
+    "FROZENSET": lambda m, _: m.push(Inert("frozenset", (len(m.marked()),))),
+    "APPEND": lambda m, _: m.fill_list(m.last(1)),
+    "APPENDS": lambda m, _: m.fill_list(m.marked()),
+    "ADDITEMS": lambda m, _: m.fill_list(m.marked()),
+    "SETITEM": lambda m, _: m.fill_dict(m.last(2)),
+    "SETITEMS": lambda m, _: m.fill_dict(m.marked()),
+    "POP": Machine.pop,
+    "POP_MARK": lambda m, _: m.marked().clear(),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine.remember),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, a: push(m, m.memo[a])),
-    "GLOBAL": lambda m, a: push(m, checked_name(*a.split(" ", 1))),
-    "STACK_GLOBAL": lambda m, a: (name := m.stack.pop(), module := m.stack.pop(), push(m, checked_name(module, name))),
-    "REDUCE": lambda m, a: (args := m.stack.pop(), function := m.stack.pop(), m.call(function, args)),
-    "NEWOBJ": lambda m, a: (args := m.stack.pop(), function := m.stack.pop(), m.call(function, args)),
-    "NEWOBJ_EX": lambda m, a: (m.stack.pop(), args := m.stack.pop(), function := m.stack.pop(), m.call(function, args)),
-    "INST": lambda m, a: (args := tuple(m.pop_marked()), m.call(checked_name(*a.split(" ", 1)), args)),
-    "OBJ": lambda m, a: (items := m.pop_marked(), m.call(items[0], tuple(items[1:]))),
-    "BUILD": lambda m, a: (state := m.stack.pop(), m.set_state(state)),
-    "BINPERSID": lambda m, a: m.persistent(m.stack.pop()),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.recall),
+    "GLOBAL": Machine.name,
+    "STACK_GLOBAL": Machine.stacked_name,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda m, _: m.call(*m.last(2))),
+    "NEWOBJ_EX": Machine.call_extended,
+    "INST": Machine.call_instance,
+    "OBJ": Machine.call_object,
+    "BUILD": Machine.build,
+    "BINPERSID": Machine.persistent,
 }

@@ -1,6 +1,6 @@
-"""ResNets that timm and torchvision lack: every stage and the stem times a width, with selective kernels or not.
+"""ResNets that timm and torchvision lack: stem and stages times a width, with selective kernels or not.
 
-SwAV's `w2`, `w4`, `w5`, SimCLR's `2x`, `4x`, and SimCLR v2 with selective kernels (Li et al., arXiv:1903.06586; sizes as
+SwAV's `w2`, `w4`, `w5`, SimCLR's `2x`, `4x`, SimCLR v2 with selective kernels (Li et al., arXiv:1903.06586; sizes as in
 in SimCLR v2, arXiv:2006.10029). Parameter names are torchvision's, the three-convolution stem's are timm's.
 """
 
@@ -23,7 +23,7 @@ class SelectiveKernel(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, ratio: float):
         super().__init__()
-        squeezed = max(int(outputs * ratio), SQUEEZE_AT_LEAST)
+        squeezed = max(round(outputs * ratio), SQUEEZE_AT_LEAST)
         self.main = conv(inputs, 2 * outputs, 3, stride)
         self.main_bn = nn.BatchNorm2d(2 * outputs)
         self.squeeze = conv(outputs, squeezed, 1)
@@ -74,6 +74,11 @@ class WideResNet(nn.Module):
     Maps normalised pixels (B, 3, H, W) to the last map (B, 2048 * width, H / 32, W / 32).
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, depth: int, width: int = 1, selective: float = 0.0):
         super().__init__()
         stem = 64 * width
@@ -101,5 +106,8 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x

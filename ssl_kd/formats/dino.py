@@ -112,23 +112,28 @@ def teacher(file: Contents) -> tuple[str, State]:
 
 
 def matches_backbone(file: Contents) -> bool:
+    """A flat ViT. In safetensors it is timm's copy, which is evaluated with other pixels."""
     return is_dino_vit(file.state()) and file.container != "safetensors"
 
 
 def matches_xcit(file: Contents) -> bool:
+    """A flat XCiT."""
     return is_xcit(file.state())
 
 
 def matches_resnet(file: Contents) -> bool:
+    """A flat ResNet whose fc was an identity."""
     return resnets.is_resnet(file.state()) and not any(name.startswith("fc.") for name in file.state())
 
 
 def matches_full(file: Contents) -> bool:
+    """A training checkpoint with one of the three kinds of teacher."""
     state = teacher(file)[1]
     return is_dino_vit(state) or is_xcit(state) or resnets.is_resnet(state)
 
 
 def convert_full(file: Contents) -> Weights:
+    """The teacher's backbone."""
     where, state = teacher(file)
     if is_xcit(state):
         return read_xcit(state, where, ", teacher of a training checkpoint")

@@ -46,6 +46,7 @@ def read_dinov2(given: State, where: str, origin: str) -> Weights:
 
 
 def teacher(file: Contents) -> State:
+    """The teacher's backbone of a training checkpoint."""
     return select(file.state("teacher"), "backbone.")
 
 

@@ -6,6 +6,8 @@ differ a little from the labs' own at sizes other than the stored one. facebook/
 
 from __future__ import annotations
 
+from typing import Any
+
 from ssl_kd.encoder import Preprocessing
 from ssl_kd.formats import vits
 from ssl_kd.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename
@@ -31,11 +33,8 @@ PART = "blocks.{{block}}.attention.attention.{}.{{leaf}}"
 NOT_BACKBONE = ("embeddings.mask_token", "pooler.", "classifier.")
 
 
-def names(file: Contents) -> State:
-    return file.state()
-
-
 def is_dinov2(state: State) -> bool:
+    """A Dinov2Model, which keeps the mask token."""
     return "embeddings.mask_token" in state and "encoder.layer.0.layer_scale1.lambda1" in state
 
 
@@ -45,6 +44,7 @@ def is_dino(state: State) -> bool:
 
 
 def read_hf(file: Contents) -> Weights:
+    """Either model in timm's names."""
     given = drop(file.state(), NOT_BACKBONE)
     state = rename(given, RULES)
     state = vits.join_qkv(state, *(PART.format(part) for part in ("query", "key", "value")))
@@ -52,7 +52,7 @@ def read_hf(file: Contents) -> Weights:
     registers = "reg_token" in state
     if registers:
         state = vits.fold_class_position(state)
-    extra = {} if second else {"norm_eps": 1e-12}
+    extra: dict[str, Any] = {} if second else {"norm_eps": 1e-12}
     arch, args, dim = vits.describe(state, positions="antialias" if registers else "size", **extra)
     return Weights(
         arch,

@@ -29,26 +29,31 @@ def lightly_backbone(file: Contents) -> tuple[State, State]:
 
 
 def matches_lightly(file: Contents) -> bool:
+    """lightly calls its head projection_head."""
     return beside(file, "projection_head.") and resnets.is_resnet(lightly_backbone(file)[1])
 
 
 def convert_lightly(file: Contents) -> Weights:
+    """The backbone in torchvision's names."""
     given, state = lightly_backbone(file)
     weights = resnets.read_resnet(replace(file, tree=state), "lightly", resnets.IMAGENET, heads=["fc."])
     return replace(weights, branch="state_dict/backbone.", used=paths(("state_dict/backbone.", drop(given, ["fc."]))))
 
 
 def solo_prefix(file: Contents) -> str:
+    """The backbone's name before or after the renaming."""
     return "backbone." if beside(file, "backbone.") else "encoder."
 
 
 def matches_solo(file: Contents) -> bool:
+    """solo-learn has a projector, an online classifier, or both."""
     return beside(file, "projector.", "classifier.") and resnets.is_resnet(
         select(file.state("state_dict"), solo_prefix(file))
     )
 
 
 def convert_solo(file: Contents) -> Weights:
+    """The backbone, with padding 2 in a 3x3 stem."""
     prefix = solo_prefix(file)
     stem = file.state("state_dict")[f"{prefix}conv1.weight"]
     small = stem.shape[-1] == 3

@@ -15,28 +15,31 @@ HEADS = 12
 def branch(file: Contents, *names: str) -> str:
     """The prefix below which this file has one of the encoders; with or without DistributedDataParallel's `module.`."""
     state = file.state("state_dict")
-    return next(
-        (p for name in names for p in (f"module.{name}.", f"{name}.") if any(key.startswith(p) for key in state)), ""
-    )
+    prefixes = [f"{wrapper}{name}." for name in names for wrapper in ("module.", "")]
+    return next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
 
 
 def encoder(file: Contents, name: str) -> State:
+    """The tensors of one of the encoders, without prefix."""
     prefix = branch(file, name)
     return select(file.state("state_dict"), prefix) if prefix else {}
 
 
 def convert_moco(file: Contents) -> Weights:
+    """The query encoder. v2 has a second layer in its head."""
     prefix = branch(file, "encoder_q")
     version = "v2" if f"{prefix}fc.2.weight" in file.state("state_dict") else "v1"
     return resnets.read_resnet(file, f"MoCo {version}", resnets.IMAGENET, ["state_dict"], prefix, ["fc."])
 
 
 def matches_v3(file: Contents) -> bool:
+    """A base encoder of either kind."""
     state = encoder(file, "base_encoder")
     return resnets.is_resnet(state) or vits.is_vit(state)
 
 
 def convert_v3(file: Contents) -> Weights:
+    """The base encoder without its projector, which is called fc in a ResNet and head in a ViT."""
     prefix = branch(file, "base_encoder")
     state = encoder(file, "base_encoder")
     if resnets.is_resnet(state):

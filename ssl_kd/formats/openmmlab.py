@@ -22,6 +22,7 @@ VIT_RULES: Rules = {
 
 
 def backbone(file: Contents) -> State:
+    """The backbone of a file with OpenMMLab's meta block."""
     return select(file.state("state_dict"), "backbone.") if isinstance(file.at("meta"), dict) else {}
 
 
@@ -37,12 +38,14 @@ def moco_v3_vit(file: Contents) -> State:
 
 
 def convert_mm(file: Contents) -> Weights:
+    """The backbone, ViT or ResNet."""
     if state := moco_v3_vit(file):
         return read_v3_vit(state, backbone(file), "state_dict/backbone.", "")
     return resnets.read_resnet(file, "mmselfsup", resnets.IMAGENET, ["state_dict"], "backbone.", ["fc."])
 
 
 def matches_openselfsup(file: Contents) -> bool:
+    """A ResNet without prefix and without any head, one level down."""
     state = file.state("state_dict")
     return resnets.is_resnet(state) and not any(n.startswith(("fc.", "projection_head.", "prototypes.")) for n in state)
 

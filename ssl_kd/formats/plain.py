@@ -37,6 +37,7 @@ def is_timm_vit(file: Contents) -> bool:
 
 
 def convert_timm_vit(file: Contents) -> Weights:
+    """timm's names are the architecture's own."""
     state = file.state()
     second = "blocks.0.ls1.gamma" in state
     extra = {} if second else {"interleave": True}
@@ -55,6 +56,7 @@ def convert_timm_vit(file: Contents) -> Weights:
 
 
 def convert_torchvision_vit(file: Contents) -> Weights:
+    """torchvision's ViT in timm's names."""
     given = drop(file.state(), ["heads."])
     state = rename(given, TORCHVISION_VIT)
     heads = 16 if state["pos_embed"].shape[-1] == 1280 else None  # ViT-H has heads of 80
@@ -66,11 +68,13 @@ def convert_torchvision_vit(file: Contents) -> Weights:
 
 
 def is_torchvision_resnet(file: Contents) -> bool:
+    """A flat ResNet with a classifier."""
     state = file.state()
     return resnets.is_resnet(state) and "fc.weight" in state
 
 
 def example_prefix(file: Contents) -> str:
+    """What DataParallel put before the names."""
     return "module." if "module.fc.weight" in file.state("state_dict") else ""
 
 

@@ -48,9 +48,9 @@ def describe(state: Mapping[str, Tensor], **extra: Any) -> tuple[str, dict[str, 
     bottleneck = "layer1.0.conv3.weight" in state
     depth = (BOTTLENECK if bottleneck else BASIC).get(stages)
     if depth is None:
+        counts, kind = "-".join(map(str, stages)), "bottleneck" if bottleneck else "basic"
         raise BrokenCheckpoint(
-            f"a ResNet with {'-'.join(map(str, stages))} {'bottleneck' if bottleneck else 'basic'} blocks is none of "
-            f"{', '.join(map(str, sorted({*BASIC.values(), *BOTTLENECK.values()})))}: blocks are missing, or it is another network"
+            f"no known ResNet has {counts} {kind} blocks: some are missing, or it is another network"
         )
     require(state, expected(stages, bottleneck), f"ResNet-{depth}")
     stem = state["conv1.weight"].shape[0]
@@ -116,8 +116,10 @@ def read_resnet(
     if args.get("small_stem") and preprocessing.size > 64:
         preprocessing = preprocessing.at(32)
     where = "/".join([*path, prefix])
-    branch = (where or "the whole file") + (f" without {' and '.join(heads)}" if heads else "")
-    origin = f"{origin} {arch.rpartition('/')[2]}{args.get('width') and 'w{width}'.format(**args) or ''}"
+    present = [head for head in heads if any(name.startswith(f"{prefix}{head}") for name in file.state(*path))]
+    branch = (where.removesuffix("/") or "the whole file") + (f" without {' and '.join(present)}" if present else "")
+    width = f" {args['width']}x" if "width" in args else ""
+    origin = f"{origin} {arch.rpartition('/')[2]}{width}"
     return Weights(arch, args, dim, state, preprocessing, "pool", origin, branch, paths((where, state)))
 
 

@@ -6,24 +6,26 @@ selective kernels (`sk1`) come with another stem and an average-pooled shortcut.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.formats import resnets
-from ssl_kd.formats.weights import Contents, Format, State, Weights, drop, paths, rename, select
+from ssl_kd.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, require, select
 
 V1_PIXELS = replace(resnets.PLAIN, size=256, resize=256, crop=256)
 SPIJKERVET_PIXELS = replace(resnets.PLAIN, resize=224, crop=None)
 STHALLES_PIXELS = replace(resnets.PLAIN, size=96, resize=None, crop=None)
 
-BLOCKS = {
+BLOCKS: Rules = {
     r"^net\.([1-4])\.blocks\.(\d+)\.": r"layer\1.\2.",
     r"\.projection\.shortcut\.(2\.)?weight$": ".downsample.0.weight",
     r"\.projection\.bn\.0\.": ".downsample.1.",
     r"\.net\.0\.": ".conv1.",
     r"\.net\.1\.0\.": ".bn1.",
 }
-PLAIN_RULES = {
+PLAIN_RULES: Rules = {
     r"^net\.0\.0\.": "conv1.",
     r"^net\.0\.1\.0\.": "bn1.",
     **BLOCKS,
@@ -32,9 +34,10 @@ PLAIN_RULES = {
     r"\.net\.4\.weight$": ".conv3.weight",
     r"\.net\.5\.0\.": ".bn3.",
 }
-SELECTIVE_RULES = {
-    r"^net\.0\.([024])\.weight$": r"conv1.\1.weight",
-    r"^net\.0\.([13])\.0\.": r"conv1.\1.",
+SELECTIVE_RULES: Rules = {
+    # Behind each pair of convolution and norm our stem counts the ReLU as well, which the file does not.
+    r"^net\.0\.([024])\.weight$": lambda m: f"conv1.{int(m[1]) * 3 // 2}.weight",
+    r"^net\.0\.([13])\.0\.": lambda m: f"conv1.{int(m[1]) * 3 // 2}.",
     r"^net\.0\.5\.0\.": "bn1.",
     **BLOCKS,
     r"\.net\.2\.main_conv\.0\.": ".conv2.main.",
@@ -48,15 +51,18 @@ SELECTIVE_RULES = {
 
 
 def matches_v1(file: Contents) -> bool:
+    """The converter saves the state dict, with its linear probe as fc, and nothing beside it."""
     state = file.state("state_dict")
     return resnets.is_resnet(state) and "fc.weight" in state and len(file.tree) == 1
 
 
 def matches_v2(file: Contents) -> bool:
+    """The converter's own names."""
     return "net.0.0.weight" in file.state("resnet")
 
 
 def convert_v2(file: Contents) -> Weights:
+    """Without selective kernels the network is an ordinary ResNet."""
     given = drop(file.state("resnet"), ["fc."])
     selective = any(".mixing_conv." in name for name in given)
     state = rename(given, SELECTIVE_RULES if selective else PLAIN_RULES)
@@ -75,26 +81,42 @@ def convert_v2(file: Contents) -> Weights:
     )
 
 
-def describe_selective(state: State) -> tuple[str, dict[str, object], int]:
+def describe_selective(state: State) -> tuple[str, dict[str, Any], int]:
     """Architecture, arguments and width of a SimCLR v2 ResNet with selective kernels."""
     stages = resnets.stage_counts(state)
     depth = resnets.BOTTLENECK.get(stages)
-    stem = state["conv1.4.weight"].shape[0]
-    if depth is None or stem % 64:
-        raise BrokenCheckpoint(
-            f"a SimCLR v2 network with {'-'.join(map(str, stages))} blocks and {stem} channels is not known: blocks are missing?"
-        )
-    squeezed = state["layer4.0.conv2.squeeze.weight"].shape
-    args = {"width": stem // 64, "selective": round(squeezed[0] / squeezed[1], 6)}
+    if depth is None:
+        counts = "-".join(map(str, stages))
+        raise BrokenCheckpoint(f"a SimCLR v2 network with {counts} blocks is not known: blocks are missing?")
+    require(state, expected_selective(stages), f"SimCLR v2 ResNet-{depth}")
+    squeezed, planes = state["layer4.0.conv2.squeeze.weight"].shape[:2]
+    args = {"width": state["conv1.6.weight"].shape[0] // 64, "selective": squeezed / planes}
     return f"ssl_kd/resnet{depth}", args, state["layer4.0.conv3.weight"].shape[0]
 
 
+def expected_selective(stages: Sequence[int]) -> Iterator[str]:
+    """Every tensor of a ResNet with selective kernels, in our names: torchvision's but for the stem and the 3x3."""
+    for name in resnets.expected(stages, bottleneck=True):
+        if ".conv2." in name:
+            block = name.removesuffix("weight")
+            yield from (f"{block}{part}.weight" for part in ("main", "squeeze", "mix"))
+            yield from resnets.norm(f"{block}main_bn")
+            yield from resnets.norm(f"{block}squeeze_bn")
+        elif ".bn2." not in name and name != "conv1.weight":
+            yield name
+    yield from (f"conv1.{i}.weight" for i in (0, 3, 6))
+    yield from resnets.norm("conv1.1")
+    yield from resnets.norm("conv1.4")
+
+
 def matches_spijkervet(file: Contents) -> bool:
+    """A flat file with an encoder and a projector."""
     state = file.state()
     return resnets.is_resnet(select(state, "encoder.")) and any(name.startswith("projector.") for name in state)
 
 
 def matches_sthalles(file: Contents) -> bool:
+    """The projection head is inside the backbone, as its fc."""
     state = select(file.state("state_dict"), "backbone.")
     return resnets.is_resnet(state) and "fc.0.weight" in state and "fc.2.weight" in state
 

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from ssl_kd.encoder import Preprocessing
-from ssl_kd.errors import BrokenCheckpoint
-from ssl_kd.formats.weights import Contents, Format, Weights, paths
+from ssl_kd.encoder import Encoder, Preprocessing, as_record, digest_of
+from ssl_kd.errors import BrokenCheckpoint, UserError
+from ssl_kd.formats.weights import Contents, Format, State, Weights, paths
 
-KEY = "ssl_kd"  # header entry of safetensors that holds the record
+KEY = "ssl_kd"  # entries of safetensors' header: the record, and its own check sum
+SUM = "ssl_kd_sha256"
+LARGEST = 2**16  # no argument of an architecture is larger
+
+
+def header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a student file: how to rebuild the Encoder, the digest of its weights, and the card."""
+    record = json.dumps({**as_record(encoder), "digest": encoder.digest, "card": card})
+    return {"format": "pt", KEY: record, SUM: hashlib.sha256(record.encode()).hexdigest()}
+
+
+def checked_arguments(given: Any, state: State) -> dict[str, Any]:
+    """arch_args without absurd numbers: a billion blocks would be built for days before a tensor is missed."""
+    for name, value in given.items():
+        most = len(state) if any(part in name for part in ("depth", "layers", "blocks")) else LARGEST
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, (int, float, str, bool, type(None))) or (type(item) is int and abs(item) > most):
+                raise BrokenCheckpoint(
+                    f"the student's record asks for {ascii(str(name))[1:41]}={ascii(str(value))[1:41]}"
+                )
+    return dict(given)
 
 
 def convert_student(file: Contents) -> Weights:
     """The state dict as it is; the record names its architecture. BrokenCheckpoint when the record is damaged."""
+    text, state = file.metadata.get(KEY, ""), file.state()
+    if hashlib.sha256(text.encode()).hexdigest() != file.metadata.get(SUM):
+        raise BrokenCheckpoint("the student's record in the header is damaged: its check sum does not match")
     try:
-        record = json.loads(file.metadata[KEY])
-        state = file.state()
+        record = json.loads(text)
+        arch, args = str(record["arch"]), checked_arguments(record["arch_args"], state)
+        if digest_of(arch, args, state) != record["digest"]:
+            raise BrokenCheckpoint("the student's weights are damaged: their digest is not the recorded one")
         return Weights(
-            str(record["arch"]),
-            dict(record["arch_args"]),
+            arch,
+            args,
             int(record["dim"]),
             state,
             Preprocessing.from_dict(record["preprocessing"]),
@@ -27,6 +55,8 @@ def convert_student(file: Contents) -> Weights:
             "the whole file",
             paths(("", state)),
         )
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BrokenCheckpoint(
             f"the student's record in the header cannot be read: {ascii(repr(error))[1:100]}"

@@ -26,21 +26,26 @@ def place(file: Contents) -> tuple[list[str], str]:
 
 
 def matches_swav(file: Contents) -> bool:
+    """A ResNet beside a projection head or prototypes."""
     path, prefix = place(file)
-    return any(name.startswith(HEADS) for name in select(file.state(*path), prefix))
+    state = select(file.state(*path), prefix)
+    return resnets.is_resnet(state) and any(name.startswith(HEADS) for name in state)
 
 
 def convert_swav(file: Contents) -> Weights:
+    """DeepCluster-v2 differs in that it has several sets of prototypes."""
     path, prefix = place(file)
     several = f"{prefix}prototypes.prototypes0.weight" in file.state(*path)
     return resnets.read_resnet(file, "DeepCluster-v2" if several else "SwAV", SWAV_PIXELS, path, prefix, HEADS)
 
 
 def vissl_trunk(file: Contents) -> State:
+    """The trunk, four levels down."""
     return select(file.state(*TRUNK), "_feature_blocks.")
 
 
 def convert_vissl(file: Contents) -> Weights:
+    """The trunk; the heads beside it tell the method."""
     heads = file.state(*TRUNK[:-1], "heads")
     method = "SwAV" if any("prototypes" in name for name in heads) else "SimCLR or another method"
     return resnets.read_resnet(file, f"VISSL ({method})", resnets.IMAGENET, TRUNK, "_feature_blocks.")
@@ -50,7 +55,7 @@ SWAV = Format(
     "swav",
     "swav",
     "facebookresearch/swav: SwAV and DeepCluster-v2, widths 1, 2, 4, 5, published and own runs",
-    lambda file: matches_swav(file) and resnets.is_resnet(select(file.state(*place(file)[0]), place(file)[1])),
+    matches_swav,
     convert_swav,
 )
 VISSL = Format(

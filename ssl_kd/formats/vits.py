@@ -55,7 +55,8 @@ def describe(
     # With registers the class token's position is folded into the token, as timm does it.
     grid = math.isqrt(state["pos_embed"].shape[1] - (0 if registers else 1))
     if grid * grid + (0 if registers else 1) != state["pos_embed"].shape[1] or not grid:
-        raise BrokenCheckpoint(f"{what} has {state['pos_embed'].shape[1]} position embeddings, which is no square grid")
+        count = state["pos_embed"].shape[1]
+        raise BrokenCheckpoint(f"{what} has {count} position embeddings, which is no square grid")
     name, usual_depth, usual_heads = NAMES.get(dim, ("vit_base_patch16_224", 12, 12))
     name = "vit_giant_patch14_dinov2" if gated else name
     args: dict[str, Any] = {
@@ -122,7 +123,7 @@ def fold_class_position(state: State) -> State:
 
 
 def join_qkv(state: State, query: str, key: str, value: str) -> State:
-    """Stack separate query, key and value layers into timm's single one. The names are templates with {block}, {leaf}."""
+    """Stack query, key and value layers into timm's single one. The names are templates with {block} and {leaf}."""
     out = dict(state)
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     for block in blocks:
