@@ -96,7 +96,7 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
             parts = {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
             key = f"{path.name}:{path.stat().st_size}"
         else:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 parts = {name: stored[name] for name in stored.files}
             key = str(parts.get("key", path.name))
         if labels is not None:

@@ -181,7 +181,7 @@ class Results:
         heads = {cell.evaluator: cell.scores.headline_k for cell in self.cells if cell.scores.headline_k}
         shown = ", ".join(f"{name} at k = {k}" for name, k in heads.items())
         kept = f"; kept: of {self.reference}'s figure" if self.reference else ""
-        return f"Percent ± half a 95 % interval over the test images{'; ' + shown if shown else ''}{kept}."
+        return f"Percent ± half a 95 % interval over test images{'; ' + shown if shown else ''}{kept}."
 
 
 def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
@@ -203,9 +203,18 @@ def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, floa
 
 
 def _shown(row: Mapping[str, Any]) -> list[str]:
-    half = (row["high"] - row["low"]) / 2
-    kept = row["share_kept"]
-    return [f"{100 * row['value']:.1f} ±{100 * half:.1f}", "" if kept is None or kept != kept else f"{100 * kept:.1f}"]
+    return [
+        _percent(row["value"], row["low"], row["high"]),
+        _percent(row["share_kept"], row["share_low"], row["share_high"]),
+    ]
+
+
+def _percent(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    if low is None or high is None or math.isnan(low) or low == high:
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} ±{50 * (high - low):.1f}"
 
 
 def _count(n: int) -> str:

@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,8 +103,8 @@ def evaluate_encoders(
 ) -> Results:
     """Do the same from Python: encoders by name, tasks, and names of evaluators such as "knn" or "linear/quick-lbfgs".
 
-    `reference` defaults to the first encoder. With `out`, cells and results are kept there. Other settings are the
-    fields of Settings (batch_size, threads, device, precision, seed).
+    `reference` defaults to the first encoder. With `out`, results are kept there, and cells too, but for modules from
+    Python, whose code has no digest. Other settings are the fields of Settings (batch_size, threads, device, ...).
     """
     if not encoders or not tasks or not evaluators:
         raise UserError("evaluate_encoders: needs at least one encoder, one task and one evaluator")
@@ -189,7 +190,9 @@ def _cells(
 ) -> list[Cell]:
     """Return one encoder's cells on one task; images are read only if a cell is missing."""
     keys = {one: _key(encoder, task, one, settings) for one in wanted}
-    found = {one: _load_cell(settings.cells, key) for one, key in keys.items()}
+    # a module from Python is known by its weights only: were its code changed, a kept cell would be stale
+    folder = None if encoder.arch.startswith("module/") else settings.cells
+    found = {one: _load_cell(folder, key) for one, key in keys.items()}
     missing = [one for one in wanted if found[one] is None]
     if missing:
         train, test, rate = _banks(name, encoder, task, settings)
@@ -203,7 +206,7 @@ def _cells(
                 "seconds": time.monotonic() - began,
             }
             found[one] = (scores, facts)
-            _save_cell(settings.cells, keys[one], scores, facts)
+            _save_cell(folder, keys[one], scores, facts)
             _tell(settings, task, name, scores)
     return [
         Cell(task.name, name, task.metric, scores, facts["parameters"], facts["width"], facts["images_per_second"])
@@ -298,20 +301,23 @@ def _save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str
 def _load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | None:
     if folder is None or not (path := folder / f"{key}.npz").is_file():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        head = json.loads(str(stored["head"]))
-        predicted = dict(zip(head["ks"], stored["predicted"], strict=True))
-        scores = Scores(
-            head["evaluator"],
-            head["protocol"],
-            tuple(Score(**row) for row in head["rows"]),
-            stored["classes"],
-            stored["labels"],
-            predicted,
-            head["headline_k"],
-            tuple(head["notes"]),
-            head["details"],
-        )
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            head = json.loads(str(stored["head"]))
+            predicted = dict(zip(head["ks"], stored["predicted"], strict=True))
+            arrays = stored["classes"], stored["labels"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None  # damaged: computed again and written anew
+    scores = Scores(
+        head["evaluator"],
+        head["protocol"],
+        tuple(Score(**row) for row in head["rows"]),
+        *arrays,
+        predicted,
+        head["headline_k"],
+        tuple(head["notes"]),
+        head["details"],
+    )
     return scores, head["facts"]
 
 

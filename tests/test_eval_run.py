@@ -1,0 +1,269 @@
+"""An evaluation from a configuration: every cell once, resumed where it stopped, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from eval import run
+from eval.config import EvalConfig
+from eval.run import evaluate, evaluate_encoders, main, random_like
+from eval.tasks import ArrayTask
+from ssl_kd.checkpoint import save_student
+from ssl_kd.encoder import Encoder, Preprocessing, build
+from ssl_kd.errors import UserError
+
+SIZE = 16
+
+
+class Colours(nn.Module):
+    """Mean colour of each quarter: separates images by hue without any training."""
+
+    def __init__(self, noise=0.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(12))
+        self.noise = noise
+
+    def forward(self, x):
+        pooled = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        wobble = torch.sin(1e4 * pooled.sum(1, keepdim=True) * torch.arange(1, 13))
+        return (1 - self.noise) * pooled * self.scale + self.noise * wobble
+
+
+def encoder(noise=0.0):
+    pre = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), SIZE, SIZE, SIZE)
+    return Encoder.from_module(Colours(noise), 12, pre)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return build("test_resnet", preprocessing=Preprocessing(size=32, resize=32, crop=32))
+
+
+def pictures(n, seed=0, classes=3):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    base = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])[labels]
+    return (base[:, None, None] + rng.integers(-50, 50, (n, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8), labels
+
+
+def task(name="hues", seed=0, train=90, test=60):
+    return ArrayTask(name, *pictures(train, seed), *pictures(test, seed + 1))
+
+
+def small(seed=0):
+    return task(seed=seed, train=24, test=12)
+
+
+def test_python_entry_gives_every_cell_with_its_share():
+    encoders = {"teacher": encoder(), "student": encoder(0.9)}
+    results = evaluate_encoders(encoders, [task(), task("again", 5)], ["knn", "linear/quick-lbfgs"], quiet=True)
+    assert len(results.cells) == 8
+    assert results.value("teacher", "hues") == 1.0
+    assert results.headline("teacher", "hues", "linear")["share_kept"] == 1.0
+    row = results.headline("student", "again", "knn")
+    assert row["share_kept"] == pytest.approx(row["value"] / results.value("teacher", "again"))
+    assert row["share_low"] <= row["share_kept"] <= row["share_high"]
+    assert row["low"] <= row["value"] <= row["high"]
+    assert (row["parameters"], row["width"], row["n"], row["k"]) == (12, 12, 60, 20)
+    assert row["images_per_second"] > 0
+    assert "hues" in results.markdown()
+
+
+def test_results_are_the_same_in_every_form(tmp_path):
+    results = evaluate_encoders({"a": encoder(), "b": encoder(0.5)}, [task()], ["knn"], quiet=True, out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    table = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(lines) == len(table) == len(results.rows)
+    for line, row, record in zip(lines, table, results.rows, strict=True):
+        assert line["value"] == float(row["value"]) == record["value"]
+        assert line["encoder"] == row["encoder"]
+    assert sum(row["headline"] for row in results.rows) == 2
+    text = (tmp_path / "results.md").read_text()
+    assert f"{100 * results.value('b', 'hues'):.1f}" in text
+    assert "clamped to the 90 rows" in text
+
+
+def test_a_finished_cell_is_not_computed_again(tmp_path, monkeypatch):
+    encoders = {"a": network(), "b": network(1)}
+    first = evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)
+
+    def never(*_, **__):
+        raise AssertionError("read images for a finished cell")
+
+    monkeypatch.setattr(run, "_banks", never)
+    again = evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)
+    assert again.rows == first.rows
+    assert again.cells[0].scores.details == first.cells[0].scores.details
+    for changed in ({"encoders": {"a": network(2)}}, {"tasks": [small(9)]}, {"evaluators": ["knn/plain"]}):
+        settings = {"encoders": encoders, "tasks": [small()], "evaluators": ["knn"], **changed}
+        with pytest.raises(AssertionError, match="finished cell"):
+            evaluate_encoders(**settings, quiet=True, out=tmp_path)
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
+    whole, made = run._banks, []
+
+    def breaks_at_the_second(name, *rest):
+        made.append(name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return whole(name, *rest)
+
+    monkeypatch.setattr(run, "_banks", breaks_at_the_second)
+    encoders = {"a": network(), "b": network(1)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)
+    evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)
+    assert made == ["a", "b", "b"]
+
+
+def test_a_damaged_cell_is_computed_anew(tmp_path):
+    first = evaluate_encoders({"a": network()}, [small()], ["knn"], quiet=True, out=tmp_path)
+    (cell,) = (tmp_path / "cells").iterdir()
+    cell.write_bytes(cell.read_bytes()[:200])
+    again = evaluate_encoders({"a": network()}, [small()], ["knn"], quiet=True, out=tmp_path)
+    assert [row["value"] for row in again.rows] == [row["value"] for row in first.rows]
+
+
+def test_a_module_from_python_is_computed_each_time(tmp_path):
+    """Its code has no digest: a kept cell could be stale."""
+    first = evaluate_encoders({"a": encoder()}, [task()], ["knn"], quiet=True, out=tmp_path)
+    second = evaluate_encoders({"a": encoder(0.99)}, [task()], ["knn"], quiet=True, out=tmp_path)
+    assert second.value("a", "hues") < first.value("a", "hues")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder task and a student file, as a person would have them."""
+    home = tmp_path_factory.mktemp("lab")
+    for split, n, seed in (("train", 24, 0), ("test", 12, 1)):
+        for i, (pixels, label) in enumerate(zip(*pictures(n, seed), strict=True)):
+            folder = home / "hues" / split / f"hue{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    torch.manual_seed(0)
+    pre = Preprocessing(size=32, resize=32, crop=32)
+    save_student(build("test_resnet", preprocessing=pre), home / "student.safetensors")
+    return home
+
+
+def config(lab, tmp_path, **changes):
+    settings = {
+        "out": str(tmp_path / "out"),
+        "tasks": [{"path": str(lab / "hues")}],
+        "encoders": [
+            {"name": "student", "weights": str(lab / "student.safetensors")},
+            {"name": "random", "like": "student", "seed": 3},
+        ],
+        "evaluators": ["knn", "linear/quick-lbfgs"],
+        "quiet": True,
+        **changes,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return str(tmp_path / "config.yaml")
+
+
+def test_the_command_line_runs_a_configuration(lab, tmp_path, capsys):
+    assert main([config(lab, tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "student" in printed
+    assert "results.md" in printed
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {row["encoder"] for row in rows} == {"student", "random"}
+    assert {row["task"] for row in rows} == {"hues"}
+
+
+def test_settings_on_the_command_line_win(lab, tmp_path):
+    assert main([config(lab, tmp_path), "--out", str(tmp_path / "other"), "--evaluators", "[knn]"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert "linear" not in (tmp_path / "other" / "results.csv").read_text()
+
+
+def test_a_random_row_is_the_same_network_with_other_weights():
+    student = network()
+    one, same, other = random_like(student, 1), random_like(student, 1), random_like(student, 2)
+    assert one.digest == same.digest
+    assert len({one.digest, other.digest, student.digest}) == 3
+    assert (one.arch, one.dim, one.preprocessing) == (student.arch, student.dim, student.preprocessing)
+
+
+def test_a_size_changes_what_the_network_sees(lab, tmp_path):
+    entry = {"name": "student", "weights": str(lab / "student.safetensors")}
+    plain = EvalConfig(str(tmp_path / "a"), [str(lab / "hues")], [entry], ["knn"], quiet=True)
+    larger = EvalConfig(str(tmp_path / "b"), plain.tasks, [{**entry, "size": 48, "crop_ratio": 1.0}], ["knn"])
+    names = [cell.name for out in (plain, larger) for cell in _cells_after(out)]
+    assert len(set(names)) == 2
+
+
+def _cells_after(settings):
+    evaluate(settings, quiet=True)
+    return list((Path(settings.out) / "cells").iterdir())
+
+
+BAD = {
+    "unknown key": ({"evaluatrs": ["knn"]}, "no setting 'evaluatrs'. Did you mean evaluators"),
+    "unknown key of a task": ({"tasks": [{"pth": "x"}]}, "no setting 'pth'; known: name, path.* Did you mean path"),
+    "unknown key of an encoder": (
+        {"encoders": [{"weigths": "x"}]},
+        r"encoders\[0\]: no setting 'weigths'.*Did you mean weights",
+    ),
+    "no tasks": ({"tasks": []}, "tasks: expected a list with at least one entry"),
+    "no encoders": ({"encoders": []}, "encoders: expected a list"),
+    "missing task": ({"tasks": ["/nowhere/at/all"]}, "/nowhere/at/all"),
+    "missing weights": ({"encoders": ["/nowhere/student.safetensors"]}, "no such file"),
+    "unknown evaluator": ({"evaluators": ["lineer"]}, "Did you mean linear"),
+    "unknown protocol": ({"evaluators": ["knn/dinov3"]}, "Did you mean dino"),
+    "unknown reference": ({"reference": "studnet"}, "Did you mean student"),
+    "unknown like": ({"encoders": [{"like": "teacher"}]}, "like: 'teacher' is no encoder"),
+    "weights and like": ({"encoders": [{"weights": "x", "like": "y"}]}, "either weights"),
+    "wrong type": ({"encoders": [{"weights": "x", "size": "big"}]}, r"encoders\[0\]\.size: expected int"),
+    "wrong metric": ({"tasks": [{"path": "x", "metric": "f1"}]}, "top1 or mean_per_class"),
+    "double name": ({"tasks": ["a/x", "b/x"]}, "two entries are called 'x'"),
+    "wrong precision": ({"precision": "fp16"}, "32-true or bf16-mixed"),
+    "no batch": ({"batch_size": 0}, "batch_size: expected at least 1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_settings_give_one_line_exit_code_two_and_no_folder(lab, tmp_path, capsys, kind):
+    changes, says = BAD[kind]
+    assert main([config(lab, tmp_path, **changes)]) == 2
+    complaint = capsys.readouterr().err.strip()
+    assert len(complaint.splitlines()) == 1
+    assert re.search(says, complaint), complaint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argv", [[], ["/nowhere.yaml"], ["--nothing", "1"]])
+def test_a_wrong_command_line_gives_one_line(argv, capsys):
+    assert main(argv) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_help_wakes_no_torch():
+    code = (
+        "import sys; from eval.run import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--evaluators" in out.stdout
+    assert out.stdout.strip().endswith("False")
+
+
+def test_python_entry_refuses_what_it_cannot_do():
+    with pytest.raises(UserError, match="Did you mean"):
+        evaluate_encoders({"teacher": encoder()}, [task()], ["knn"], reference="techer", quiet=True)
+    with pytest.raises(UserError, match="at least one"):
+        evaluate_encoders({}, [task()], quiet=True)
