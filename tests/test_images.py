@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 import shutil
 import sys
 import threading
 import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -441,3 +443,15 @@ def test_torch_is_not_needed_to_open_images():
 
     code = "import sys, ssl_kd.images; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'timm')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_on_images_runs(tmp_path, monkeypatch):
+    plant(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "images.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    assert len(names["images"]) == 6
+    assert same(names["picture"], picture(0))
+    assert len(names["batch"]) == 2

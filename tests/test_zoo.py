@@ -379,3 +379,18 @@ def test_download_prints_the_paths(publish, capsys):
 def test_the_zoo_answers_without_numpy_or_torch():
     code = "import sys; from ssl_kd import zoo; zoo.list_table(); sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_on_the_zoo_runs(publish, capsys):
+    publish("dino_vits16")
+    page = (Path(__file__).parents[1] / "docs" / "zoo.md").read_text()
+    commands = [
+        c.split("#")[0].split() for c in re.search(r"```console\n(.*?)```", page, re.DOTALL).group(1).splitlines()
+    ]
+    assert {command[2] for command in commands} == {"list", "show", "download"}
+    for command in commands:
+        assert command[:2] == ["ssl-kd", "zoo"]
+        assert zoo.main(command[2:]) == 0
+        assert capsys.readouterr().out
+    for name in re.findall(r"`((?:facebook|vit_)[^`]+)`", page):
+        assert zoo.known(name)
