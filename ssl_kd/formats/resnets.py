@@ -52,8 +52,9 @@ def describe(state: Mapping[str, Tensor], **extra: Any) -> tuple[str, dict[str, 
         raise BrokenCheckpoint(
             f"no known ResNet has {counts} {kind} blocks: some are missing, or it is another network"
         )
-    require(state, expected(stages, bottleneck), f"ResNet-{depth}")
     stem = state["conv1.weight"].shape[0]
+    narrow = not bottleneck and stem == 64 and state["layer1.0.conv1.weight"].shape[0] != 64
+    require(state, expected(stages, bottleneck, shortcut=narrow), f"ResNet-{depth}")
     dim = state[f"layer4.0.conv{3 if bottleneck else 2}.weight"].shape[0]
     args: dict[str, Any] = dict(extra)
     if state["conv1.weight"].shape[-1] == 3:
@@ -62,6 +63,8 @@ def describe(state: Mapping[str, Tensor], **extra: Any) -> tuple[str, dict[str, 
         if stem % 64 or not bottleneck:
             raise BrokenCheckpoint(f"a ResNet-{depth} with a stem of {stem} channels is not known")
         return f"ssl_kd/resnet{depth}", {"width": stem // 64, **args}, dim
+    if narrow:  # own runs of small networks: timm's `channels`
+        args["channels"] = [state[f"layer{stage}.0.conv2.weight"].shape[0] for stage in (1, 2, 3, 4)]
     groups, base = grouping(state) if bottleneck else (1, 64)
     if (groups, base) == (1, 64):
         return f"resnet{depth}", args, dim
@@ -77,8 +80,8 @@ def grouping(state: Mapping[str, Tensor]) -> tuple[int, int]:
     return groups, width // groups * 64 // max(1, planes)
 
 
-def expected(stages: Sequence[int], bottleneck: bool) -> Iterator[str]:
-    """Every tensor of a torchvision ResNet without fc."""
+def expected(stages: Sequence[int], bottleneck: bool, shortcut: bool = False) -> Iterator[str]:
+    """Every tensor of a torchvision ResNet without fc; `shortcut`: the first stage changes the width too."""
     convolutions = 3 if bottleneck else 2
     yield "conv1.weight"
     yield from norm("bn1")
@@ -87,7 +90,7 @@ def expected(stages: Sequence[int], bottleneck: bool) -> Iterator[str]:
             for i in range(1, convolutions + 1):
                 yield f"layer{stage}.{block}.conv{i}.weight"
                 yield from norm(f"layer{stage}.{block}.bn{i}")
-            if block == 0 and (bottleneck or stage > 1):
+            if block == 0 and (bottleneck or shortcut or stage > 1):
                 yield f"layer{stage}.{block}.downsample.0.weight"
                 yield from norm(f"layer{stage}.{block}.downsample.1")
 
