@@ -1,14 +1,11 @@
 """The demo's labelled side: tasks cut from images that ship inside scikit-learn, its verdict and its picture.
 
 Digits are the 1,797 scans of `load_digits` (8 x 8 pixels, enlarged). Patches are cut from the two photographs of
-`load_sample_images`; the label is the region they came from. A photograph is laid out in tiles of 40 pixels; train and
-test patches come from different tiles, like the colours of a chessboard, so no test pixel was ever seen in training.
+`load_sample_images`; the label is the region they came from, and test patches are other crops, taken under other light.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +14,13 @@ from PIL import Image
 from eval.tasks import ArrayTask
 
 if TYPE_CHECKING:
-    from ssl_kd.encoder import Encoder
+    pass
 
 SIZE = 32  # pixels, of every image of the demo
-TILE = 40
-REGIONS = (3, 4)  # rows and columns of regions in a photograph
-PATCHES = 40  # per tile
+REGIONS = (4, 6)  # rows and columns of regions in a photograph
+TRAIN, TEST = 80, 25  # patches per region
+SIDES = (32, 64)  # pixels that a patch covers in the photograph
+LIGHT = 0.35  # how far the test patches' exposure, contrast and colour balance move
 
 
 def demo_tasks() -> tuple[ArrayTask, ...]:
@@ -43,21 +41,29 @@ def _digits() -> ArrayTask:
 
 
 def _regions(name: str, photo: np.ndarray, seed: int) -> ArrayTask:
-    """Patches of 24 to 40 pixels from every tile of every region: which region do they show?"""
+    """Patches of every region, and other patches of it under other light: which region do they show?"""
     random = np.random.default_rng(seed)
-    rows, columns = photo.shape[0] // TILE, photo.shape[1] // TILE
+    height, width = photo.shape[0] // REGIONS[0], photo.shape[1] // REGIONS[1]
     parts: dict[bool, tuple[list[np.ndarray], list[int]]] = {False: ([], []), True: ([], [])}
-    for row, column in np.ndindex(rows, columns):
-        images, labels = parts[(row + column) % 2 == 1]
-        region = (row * REGIONS[0] // rows) * REGIONS[1] + column * REGIONS[1] // columns
-        for _ in range(PATCHES if (row + column) % 2 == 0 else PATCHES // 4):
-            side = int(random.integers(24, TILE + 1))
-            top = row * TILE + int(random.integers(0, TILE - side + 1))
-            left = column * TILE + int(random.integers(0, TILE - side + 1))
-            images.append(_square(Image.fromarray(photo[top : top + side, left : left + side])))
-            labels.append(region)
+    for label, (row, column) in enumerate(np.ndindex(*REGIONS)):
+        for number in range(TRAIN + TEST):
+            side = int(random.integers(SIDES[0], SIDES[1] + 1))
+            top = row * height + int(random.integers(0, height - side + 1))
+            left = column * width + int(random.integers(0, width - side + 1))
+            patch = _square(Image.fromarray(photo[top : top + side, left : left + side]))
+            images, labels = parts[number >= TRAIN]
+            images.append(_relit(patch, random) if number >= TRAIN else patch)
+            labels.append(label)
     (train, train_labels), (test, test_labels) = parts[False], parts[True]
     return ArrayTask(name, np.stack(train), np.array(train_labels), np.stack(test), np.array(test_labels))
+
+
+def _relit(patch: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The same pixels under another exposure, contrast and colour balance."""
+    exposure, contrast = random.uniform(1 - LIGHT, 1 + LIGHT, 2)
+    balance = random.uniform(1 - LIGHT / 2, 1 + LIGHT / 2, 3)
+    middle = patch.mean()
+    return np.clip(((patch - middle) * contrast + middle) * exposure * balance, 0, 255).astype(np.uint8)
 
 
 def _square(image: Image.Image) -> np.ndarray:

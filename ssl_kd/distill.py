@@ -101,6 +101,7 @@ def distill(
             f"{_views_name(config)!r} gives {len(recipes)}; use multi or rot4"
         )
     loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads)
+    loader.batches_per_epoch()  # says that there are too few images before anything is written
     settings = asdict(config) | {"teacher_digest": teacher.digest, "images_digest": images.digest}
     run = RunFolder(config.out, settings, config.overwrite)
     try:
@@ -274,7 +275,8 @@ class _Loop:
 
     def _finish(self, rate: float) -> Distilled:
         self._save()
-        student = self.bare.student.eval()
+        student = self.bare.student.eval().to(memory_format=torch.contiguous_format)
+        student.origin = f"distilled from {self.teacher.origin}"
         path = self.run_folder.path / STUDENT
         unreadable = self.loader.images.unreadable
         save_student(

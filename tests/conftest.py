@@ -4,10 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-torch.set_num_threads(min(2, os.cpu_count() or 1))
-
 SHARED = Path(os.environ.get("SSL_KD_SHARED", Path(__file__).parents[2] / "shared"))
 
 
