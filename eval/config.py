@@ -30,6 +30,7 @@ class EvalConfig:
         encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint) or {name, like, seed} (the architecture of another one with random weights)
         evaluators: list of knn, linear, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         reference: name of the encoder that the others are compared with; empty: the first
+        cache: folder for features, shared by any number of evaluations; empty: features in out; none: keep none
         batch_size: images per forward pass
         threads: decoding threads
         device: cpu or cuda
@@ -44,6 +45,7 @@ class EvalConfig:
     encoders: list[Any] = field(default_factory=list)
     evaluators: list[str] = field(default_factory=lambda: ["knn", "linear"])
     reference: str = ""
+    cache: str = ""
     batch_size: int = 64
     threads: int = 2
     device: str = "cpu"

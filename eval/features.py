@@ -177,7 +177,44 @@ def extract(
 
     Images are decoded, resized and cropped by the encoder's own preprocessing in `threads` threads and travel as uint8
     to the batch. Unreadable images are left out together with their labels. The encoder's weights, mode and device
-    are as before afterwards. Raises ImagesError (too many unreadable) and NonFinite.
+    are as before afterwards. Raises ImagesError (too many unreadable) and NonFinite. `eval.store` does the same
+    through a cache on disk.
+    """
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
+    kept: list[int] = []
+    features = np.empty((len(images), encoder.dim), np.float32)
+    with Progress(title, len(images), "images", quiet) as bar:
+        for job, numbers, found in embed(
+            encoder, images, (encoder.feature,), 0, batch_size, device, precision, threads, title
+        ):
+            features[len(kept) : len(kept) + len(numbers)] = found[encoder.feature]
+            kept.extend(numbers)
+            bar.advance(len(job))
+    if not kept:
+        raise UserError(f"{title}: none of {len(images)} images could be read")
+    return FeatureBank(
+        features[: len(kept)],
+        None if labels is None else np.asarray(labels)[kept],
+        [str(images.ids[i]) for i in kept],
+        bank_key(encoder, images, precision),
+    )
+
+
+def embed(
+    encoder: Encoder,
+    images: Any,
+    features: Sequence[str],
+    start: int = 0,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "32-true",
+    threads: int = 2,
+    title: str = "features",
+) -> Iterator[tuple[range, list[int], dict[str, np.ndarray]]]:
+    """Yield, batch by batch from image `start` on: the images asked for, those that were readable, and their features.
+
+    Several named features come from one pass, each (rows, width) float32. NonFinite names the first bad image.
     """
     import torch
 
@@ -185,39 +222,53 @@ def extract(
 
     if precision not in PRECISIONS:
         raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if labels is not None and len(labels) != len(images):
-        raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
-    jobs = [range(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
-    kept: list[int] = []
-    features = np.empty((len(images), encoder.dim), np.float32)
+    jobs = [range(i, min(i + batch_size, len(images))) for i in range(start, len(images), batch_size)]
+    batches = prefetch(_reader(encoder, images), jobs, threads=threads)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
-    with (
-        _resting(encoder, device),
-        torch.inference_mode(),
-        autocast,
-        Progress(title, len(images), "images", quiet) as bar,
-    ):
-        for job, (numbers, pixels) in zip(jobs, prefetch(_reader(encoder, images), jobs, threads=threads), strict=True):
-            if numbers:
-                given = encoder(pixels.to(device).float().div_(255)).embedding.float().cpu().numpy()
-                features[len(kept) : len(kept) + len(numbers)] = given
-                kept.extend(numbers)
-            bar.advance(len(job))
-    if not kept:
-        raise UserError(f"{title}: none of {len(images)} images could be read")
-    bank = FeatureBank(
-        features[: len(kept)],
-        None if labels is None else np.asarray(labels)[kept],
-        [str(images.ids[i]) for i in kept],
-        bank_key(encoder, images, precision),
-    )
-    check_finite(bank, title)
-    return bank
+    with _resting(encoder, device):
+        for job, (numbers, pixels) in zip(jobs, batches, strict=True):
+            if pixels is None:
+                yield job, [], {name: np.empty((0, encoder.width(name)), np.float32) for name in features}
+                continue
+            with torch.inference_mode(), autocast:
+                given = encoder.embeddings(pixels.to(device).float().div_(255), features)
+            found = {name: given[name].float().cpu().numpy() for name in features}
+            for name, rows in found.items():
+                if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
+                    raise NonFinite(
+                        f"{title}: {encoder.arch} gives {name} features that are not finite for "
+                        f"{images.ids[numbers[bad[0]]]}; look at the weights, or use precision 32-true"
+                    )
+            yield job, numbers, found
 
 
-def bank_key(encoder: Encoder, images: Any, precision: str) -> str:
+def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "") -> str:
     """Name what decides the features: weights, feature, preprocessing, precision and images."""
-    return _digest(encoder.digest, encoder.feature, repr(encoder.preprocessing), precision, images.digest)
+    return _digest(
+        encoder.digest, feature or encoder.feature, repr(encoder.preprocessing), precision, content_key(images)
+    )
+
+
+def content_key(images: Any) -> str:
+    """Name the content of images more strictly than their digest, which knows files by name and size only.
+
+    Archives add their members' checksums, folders the times of the last change: a picture painted over in place is
+    another picture.
+    """
+    extra = b""
+    if (checksums := getattr(images, "crcs", None)) is not None:
+        extra = np.asarray(checksums).tobytes()
+    elif (folder := getattr(images, "folder", None)) is not None:
+        times = (_changed(f"{folder}/{name}") for name in images.ids)
+        extra = np.fromiter(times, np.int64, len(images)).tobytes()
+    return hashlib.sha256(images.digest.encode() + extra).hexdigest()
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def _reader(encoder: Encoder, images: Any) -> Any:

@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ CELL_VERSION = 1  # raise it when a change of code changes figures
 
 @dataclass(frozen=True)
 class Settings:
-    """How features are extracted and where finished cells are kept (None: nowhere)."""
+    """How features are extracted, and where finished cells and features are kept (None: nowhere)."""
 
     batch_size: int = 64
     threads: int = 2
@@ -51,6 +51,7 @@ class Settings:
     seed: int = 0
     quiet: bool = False
     cells: Path | None = None
+    features: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
@@ -86,6 +87,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         config.seed,
         quiet,
         Path(config.out) / "cells",
+        None if config.cache == "none" else Path(config.cache or Path(config.out) / "features"),
     )
     results = _evaluate(encoders, tasks, config.evaluators, config.reference or encoder_list[0].title, settings)
     results.save(config.out)
@@ -104,7 +106,8 @@ def evaluate_encoders(
     """Do the same from Python: encoders by name, tasks, and names of evaluators such as "knn" or "linear/quick-lbfgs".
 
     `reference` defaults to the first encoder. With `out`, results are kept there, and cells too, but for modules from
-    Python, whose code has no digest. Other settings are the fields of Settings (batch_size, threads, device, ...).
+    Python, whose code has no digest. Other settings are the fields of Settings (batch_size, threads, device, ...),
+    with `features` the folder of a feature cache.
     """
     if not encoders or not tasks or not evaluators:
         raise UserError("evaluate_encoders: needs at least one encoder, one task and one evaluator")
@@ -182,7 +185,7 @@ def _evaluate(
         for name, encoder in encoders.items()
         for cell in _cells(name, encoder, task, wanted, settings)
     ]
-    return Results(tuple(cells), reference, {"settings": {**asdict(settings), "cells": str(settings.cells)}})
+    return Results(tuple(cells), reference, {"settings": {key: str(value) for key, value in asdict(settings).items()}})
 
 
 def _cells(
@@ -190,9 +193,10 @@ def _cells(
 ) -> list[Cell]:
     """Return one encoder's cells on one task; images are read only if a cell is missing."""
     keys = {one: _key(encoder, task, one, settings) for one in wanted}
-    # a module from Python is known by its weights only: were its code changed, a kept cell would be stale
-    folder = None if encoder.arch.startswith("module/") else settings.cells
-    found = {one: _load_cell(folder, key) for one, key in keys.items()}
+    if encoder.arch.startswith("module/"):
+        # a module from Python is known by its weights only: were its code changed, whatever is kept would be stale
+        settings = replace(settings, cells=None, features=None)
+    found = {one: _load_cell(settings.cells, key) for one, key in keys.items()}
     missing = [one for one in wanted if found[one] is None]
     if missing:
         train, test, rate = _banks(name, encoder, task, settings)
@@ -206,7 +210,7 @@ def _cells(
                 "seconds": time.monotonic() - began,
             }
             found[one] = (scores, facts)
-            _save_cell(folder, keys[one], scores, facts)
+            _save_cell(settings.cells, keys[one], scores, facts)
             _tell(settings, task, name, scores)
     return [
         Cell(task.name, name, task.metric, scores, facts["parameters"], facts["width"], facts["images_per_second"])
@@ -215,25 +219,28 @@ def _cells(
 
 
 def _banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> tuple[Any, Any, float]:
+    """Return train and test bank and the images per second that they took, whenever that was."""
     from eval.features import extract
+    from eval.store import FeatureStore
 
+    store = None if settings.features is None else FeatureStore(settings.features)
+    how: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "device": settings.device,
+        "precision": settings.precision,
+        "threads": settings.threads,
+        "quiet": settings.quiet,
+    }
     began, banks = time.monotonic(), []
-    for title, split in (("train", task.train), ("test", task.test)):
-        banks.append(
-            extract(
-                encoder,
-                split.images,
-                split.labels,
-                settings.batch_size,
-                settings.device,
-                settings.precision,
-                settings.threads,
-                settings.quiet,
-                f"{task.name} {title}, {name}",
-            )
-        )
-    count = sum(len(bank) for bank in banks)
-    return banks[0], banks[1], count / max(time.monotonic() - began, 1e-9)
+    for part, split in (("train", task.train), ("test", task.test)):
+        title = f"{task.name} {part}, {name}"
+        if store is None:
+            banks.append(extract(encoder, split.images, split.labels, **how, title=title))
+        else:
+            banks.append(store.bank(encoder, split.images, split.labels, **how, title=title))
+    if store is not None:
+        return banks[0], banks[1], store.rate(encoder, task.train.images, settings.precision)
+    return banks[0], banks[1], sum(map(len, banks)) / max(time.monotonic() - began, 1e-9)
 
 
 def _protocol(kind: str, name: str) -> Any:

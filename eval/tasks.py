@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.features import content_key
 from ssl_kd.errors import ImagesError, UserError, nearest
 from ssl_kd.images import ArrayImages, DatasetImages, Images, open_images
 
@@ -51,7 +52,7 @@ class Task:
         """Hexadecimal name of all images and labels."""
         total = hashlib.sha256()
         for split in (self.train, self.test):
-            total.update(split.images.digest.encode())
+            total.update(content_key(split.images).encode())
             total.update("\n".join(map(str, split.labels.tolist())).encode())
         return total.hexdigest()
 

@@ -186,6 +186,14 @@ def test_the_command_line_runs_a_configuration(lab, tmp_path, capsys):
     assert {row["task"] for row in rows} == {"hues"}
 
 
+def test_new_evaluators_read_the_features_that_are_there(lab, tmp_path, monkeypatch):
+    assert main([config(lab, tmp_path), "--evaluators", "[knn]"]) == 0
+    monkeypatch.setattr(Encoder, "embeddings", None)  # a network that is asked again fails
+    assert main([config(lab, tmp_path), "--evaluators", "[knn, knn/plain]"]) == 0
+    with pytest.raises(TypeError):
+        main([config(lab, tmp_path), "--out", str(tmp_path / "elsewhere"), "--evaluators", "[knn]"])
+
+
 def test_settings_on_the_command_line_win(lab, tmp_path):
     assert main([config(lab, tmp_path), "--out", str(tmp_path / "other"), "--evaluators", "[knn]"]) == 0
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 
@@ -38,7 +39,7 @@ def test_a_folder_and_a_zip_of_it_are_one_task(pets, tmp_path):
         assert task.name == "pets"
         assert task.train.labels.tolist() == ["cat"] * 3 + ["dog"] * 3
         assert task.test.labels.tolist() == ["cat"] * 2 + ["dog"] * 2
-    assert folder.digest == packed.digest
+    np.testing.assert_array_equal(folder.train.images.read(4), packed.train.images.read(4))
 
 
 def test_val_stands_in_for_test(pets):
@@ -49,6 +50,13 @@ def test_val_stands_in_for_test(pets):
 def test_two_folders_make_a_task(pets):
     task = folder_pair(pets / "train", pets / "test", "mine", "mean_per_class")
     assert (task.name, task.metric, len(task.train.labels)) == ("mine", "mean_per_class", 6)
+
+
+def test_the_digest_sees_a_picture_painted_over(pets):
+    before = folder_task(pets).digest
+    assert folder_task(pets).digest == before
+    os.utime(pets / "test" / "dog" / "1.png", (1, 1))
+    assert folder_task(pets).digest != before
 
 
 def test_the_digest_sees_labels(pets):
