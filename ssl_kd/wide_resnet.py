@@ -1,6 +1,6 @@
 """ResNets that timm and torchvision lack: stem and stages times a width, with selective kernels or not.
 
-SwAV's `w2`, `w4`, `w5`, SimCLR's `2x`, `4x`, SimCLR v2 with selective kernels (Li et al., arXiv:1903.06586; sizes as in
+SwAV's `w2`, `w4`, `w5`, SimCLR's `2x`, `4x`, SimCLR v2 with selective kernels (Li et al., arXiv:1903.06586; sizes as
 in SimCLR v2, arXiv:2006.10029). Parameter names are torchvision's, the three-convolution stem's are timm's.
 """
 
