@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_kd.architectures import make
 from ssl_kd.containers import open_contents
 from ssl_kd.encoder import Encoder, digest_of, frozen, not_finite
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest
+from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
 from ssl_kd.formats import Contents, Format, Weights, recognise
 from ssl_kd.formats.report import Report
 from ssl_kd.formats.student import header
@@ -36,6 +36,8 @@ def contents(path: Path) -> Contents:
     """The file as plain data. CheckpointError, starting with the path, for anything that is not a checkpoint."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name the checkpoint file in it")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is a device or a pipe, not a file")
     try:
         return open_contents(path)
     except CheckpointError as error:
@@ -55,7 +57,7 @@ def load_teacher(
     that does not say what it is. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
     path = Path(path_or_name)
-    if not path.exists() and not path.is_symlink():
+    if not path.exists():
         found = by_name(str(path_or_name), feature)
         if isinstance(found, Encoder):
             return frozen(found)
@@ -73,9 +75,11 @@ def by_name(name: str, feature: str | None) -> Encoder | Path:
 
     if name.startswith(tuple(pretrained.PUBLISHERS)):
         return pretrained.load(name, feature)
-    if name in zoo.ZOO:
+    if zoo.known(name):
         return zoo.fetch(name)
-    raise CheckpointError(f"{name}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}")
+    raise CheckpointError(
+        f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
+    )
 
 
 def convert(file: Contents, row: Format) -> Weights:
@@ -86,7 +90,7 @@ def convert(file: Contents, row: Format) -> Weights:
         raise
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         # A forced format on another kind of file, or shapes that fit no architecture.
-        raise BrokenCheckpoint(f"cannot be read as {row.name}: {ascii(str(error))[1:121]}") from error
+        raise BrokenCheckpoint(f"cannot be read as {row.name}: {one_line(error, 120)}") from error
     file.verify(weights.used.values())
     if bad := not_finite(weights.used):
         raise BrokenCheckpoint(f"{len(bad)} of its tensors hold NaN or infinity: {shown(bad)}")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UnsafeCheckpoint
+from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UnsafeCheckpoint, one_line
 from ssl_kd.formats.weights import Contents
 from ssl_kd.pickles import STORAGE_DTYPES, Machine, Storage
 
@@ -93,7 +93,7 @@ def guarded(read: Callable[[mmap.mmap], Contents], pages: mmap.mmap) -> Contents
     except CheckpointError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError, *DAMAGE) as error:
-        reason = ascii(str(error))[1:121] or type(error).__name__
+        reason = one_line(error, 120) or type(error).__name__
         raise BrokenCheckpoint(f"the file is damaged or cut short: {reason}") from error
 
 
@@ -142,25 +142,25 @@ def refuse_odd_archive(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipI
     if len(names) > MAX_MEMBERS or len(names) != len(members):
         raise UnsafeCheckpoint(f"refused: an archive of {len(names):,} members, {len(members):,} of them distinct")
     if bad := next((n for n in names if n.startswith("/") or "\\" in n or ".." in PurePosixPath(n).parts), None):
-        raise UnsafeCheckpoint(f"refused: the archive holds a path that leads outside, {ascii(bad)[:80]}")
+        raise UnsafeCheckpoint(f"refused: the archive holds a path that leads outside, {one_line(bad)}")
     pickles = [n for n in names if PurePosixPath(n).name == "data.pkl"]
     if any(PurePosixPath(n).name == "constants.pkl" for n in names):
         raise UnsafeCheckpoint("is a TorchScript archive, which holds code; save the model's state_dict() instead")
     if len(pickles) != 1:
-        inside = ", ".join(ascii(n)[1:-1][:40] for n in names[:3])
+        inside = ", ".join(one_line(n, 40) for n in names[:3])
         raise UnknownCheckpoint(f"is not a checkpoint but a zip archive (of {inside or 'nothing'})")
 
 
 def locate(pages: mmap.mmap, members: dict[str, zipfile.ZipInfo], name: str) -> tuple[int, int]:
     """First byte and length of an uncompressed member."""
     if name not in members:
-        raise BrokenCheckpoint(f"the archive lacks {ascii(name)[1:81]}")
+        raise BrokenCheckpoint(f"the archive lacks {one_line(name)}")
     info = members[name]
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-        raise UnsafeCheckpoint(f"refused: {ascii(name)[1:81]} is compressed or encrypted, which torch never does")
+        raise UnsafeCheckpoint(f"refused: {one_line(name)} is compressed or encrypted, which torch never does")
     header = pages[info.header_offset : info.header_offset + 30]
     if header[:4] != b"PK\x03\x04":
-        raise BrokenCheckpoint(f"the archive's entry {ascii(name)[1:81]} is damaged")
+        raise BrokenCheckpoint(f"the archive's entry {one_line(name)} is damaged")
     start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
     if start + info.file_size > len(pages):
         raise BrokenCheckpoint("the file is cut short")
@@ -171,7 +171,7 @@ def check_sum(pages: mmap.mmap, start: int, info: zipfile.ZipInfo) -> None:
     """BrokenCheckpoint when a member's bytes are not those that were written."""
     # torch writes 0 for every member when it is told to skip checksums.
     if info.CRC and zlib.crc32(memoryview(pages)[start : start + info.file_size]) != info.CRC:
-        raise BrokenCheckpoint(f"the file is damaged: the checksum of {ascii(info.filename)[1:81]} does not match")
+        raise BrokenCheckpoint(f"the file is damaged: the checksum of {one_line(info.filename)} does not match")
 
 
 def verify(pages: mmap.mmap, records: dict[int, tuple[int, zipfile.ZipInfo]], used: Iterable[Tensor]) -> None:
@@ -228,4 +228,4 @@ def read_safetensors(path: Path) -> Contents:
         with safe_open(path, "pt") as file:
             return Contents({key: file.get_tensor(key) for key in file.keys()}, "safetensors", file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, RuntimeError, MemoryError, *DAMAGE) as error:
-        raise BrokenCheckpoint(f"the safetensors file is damaged or cut short: {ascii(str(error))[1:121]}") from error
+        raise BrokenCheckpoint(f"the safetensors file is damaged or cut short: {one_line(error, 120)}") from error

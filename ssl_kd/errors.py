@@ -39,3 +39,9 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def one_line(text: object, most: int = 80) -> str:
+    """Return text from outside fit for a message: printable ASCII, at most so many characters, whatever it contains."""
+    plain = ascii(str(text))[1:-1]
+    return plain if len(plain) <= most else f"{plain[: most - 3]}..."

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_kd.errors import BrokenCheckpoint, UnsafeCheckpoint
+from ssl_kd.errors import BrokenCheckpoint, UnsafeCheckpoint, one_line
 
 MAX_OPCODES = 4_000_000  # published files have some ten thousand; this is a few seconds of work
 SCALARS = (str, int, float, bool, bytes, type(None))
@@ -129,6 +129,7 @@ INERT = {
     "torch.device",
     "torch._utils._rebuild_qtensor",
     "torch._utils._rebuild_sparse_tensor",
+    "torch.serialization._get_layout",
     "numpy.dtype",
     "numpy.ndarray",
     "numpy.core.multiarray._reconstruct",
@@ -183,7 +184,7 @@ def checked_name(module: Any, name: Any) -> Global:
     ):
         return Global(path)
     raise UnsafeCheckpoint(
-        f"refused: it asks for {ascii(path)[1:81]}, which is code and not weights. "
+        f"refused: it asks for {one_line(path)}, which is code and not weights. "
         "Save only the model's state_dict(), with the program that wrote the file."
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_kd.architectures import make
 from ssl_kd.encoder import Encoder, Preprocessing
-from ssl_kd.errors import CheckpointError, nearest
+from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.networks import Network
 
 PUBLISHERS = ("timm/", "torchvision/")
@@ -24,7 +24,7 @@ def load(name: str, feature: str | None = None) -> Encoder:
     except CheckpointError:
         raise
     except Exception as error:  # whatever a download client raises, the answer is the same
-        raise CheckpointError(f"{name}: its weights could not be had: {ascii(str(error))[1:161]}") from error
+        raise CheckpointError(f"{name}: its weights could not be had: {one_line(error, 160)}") from error
     return Encoder(network, name, {}, feature, pixels, f"{name}, pretrained")
 
 

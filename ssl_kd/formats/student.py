@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_kd.encoder import Encoder, Preprocessing, as_record, digest_of
-from ssl_kd.errors import BrokenCheckpoint, UserError
+from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
 from ssl_kd.formats.weights import Contents, Format, State, Weights, paths
 
 KEY = "ssl_kd"  # entries of safetensors' header: the record, and its own check sum
@@ -28,9 +28,7 @@ def checked_arguments(given: Any, state: State) -> dict[str, Any]:
         most = len(state) if any(part in name for part in ("depth", "layers", "blocks")) else LARGEST
         for item in value if isinstance(value, list) else [value]:
             if not isinstance(item, (int, float, str, bool, type(None))) or (type(item) is int and abs(item) > most):
-                raise BrokenCheckpoint(
-                    f"the student's record asks for {ascii(str(name))[1:41]}={ascii(str(value))[1:41]}"
-                )
+                raise BrokenCheckpoint(f"the student's record asks for {one_line(name, 40)}={one_line(value, 40)}")
     return dict(given)
 
 
@@ -59,7 +57,7 @@ def convert_student(file: Contents) -> Weights:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BrokenCheckpoint(
-            f"the student's record in the header cannot be read: {ascii(repr(error))[1:100]}"
+            f"the student's record in the header cannot be read: {one_line(repr(error), 100)}"
         ) from error
 
 

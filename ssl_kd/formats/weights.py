@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ssl_kd.encoder import Preprocessing
-from ssl_kd.errors import BrokenCheckpoint
+from ssl_kd.errors import BrokenCheckpoint, one_line
 
+DEEPEST = 30  # levels of nesting; the published files have at most nine
 State = dict[str, Tensor]
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # regular expression -> replacement, as in re.sub
 
@@ -39,17 +40,17 @@ class Contents:
         return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
 
     def tensors(self) -> Iterator[str]:
-        """Path of every tensor in the file, keys joined by '/'."""
-        todo: list[tuple[str, Any]] = [("", self.tree)]
-        seen: set[int] = set()  # a file may hold a list that holds itself
-        while todo:  # not recursive: files may nest deeper than Python's stack
-            path, node = todo.pop()
+        """Path of every tensor in the file, keys joined by '/', down to DEEPEST levels."""
+        todo: list[tuple[str, int, Any]] = [("", 0, self.tree)]
+        seen: set[int] = set()  # a file may hold a list that holds itself, or one list a billion times
+        while todo:
+            path, depth, node = todo.pop()
             if isinstance(node, Tensor):
                 yield path
-            elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen:
+            elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen and depth < DEEPEST:
                 seen.add(id(node))
                 items = node.items() if isinstance(node, Mapping) else enumerate(node)
-                below = [(f"{path}/{key}" if path else str(key), value) for key, value in items]
+                below = [(f"{path}/{key}" if path else str(key), depth + 1, value) for key, value in items]
                 todo += reversed(below)
 
 
@@ -120,7 +121,7 @@ def require(state: Mapping[str, Tensor], expected: Iterable[str], what: str) -> 
 
 def shown(names: Sequence[str], most: int = 4) -> str:
     """The first names, on one line whatever they contain."""
-    text = ", ".join(ascii(str(name))[1:-1][:80] for name in names[:most])
+    text = ", ".join(one_line(name) for name in names[:most])
     return f"{text}, ..." if len(names) > most else text
 
 
