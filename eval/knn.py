@@ -8,16 +8,20 @@ One faiss search serves every k. A protocol's name fixes every constant, so a nu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from eval.features import FeatureBank, Matched, blocks, match
-from eval.metrics import Score, Scores, figures
+from eval.metrics import Scores, figures
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.progress import Progress
 
-SHARD_BYTES = 1 << 28  # normalised copies of the bank are made in pieces of this size
-VOTE_CELLS = 1 << 22  # (queries x classes) of one table of votes
+SHARD_BYTES = 1 << 28  # a bank that has to be normalised or converted is searched in copies of this size
+BLOCK = 4096  # queries searched and counted at a time: faiss' own block, and what bounds the memory beyond the bank
+VOTE_CELLS = 1 << 19  # cells of one table of votes (queries x classes, or queries x neighbours)
+UNIT = 1e-6  # a length this close to 1 is what float32 makes of a unit vector
 GUESSES = 5  # ranked guesses per query: what top-5 needs
 NEAR = 1e-6  # similarities this close to a tied one count as tied
 
@@ -68,23 +72,29 @@ class KNN:
 
     protocol: str | KNNProtocol = "dino"
 
+    quiet: bool = True
+
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return top-1, mean per class and top-5 for each k, with intervals and the guesses behind them."""
         protocol, banks = knn_protocol(self.protocol), match(train, test)
         ks, notes = _clamp(protocol, len(banks.x) - banks.same)
-        similarity, index = neighbours(banks.x_test, banks.x, ks[-1], protocol.similarity, leave_one_out=banks.same)
-        rows: list[Score] = []
-        predicted: dict[int | None, np.ndarray] = {}
-        for k, ranked in ranked_votes(similarity, index, banks.y, len(banks.classes), ks, protocol).items():
-            rows += figures(banks.y_test, ranked, len(banks.classes), k)
-            predicted[k] = ranked[:, 0]
+        classes, search = len(banks.classes), Search(banks.x, protocol.similarity)
+        ranked = {k: np.empty((len(banks.x_test), min(GUESSES, classes)), np.int64) for k in ks}
+        with Progress("nearest neighbours", len(banks.x_test), "queries", self.quiet) as bar:
+            for part in blocks(len(banks.x_test), search.block):
+                own = np.arange(part.start, part.stop) if banks.same else None
+                near, index = search(banks.x_test[part], ks[-1], own)
+                for k, guesses in ranked_votes(near, index, banks.y, classes, ks, protocol).items():
+                    ranked[k][part] = guesses
+                bar.advance(part.stop - part.start)
+        rows = [row for k in ks for row in figures(banks.y_test, ranked[k], classes, k)]
         return Scores(
             "knn",
             protocol.name,
             tuple(rows),
             banks.classes,
             banks.y_test,
-            predicted,
+            {k: ranked[k][:, 0] for k in ks},
             min(protocol.headline, ks[-1]),
             (*notes, *_zero_notes(banks, protocol)),
             {"temperature": protocol.temperature if protocol.vote == "exp" else None, "bank": len(banks.x)},
@@ -101,38 +111,97 @@ def knn_protocol(protocol: str | KNNProtocol) -> KNNProtocol:
     return PROTOCOLS[protocol]
 
 
-def neighbours(
-    queries: np.ndarray,
-    bank: np.ndarray,
-    k: int,
-    similarity: str = "cosine",
-    leave_one_out: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return similarity (Q, k) float32, falling, and row numbers (Q, k) of each query's k nearest rows of the bank.
+class Search:
+    """Exact nearest rows of a bank (N, D), by faiss.
 
-    Exact, by faiss. `similarity` is "cosine" or "euclidean" (then minus the distance). Equal similarities stand in
-    the order of their row numbers, also at the cut. With `leave_one_out` query i never meets row i. The bank may be
-    memory-mapped or float16: it is searched in shards of `shard_bytes`. k must not exceed the rows that can be met.
+    `similarity` is "cosine" or "euclidean" (then minus the distance). The bank may be memory-mapped or float16. One
+    that holds float32 unit vectors already, or is searched by distance, is not copied; another is normalised or
+    converted in shards of `shard_bytes`.
     """
-    size = len(bank) - leave_one_out
-    if not 1 <= k <= size:
-        raise UserError(f"k is {k}, but the bank offers {size} neighbours")
-    q = _ready(queries, similarity)
-    wanted = min(k + 1 + leave_one_out, len(bank))  # one more shows whether the last place is tied
-    best, index = _search(q, bank, wanted, similarity, shard_bytes)
-    if leave_one_out:
-        best, index = _without_self(best, index)
-    if best.shape[1] > k:
-        for row in np.flatnonzero(best[:, k] == best[:, k - 1]).tolist():
-            best[row, :k], index[row, :k] = _settle(
-                q[row], bank, k, best[row, k], similarity, row if leave_one_out else -1
-            )
-        best, index = best[:, :k], index[:, :k]
-    tied = np.flatnonzero((best[:, 1:] == best[:, :-1]).any(1))
-    order = np.lexsort((index[tied], -best[tied]), axis=1)
-    index[tied] = np.take_along_axis(index[tied], order, 1)
-    return (best if similarity == "cosine" else -np.sqrt(np.maximum(-best, 0))), index
+
+    def __init__(self, bank: np.ndarray, similarity: str = "cosine", shard_bytes: int = SHARD_BYTES):
+        self.bank, self.similarity = bank, similarity
+        as_is = bank.dtype == np.float32 and bank.flags.c_contiguous
+        self.as_is = as_is and (similarity != "cosine" or _is_unit(bank))
+        rows = len(bank) if self.as_is else max(1, shard_bytes // (4 * bank.shape[1]))
+        self.parts = list(blocks(len(bank), rows))
+        self.held = self._shard(self.parts[0]) if len(self.parts) == 1 else None
+        # several shards are made anew for every block of queries: then fewer, larger blocks
+        self.block = BLOCK if self.held is not None else 16 * BLOCK
+
+    def __call__(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return similarity (Q, k) float32, falling, and row numbers (Q, k) of each query's k nearest rows.
+
+        Equal similarities stand in the order of their row numbers, also at the cut. `own` (Q,) names a row that each
+        query must not meet: itself, where queries are rows of the bank. k must not exceed the rows that can be met.
+        """
+        size = len(self.bank) - (own is not None)
+        if not 1 <= k <= size:
+            raise UserError(f"k is {k}, but the bank offers {size} neighbours")
+        q = _ready(queries, self.similarity)
+        wanted = min(k + 1 + (own is not None), len(self.bank))  # one more shows whether the last place is tied
+        best, index = self._search(q, wanted)
+        if own is not None:
+            best, index = _without(best, index, own)
+        if best.shape[1] > k:
+            for row in np.flatnonzero(best[:, k] == best[:, k - 1]).tolist():
+                skip = None if own is None else int(own[row])
+                best[row, :k], index[row, :k] = self._settle(q[row], k, best[row, k], skip)
+            best, index = best[:, :k], index[:, :k]
+        tied = np.flatnonzero((best[:, 1:] == best[:, :-1]).any(1))
+        order = np.lexsort((index[tied], -best[tied]), axis=1)
+        index[tied] = np.take_along_axis(index[tied], order, 1)
+        return (best if self.similarity == "cosine" else -np.sqrt(np.maximum(-best, 0))), index
+
+    def _shard(self, part: slice) -> np.ndarray:
+        return self.bank[part] if self.as_is else _ready(self.bank[part], self.similarity)
+
+    def _shards(self) -> Iterator[tuple[slice, np.ndarray]]:
+        for part in self.parts:
+            yield part, self._shard(part) if self.held is None else self.held
+
+    def _search(self, q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best (Q, k), highest first, as inner products or negative squared distances."""
+        import faiss
+
+        cosine = self.similarity == "cosine"
+        best, index = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
+        for part, shard in self._shards():
+            metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
+            near, where = faiss.knn(q, shard, min(k, len(shard)), metric=metric)
+            near, where = (near if cosine else -near), where + part.start
+            if best.shape[1]:
+                near, where = np.hstack([best, near]), np.hstack([index, where])
+                order = np.argsort(-near, axis=1, kind="stable")[:, :k]
+                near, where = np.take_along_axis(near, order, 1), np.take_along_axis(where, order, 1)
+            best, index = near, where
+        return best, index
+
+    def _settle(self, query: np.ndarray, k: int, edge: float, skip: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Cut a tie at the last place by row number: faiss keeps whichever of the tied rows it met in its own order."""
+        scores = np.concatenate([_scores(query, shard, self.similarity) for _, shard in self._shards()])
+        if skip is not None:
+            scores[skip] = -np.inf
+        close = np.abs(scores - edge) <= NEAR * max(1.0, abs(edge))
+        scores[close] = edge
+        above = np.flatnonzero(~close & (scores > edge))
+        chosen = np.concatenate([above[np.argsort(-scores[above], kind="stable")], np.flatnonzero(close)])[:k]
+        return scores[chosen], chosen
+
+
+def neighbours(
+    queries: np.ndarray, bank: np.ndarray, k: int, similarity: str = "cosine", leave_one_out: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return similarity (Q, k) and row numbers (Q, k) of each query's nearest rows of the bank: `Search` in one call.
+
+    With `leave_one_out` query i never meets row i.
+    """
+    search = Search(bank, similarity)
+    own = np.arange(len(queries)) if leave_one_out else None
+    found = [
+        search(queries[part], k, None if own is None else own[part]) for part in blocks(len(queries), search.block)
+    ]
+    return np.concatenate([near for near, _ in found]), np.concatenate([index for _, index in found])
 
 
 def ranked_votes(
@@ -148,7 +217,7 @@ def ranked_votes(
     A tie goes to the class of the nearest neighbour among the tied. `labels` (N,) are class numbers below `classes`.
     """
     ranked = {k: np.empty((len(index), min(GUESSES, classes)), np.int64) for k in ks}
-    for part in blocks(len(index), max(1, VOTE_CELLS // classes)):
+    for part in blocks(len(index), max(1, VOTE_CELLS // max(classes, ks[-1]))):
         weights, voters = _weights(similarity[part], protocol), labels[index[part]]
         cells = np.arange(len(voters))[:, None] * classes + voters
         table, seen = np.zeros(len(voters) * classes), 0
@@ -190,47 +259,11 @@ def _weights(similarity: np.ndarray, protocol: KNNProtocol) -> np.ndarray:
     return np.ones(similarity.shape)
 
 
-def _search(
-    q: np.ndarray, bank: np.ndarray, k: int, similarity: str, shard_bytes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best (Q, k), highest first, as inner products or negative squared distances."""
-    import faiss
-
-    metric = faiss.METRIC_INNER_PRODUCT if similarity == "cosine" else faiss.METRIC_L2
-    best = index = None
-    for part in blocks(len(bank), max(1, shard_bytes // (4 * bank.shape[1]))):
-        shard = _ready(bank[part], similarity)
-        near, where = faiss.knn(q, shard, min(k, len(shard)), metric=metric)
-        near, where = (near if similarity == "cosine" else -near), where + part.start
-        if best is not None and index is not None:
-            near, where = np.hstack([best, near]), np.hstack([index, where])
-            order = np.argsort(-near, axis=1, kind="stable")[:, :k]
-            near, where = np.take_along_axis(near, order, 1), np.take_along_axis(where, order, 1)
-        best, index = near, where
-    assert best is not None
-    assert index is not None
-    return best, index
-
-
-def _without_self(best: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    others = index != np.arange(len(index))[:, None]
+def _without(best: np.ndarray, index: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    others = index != own[:, None]
     others[others.all(1), -1] = False  # crowded out by its own duplicates: then the last place goes
     shape = (len(index), index.shape[1] - 1)
     return best[others].reshape(shape), index[others].reshape(shape)
-
-
-def _settle(
-    query: np.ndarray, bank: np.ndarray, k: int, edge: float, similarity: str, own: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a tie at the last place by row number: faiss keeps whichever of the tied rows it met in its own order."""
-    scores = np.concatenate([_scores(query, _ready(bank[part], similarity), similarity) for part in blocks(len(bank))])
-    if own is not None:
-        scores[own] = -np.inf
-    close = np.abs(scores - edge) <= NEAR * max(1.0, abs(edge))
-    scores[close] = edge
-    above = np.flatnonzero(~close & (scores > edge))
-    chosen = np.concatenate([above[np.argsort(-scores[above], kind="stable")], np.flatnonzero(close)])[:k]
-    return scores[chosen], chosen
 
 
 def _scores(query: np.ndarray, rows: np.ndarray, similarity: str) -> np.ndarray:
@@ -244,3 +277,8 @@ def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:
         return rows
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     return rows / np.maximum(lengths, np.float32(1e-12))[:, None]
+
+
+def _is_unit(rows: np.ndarray) -> bool:
+    lengths = (np.einsum("nd,nd->n", rows[part], rows[part]) for part in blocks(len(rows)))
+    return all(np.abs(squares - 1).max() <= 2 * UNIT for squares in lengths)

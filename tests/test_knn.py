@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.features import FeatureBank
-from eval.knn import KNN, PROTOCOLS, KNNProtocol, neighbours, ranked_votes
+from eval.knn import KNN, PROTOCOLS, KNNProtocol, Search, neighbours, ranked_votes
 from ssl_kd.errors import NonFinite, UserError
 
 
@@ -86,8 +86,8 @@ def test_neighbours_agree_with_brute_force(similarity):
 def test_neighbours_do_not_depend_on_shards(similarity, shard_bytes):
     train, test = banks(seed=3)
     train.features[40:80] = train.features[0]  # duplicates: ties within and across shards
-    whole = neighbours(test.features, train.features, 25, similarity)
-    cut = neighbours(test.features, train.features, 25, similarity, shard_bytes=shard_bytes)
+    whole = Search(train.features, similarity)(test.features, 25)
+    cut = Search(train.features.astype(np.float64), similarity, shard_bytes)(test.features, 25)
     np.testing.assert_array_equal(whole[1], cut[1])
     np.testing.assert_allclose(whole[0], cut[0], atol=1e-6)
 
@@ -102,7 +102,8 @@ def test_guesses_do_not_depend_on_row_order():
 def test_votes_do_not_depend_on_how_many_queries_share_a_table(monkeypatch):
     train, test = banks(seed=5)
     whole = KNN("dino")(train, test)
-    monkeypatch.setattr("eval.knn.VOTE_CELLS", 30)
+    monkeypatch.setattr("eval.knn.VOTE_CELLS", 300)
+    monkeypatch.setattr("eval.knn.BLOCK", 7)
     assert KNN("dino")(train, test).rows == whole.rows
 
 
@@ -161,6 +162,14 @@ def test_many_classes_and_float16_banks_work():
     y = np.arange(22_000) % 21_841
     scores = KNN("plain")(FeatureBank(x, y), FeatureBank(x[:50], y[:50]))
     assert scores.value("top1", 1) > 0.9
+
+
+def test_unit_banks_are_not_copied_and_give_the_same():
+    train, test = banks(seed=7)
+    unit = train.features / np.linalg.norm(train.features, axis=1, keepdims=True)
+    assert np.shares_memory(Search(unit).held, unit)
+    assert not np.shares_memory(Search(train.features).held, train.features)
+    np.testing.assert_array_equal(Search(unit)(test.features, 9)[1], Search(train.features)(test.features, 9)[1])
 
 
 def test_zero_vectors_are_named():
