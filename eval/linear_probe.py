@@ -1,24 +1,28 @@
-"""Linear probes on feature banks by named protocols: regularised logistic regression, the strength chosen on train.
+"""Linear probes on feature banks by named protocols; whatever a protocol leaves open is chosen on train.
 
     scores = LinearProbe("simclr-lbfgs")(train, test)
     scores.value("top1"), scores.details["strength"]
 
-A part of train chooses the strength, the winner is fitted again on all of train, and test is touched once. Features
-are used as they are: no protocol here scales or normalises them.
+A part of train chooses the strength (or the learning rate), the winner is fitted again on all of train, and test is
+touched once, after the last step: no best epoch is picked on it. Features are used as they are, but by
+`compress-linear`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from eval.features import FeatureBank, Matched, match
+from eval.features import FeatureBank, match
 from eval.logistic import Fits, fit
 from eval.metrics import Scores, accuracy, figures, mean_per_class
-from ssl_kd.errors import UserError, nearest
+from eval.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardised
+from ssl_kd.errors import NonFinite, UserError, nearest
 
 ROWS = 4096  # rows whose logits for all strengths are alive at once
 
@@ -40,12 +44,21 @@ class LinearProtocol:
     max_passes: int = 1000
     source: str = ""
 
+    knob = "strength"
+
+    @property
+    def choices(self) -> tuple[float, ...]:
+        """The strengths that a sweep tries."""
+        return self.strengths
+
 
 def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(float(w) for w in np.logspace(low, high, count))
 
 
-PROTOCOLS: dict[str, LinearProtocol] = {
+Protocol = LinearProtocol | SGDProtocol
+
+LBFGS_PROTOCOLS: dict[str, LinearProtocol] = {
     row.name: row
     for row in (
         LinearProtocol(
@@ -59,16 +72,19 @@ PROTOCOLS: dict[str, LinearProtocol] = {
     )
 }
 
+PROTOCOLS: dict[str, Protocol] = {**LBFGS_PROTOCOLS, **SGD_PROTOCOLS}
+
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Evaluator: multinomial logistic regression on frozen features.
+    """Evaluator: one linear layer with a softmax on frozen features.
 
-    `protocol` is a name of PROTOCOLS or a LinearProtocol of your own. `metric` (top1 or mean_per_class) chooses the
-    strength; a given `strength` skips the choice. `seed` draws the held-out part. `device` runs the fits.
+    `protocol` is a name of PROTOCOLS or a protocol of your own. `metric` (top1 or mean_per_class) chooses the strength
+    or learning rate; a given `strength` skips the choice. `seed` draws the held-out part, and an SGD's weights and
+    batches. `device` runs the fits.
     """
 
-    protocol: str | LinearProtocol = "simclr-lbfgs"
+    protocol: str | Protocol = "simclr-lbfgs"
     metric: str = "top1"
     strength: float | None = None
     seed: int = 0
@@ -80,20 +96,24 @@ class LinearProbe:
         if self.metric not in ("top1", "mean_per_class"):
             raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
         x, y = _tensor(banks.x, self.device), torch.from_numpy(banks.y).to(self.device)
-        sweep = [] if self.strength is not None else self._sweep(protocol, banks, x, y)
-        strength = float(self.strength) if self.strength is not None else _best(sweep, self.metric)["strength"]
-        final = _fit(protocol, x, y, banks, (strength,))
-        ranked = _ranked(final, _tensor(banks.x_test, self.device))
+        x_test, classes = _tensor(banks.x_test, self.device), len(banks.classes)
+        given = self.strength if self.strength is not None or len(protocol.choices) > 1 else protocol.choices[0]
+        sweep = self._sweep(protocol, banks.y, x, y, classes) if given is None else []
+        chosen = float(given) if given is not None else _best(sweep, self.metric, protocol.knob)[protocol.knob]
+        final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test)
+        if not torch.isfinite(final.weights).all():
+            raise NonFinite(f"{protocol.name}: diverged at {protocol.knob} {chosen:g}; take a protocol with a sweep")
+        ranked = _ranked(final, x_test)
         return Scores(
             "linear",
             protocol.name,
-            tuple(figures(banks.y_test, ranked, len(banks.classes))),
+            tuple(figures(banks.y_test, ranked, classes)),
             banks.classes,
             banks.y_test,
             {None: ranked[:, 0]},
-            notes=tuple(_notes(sweep, strength, final)),
+            notes=tuple(_notes(sweep, chosen, final, protocol)),
             details={
-                "strength": strength,
+                protocol.knob: chosen,
                 "objective": float(final.objective[0]),
                 "converged": bool(final.converged[0]),
                 "sweep": sweep,
@@ -101,31 +121,47 @@ class LinearProbe:
         )
 
     def _sweep(
-        self, protocol: LinearProtocol, banks: Matched, x: torch.Tensor, y: torch.Tensor
+        self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor, y: torch.Tensor, classes: int
     ) -> list[dict[str, Any]]:
-        held = holdout(banks.y, protocol.holdout, self.seed)
-        chosen = torch.from_numpy(held).to(x.device)
-        fits = _fit(protocol, x[~chosen], y[~chosen], banks, protocol.strengths)
-        guesses, losses = _judge(fits, x[chosen], y[chosen])
-        labels = banks.y[held]
+        """Fit every choice on a part of train and judge it on the rest."""
+        held = holdout(labels, protocol.holdout, self.seed)
+        rest = torch.from_numpy(held).to(x.device)
+        fits, (x_held,) = self._fit(protocol, x[~rest], y[~rest], classes, protocol.choices, x[rest])
+        guesses, losses = _judge(fits, x_held, y[rest])
         return [
             {
-                "strength": strength,
-                "top1": accuracy(labels, guess).value,
-                "mean_per_class": mean_per_class(labels, guess).value,
+                protocol.knob: choice,
+                "top1": accuracy(labels[held], guess).value,
+                "mean_per_class": mean_per_class(labels[held], guess).value,
                 "loss": float(loss),
                 "objective": float(fits.objective[i]),
                 "gradient": float(fits.gradient[i]),
                 "passes": int(fits.passes[i]),
                 "converged": bool(fits.converged[i]),
             }
-            for i, (strength, guess, loss) in enumerate(zip(protocol.strengths, guesses, losses, strict=True))
+            for i, (choice, guess, loss) in enumerate(zip(protocol.choices, guesses, losses, strict=True))
         ]
 
+    def _fit(
+        self,
+        protocol: Protocol,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        classes: int,
+        choices: Sequence[float],
+        other: torch.Tensor,
+    ) -> tuple[Fits, list[torch.Tensor]]:
+        """Fit all choices to x; return them with `other` as those fits want to see it."""
+        knobs = torch.tensor(choices, dtype=torch.float32, device=x.device)
+        if isinstance(protocol, SGDProtocol):
+            x, *others = standardised(x, other) if protocol.standardise else [x, other]
+            return fit_sgd(x, y, classes, knobs, protocol, self.seed), others
+        return fit(x, y, classes, knobs / len(x), protocol.tolerance, protocol.precision, protocol.max_passes), [other]
 
-def linear_protocol(protocol: str | LinearProtocol) -> LinearProtocol:
+
+def linear_protocol(protocol: str | Protocol) -> Protocol:
     """Return a protocol by name, or the given one as it is."""
-    if isinstance(protocol, LinearProtocol):
+    if not isinstance(protocol, str):
         return protocol
     if protocol not in PROTOCOLS:
         known = list(PROTOCOLS)
@@ -148,11 +184,6 @@ def holdout(y: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     return held
 
 
-def _fit(protocol: LinearProtocol, x: torch.Tensor, y: torch.Tensor, banks: Matched, strengths: Any) -> Fits:
-    penalties = torch.tensor(strengths, dtype=torch.float32, device=x.device) / len(x)
-    return fit(x, y, len(banks.classes), penalties, protocol.tolerance, protocol.precision, protocol.max_passes)
-
-
 def _judge(fits: Fits, x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return each strength's guesses (R, N) and mean cross-entropy (R,)."""
     guesses, losses = [], torch.zeros(len(fits.weights), device=x.device)
@@ -164,9 +195,12 @@ def _judge(fits: Fits, x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np
     return torch.cat(guesses, 1).cpu().numpy(), (losses / len(x)).cpu().numpy()
 
 
-def _best(sweep: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Return the strength with the highest metric; a tie goes to the smaller loss, then to the stronger penalty."""
-    return max(sweep, key=lambda row: (row[metric], -row["loss"], row["strength"]))
+def _best(sweep: list[dict[str, Any]], metric: str, knob: str) -> dict[str, Any]:
+    """Return the choice with the highest metric; a tie goes to the smaller loss, then to the larger value."""
+    sound = [row for row in sweep if math.isfinite(row["loss"])]
+    if not sound:
+        raise NonFinite(f"every {knob} of the sweep diverged; look at the scale of the features")
+    return max(sound, key=lambda row: (row[metric], -row["loss"], row[knob]))
 
 
 def _ranked(fits: Fits, x: torch.Tensor) -> np.ndarray:
@@ -175,15 +209,16 @@ def _ranked(fits: Fits, x: torch.Tensor) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _notes(sweep: list[dict[str, Any]], strength: float, final: Fits) -> list[str]:
+def _notes(sweep: list[dict[str, Any]], chosen: float, final: Fits, protocol: Protocol) -> list[str]:
+    what = {"strength": "strengths", "lr": "learning rates"}[protocol.knob]
     notes = []
-    if late := [f"{row['strength']:.1e}" for row in sweep if not row["converged"]]:
-        notes.append(f"{len(late)} of {len(sweep)} strengths did not converge: {', '.join(late)}")
+    if late := [f"{row[protocol.knob]:.1e}" for row in sweep if not row["converged"]]:
+        notes.append(f"{len(late)} of {len(sweep)} {what} did not converge: {', '.join(late)}")
     if not final.converged[0]:
         notes.append(f"the final fit did not converge: gradient {float(final.gradient[0]):.1e}")
-    ends = [row["strength"] for row in sweep]
-    if len(ends) > 2 and strength in (min(ends), max(ends)):
-        notes.append(f"the chosen strength {strength:.1e} is the {'weakest' if strength == min(ends) else 'strongest'}")
+    ends = [row[protocol.knob] for row in sweep]
+    if len(ends) > 2 and chosen in (min(ends), max(ends)):
+        notes.append(f"the chosen {protocol.knob} {chosen:.1e} is the {'least' if chosen == min(ends) else 'largest'}")
     return notes
 
 

@@ -1,0 +1,126 @@
+"""Linear heads by stochastic gradient descent on features in memory, several learning rates in one product.
+
+The published scripts train their heads behind a network and a data loader; on cached features the same updates are two
+small products per step over slices of a shuffled tensor, and heads that differ in learning rate share them. What this
+cannot give is augmentation: features are of centre crops, where the DINO, DINOv2 and MoCo scripts crop at random.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.logistic import Fits
+
+
+@dataclass(frozen=True)
+class SGDProtocol:
+    """What a linear probe's name fixes when it is trained by SGD with momentum 0.9.
+
+    `lrs` are learning rates at the stated batch; more than one are chosen among on a `holdout` share of train.
+    `drops` are epochs after which the rate falls tenfold; without any it follows a cosine to 0, at every step or
+    (`by_epoch`) once per epoch. `standardise` makes
+    features unit vectors and then gives each dimension the mean 0 and variance 1 of the train rows.
+    """
+
+    name: str
+    lrs: tuple[float, ...]
+    epochs: int
+    batch: int = 256
+    drops: tuple[int, ...] = ()
+    by_epoch: bool = False
+    weight_decay: float = 0.0
+    standardise: bool = False
+    holdout: float = 0.1
+    source: str = ""
+
+    knob = "lr"
+
+    @property
+    def choices(self) -> tuple[float, ...]:
+        """The learning rates that a sweep tries."""
+        return self.lrs
+
+
+_DINOV2_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+
+SGD_PROTOCOLS: dict[str, SGDProtocol] = {
+    row.name: row
+    for row in (
+        # its 8 GPUs x 128 images at 0.001 x 1024 / 256 are, by its own scaling rule, 256 images at 0.001
+        SGDProtocol("dino-linear", (1e-3,), 100, by_epoch=True, source="facebookresearch/dino eval_linear.py"),
+        SGDProtocol("dinov2-sweep", _DINOV2_RATES, 10, source="facebookresearch/dinov2 eval/linear.py"),
+        SGDProtocol("moco-linear", (30.0,), 100, drops=(60, 80), source="facebookresearch/moco main_lincls.py"),
+        SGDProtocol(
+            "compress-linear",
+            (0.01,),
+            40,
+            drops=(15, 30),
+            weight_decay=1e-4,
+            standardise=True,
+            source="UMBCvision/CompRess eval_linear.py",
+        ),
+    )
+}
+
+
+def rate(protocol: SGDProtocol, step: int, steps: int) -> float:
+    """Return the factor of the learning rate at a step of `steps`."""
+    epoch = step * protocol.epochs // steps
+    if protocol.drops:
+        return 0.1 ** sum(epoch >= drop for drop in protocol.drops)
+    return (1 + math.cos(math.pi * (epoch / protocol.epochs if protocol.by_epoch else step / steps))) / 2
+
+
+def fit_sgd(x: Tensor, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtocol, seed: int = 0) -> Fits:
+    """Train one head per learning rate (R,) on features (N, D) float32 and class numbers (N,), side by side.
+
+    All heads start from the same normal(0, 0.01) weights and see the same batches. `objective` is the mean
+    cross-entropy of the last epoch, `converged` says that it is a number, `gradient` is not measured (NaN).
+    """
+    draw = torch.Generator().manual_seed(seed)
+    r, (n, width) = len(lrs), x.shape
+    weights = (0.01 * torch.randn(classes, width, generator=draw)).to(x.device)
+    # classes outside, heads inside, as in the solver: the softmax runs along contiguous memory
+    weights = weights[:, None].repeat(1, r, 1).view(classes * r, width)
+    bias, speed = weights.new_zeros(classes * r), torch.zeros_like(weights)
+    bias_speed, per_row = torch.zeros_like(bias), lrs.to(x).repeat(classes)
+    steps = protocol.epochs * math.ceil(n / protocol.batch)
+    loss, step = torch.zeros(r, device=x.device), 0
+    for _ in range(protocol.epochs):
+        loss.zero_()
+        for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
+            part, labels = x[rows], y[rows]
+            logits = torch.addmm(bias, part, weights.T).view(len(rows), classes, r)
+            logits -= logits.amax(1, keepdim=True)
+            own = torch.arange(len(rows), device=x.device) * classes + labels
+            loss -= logits.view(-1, r)[own].sum(0)
+            total = logits.exp_().sum(1, keepdim=True)
+            loss += total.log().sum((0, 1))
+            logits /= total
+            logits.view(-1, r)[own] -= 1
+            errors = logits.view(len(rows), classes * r).div_(len(rows))
+            if protocol.weight_decay:
+                speed.mul_(0.9).add_(weights, alpha=protocol.weight_decay).addmm_(errors.T, part)
+                bias_speed.mul_(0.9).add_(bias, alpha=protocol.weight_decay).add_(errors.sum(0))
+            else:
+                speed.mul_(0.9).addmm_(errors.T, part)
+                bias_speed.mul_(0.9).add_(errors.sum(0))
+            pace = per_row * rate(protocol, step, steps)
+            weights.addcmul_(speed, pace[:, None], value=-1)
+            bias.addcmul_(bias_speed, pace, value=-1)
+            step += 1
+    heads = weights.view(classes, r, width).transpose(0, 1).contiguous()
+    sound = heads.isfinite().all(2).all(1) & loss.isfinite()
+    epochs = torch.full((r,), float(protocol.epochs))
+    return Fits(heads, bias.view(classes, r).T.contiguous(), loss / n, torch.full((r,), math.nan), epochs, sound)
+
+
+def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Return unit vectors with mean 0 and variance 1 per dimension, both measured on `train`."""
+    unit = [torch.nn.functional.normalize(rows) for rows in (train, *others)]
+    mean, spread = unit[0].mean(0), unit[0].std(0, correction=0).clamp_min(1e-6)
+    return [(rows - mean) / spread for rows in unit]
