@@ -24,6 +24,7 @@ MEMORY = 10  # pairs of steps that L-BFGS remembers
 CELLS = 1 << 20  # rows x strengths x classes of one chunk: 4 MB, so that logits stay in cache
 STATE = 1 << 22  # weights solved at once; 22 copies of them are alive, so 370 MB
 HALVINGS = 20
+CERTAIN = 1e-3  # an objective below this is as good as nothing: a gain is measured against at least so much
 SAMPLED = 8  # one row in so many is asked for its curvature
 FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
 
@@ -81,7 +82,7 @@ def fit(
     """Fit one model per penalty (R,) to features (N, D) float32 and class numbers (N,).
 
     A strength has converged when no entry of the gradient exceeds `tolerance` (scikit-learn's rule) and L-BFGS expects
-    to gain less than `precision` of the objective, or no step gains anything that float32 can show. Strong penalties
+    to gain less than `precision` of the objective (or of CERTAIN), or no step gains anything that float32 can show. Strong penalties
     are solved first, in groups that fit into memory; each group starts where the weakest of the last one ended.
     """
     basis = rotate(x)
@@ -165,7 +166,7 @@ def _minimise(
         step = _direction(problem, state, history, live)
         gain = (step * state.slope).sum(1)
         steepest = state.slope.abs().amax(1)
-        done = ((gain / 2 <= precision * state.value.abs()) | stuck) & (steepest <= tolerance)
+        done = ((gain / 2 <= precision * state.value.clamp_min(CERTAIN)) | stuck) & (steepest <= tolerance)
         leave = done | stuck | (passes[live] >= max_passes)
         if leave.any():
             gone, stay = live[leave], ~leave
