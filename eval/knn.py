@@ -279,6 +279,11 @@ def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:
     return rows / np.maximum(lengths, np.float32(1e-12))[:, None]
 
 
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows (N, D) as float32 of unit length; all-zero rows stay zero."""
+    return _ready(rows, "cosine")
+
+
 def _is_unit(rows: np.ndarray) -> bool:
     lengths = (np.einsum("nd,nd->n", rows[part], rows[part]) for part in blocks(len(rows)))
     return all(np.abs(squares - 1).max() <= 2 * UNIT for squares in lengths)

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-METRICS = {"top1": "accuracy", "mean_per_class": "mean per class", "top5": "top-5 accuracy"}
+DRAWS = 2000  # of a bootstrap
+METRICS = {
+    "top1": "accuracy",
+    "mean_per_class": "mean per class",
+    "top5": "top-5 accuracy",
+    "map": "mean average precision",
+    "overlap": "neighbours in common",
+}
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluator answers: figures, the guesses behind them, and what a reader must know (`notes`).
+    """What an evaluator answers: figures, what each test row contributed, and what a reader must know (`notes`).
 
-    `labels` (Q,) and each of `predicted[k]` (Q,) hold class numbers that index `classes`.
+    `labels` (Q,) and each of `predicted[k]` (Q,) hold class numbers that index `classes`. Figures that are means of
+    something else than right guesses keep it in `each`, (Q,) under their metric and k. Tables show `headline_metric`
+    (None: the task's own) at `headline_k`.
     """
 
     evaluator: str
@@ -45,6 +54,8 @@ class Scores:
     headline_k: int | None = None
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    headline_metric: str | None = None
+    each: Mapping[tuple[str, int | None], np.ndarray] = field(default_factory=dict)
 
     def score(self, metric: str = "top1", k: int | None = None) -> Score:
         """Return the figure for a metric; without k, the one the protocol puts first."""
@@ -103,6 +114,31 @@ def top_five(labels: np.ndarray, ranked: np.ndarray, k: int | None = None) -> Sc
     return Score("top5", correct / len(labels), low, high, len(labels), k)
 
 
+def mean_score(metric: str, values: np.ndarray, k: int | None = None, seed: int = 0) -> Score:
+    """Return the mean of per-row values in [0, 1], with Wilson's interval for zeros and ones, else a bootstrap's."""
+    n, value = len(values), float(values.mean())
+    if np.isin(values, (0, 1)).all():
+        return Score(metric, value, *wilson(float(values.sum()), n), n, k)
+    low, high = np.quantile(_resampled(values[:, None], seed)[:, 0], [0.025, 0.975])
+    return Score(metric, value, float(low), float(high), n, k)
+
+
+def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    """Return the column means (DRAWS, V) of rows (Q, V) drawn again with replacement."""
+    rng, n = np.random.default_rng(seed), len(values)
+    some = max(1, 10**7 // n)  # draws at a time: 80 MB of counts
+    return (
+        np.concatenate(
+            [
+                np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(min(some, DRAWS - start))])
+                @ values
+                for start in range(0, DRAWS, some)
+            ]
+        )
+        / n
+    )
+
+
 def figures(labels: np.ndarray, ranked: np.ndarray, classes: int, k: int | None = None) -> list[Score]:
     """Return every figure of one list of ranked guesses (Q, R); top-5 only where there are more than five classes."""
     rows = [accuracy(labels, ranked[:, 0], k), mean_per_class(labels, ranked[:, 0], k)]
@@ -139,6 +175,20 @@ def share_kept(right: np.ndarray, reference: np.ndarray, draws: int = 4000, seed
     low, high = np.quantile(ratios, [0.025, 0.975])
     p = binomtest(int(only), int(only + missed)).pvalue if only + missed else 1.0
     return Share(float((both + only) / (both + missed)), float(low), float(high), float(p))
+
+
+def share_of_means(values: np.ndarray, reference: np.ndarray, seed: int = 0) -> Share:
+    """Do as `share_kept` for means of any per-row values (Q,); `p` is a paired t-test's."""
+    from scipy.stats import t
+
+    if not reference.any():
+        return Share(math.nan, math.nan, math.nan, 1.0)
+    drawn = _resampled(np.column_stack([values, reference]).astype(np.float64), seed)
+    low, high = np.quantile(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12), [0.025, 0.975])
+    apart, n = values.astype(np.float64) - reference, len(values)
+    error = apart.std(ddof=1) / math.sqrt(n) if n > 1 else 0.0
+    p = 2 * float(t.sf(abs(apart.mean()) / error, n - 1)) if error > 0 else float(not apart.any())
+    return Share(float(values.mean() / reference.mean()), float(low), float(high), p)
 
 
 def share_kept_per_class(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import METRICS, Scores, share_kept, share_kept_per_class
+from eval.metrics import METRICS, Scores, share_kept, share_kept_per_class, share_of_means
 
 COLUMNS = (
     "task",
@@ -45,7 +45,7 @@ class Cell:
 
     task: str
     encoder: str
-    metric: str  # the task's own
+    metric: str  # the one that tables show: the evaluator's, or else the task's own
     scores: Scores
     parameters: int
     width: int
@@ -189,6 +189,9 @@ def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, floa
     mine, theirs = cell.scores, peer.scores
     if not any(row.metric == metric and row.k == k for row in theirs.rows):
         return None
+    if (metric, k) in mine.each and len(mine.each[metric, k]) == len(theirs.each[metric, k]):
+        share = share_of_means(mine.each[metric, k], theirs.each[metric, k])
+        return {"share_kept": share.value, "share_low": share.low, "share_high": share.high, "p": share.p}
     same = metric != "top5" and k in mine.predicted and np.array_equal(mine.labels, theirs.labels)
     if not same:
         base = theirs.value(metric, k)

@@ -7,20 +7,16 @@ labels, protocol), so that an interrupted or extended evaluation computes only w
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from eval.cells import load_cell, save_cell
 from eval.config import (
-    DEFAULT_PROTOCOLS,
     EncoderConfig,
     EvalConfig,
     TaskConfig,
@@ -29,15 +25,17 @@ from eval.config import (
     read_config,
     tasks_of,
 )
-from eval.metrics import Score, Scores
-from eval.report import Cell, Results, write_atomically
+from eval.evaluators import EVALUATORS, split_evaluator
+from eval.report import Cell, Results
 from ssl_kd.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from eval.features import FeatureBank
+    from eval.metrics import Scores
     from eval.tasks import Task
     from ssl_kd.encoder import Encoder
 
-CELL_VERSION = 1  # raise it when a change of code changes figures
+CELL_VERSION = 2  # raise it when a change of code changes figures
 
 
 @dataclass(frozen=True)
@@ -121,17 +119,6 @@ def evaluate_encoders(
     return results
 
 
-def split_evaluator(name: str) -> tuple[str, str]:
-    """Return kind and protocol of an evaluator's name: "knn" is "knn/dino". UserError for unknown ones."""
-    kind, _, protocol = name.partition("/")
-    if kind not in DEFAULT_PROTOCOLS:
-        known = list(DEFAULT_PROTOCOLS)
-        raise UserError(f"no evaluator {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")
-    protocol = protocol or DEFAULT_PROTOCOLS[kind]
-    _protocol(kind, protocol)
-    return kind, protocol
-
-
 def open_task(config: TaskConfig, max_unreadable: float = 0.01) -> Task:
     """Open one task of a configuration."""
     from eval.tasks import folder_pair, folder_task, torchvision_task
@@ -179,47 +166,62 @@ def _evaluate(
     settings: Settings,
 ) -> Results:
     wanted = [split_evaluator(name) for name in dict.fromkeys(evaluators)]
-    cells = [
-        cell
-        for task in tasks
-        for name, encoder in encoders.items()
-        for cell in _cells(name, encoder, task, wanted, settings)
-    ]
+    cells = []
+    for task in tasks:
+        banks = _Banks(encoders, task, settings, reference)
+        cells += [_cell(name, one, banks) for name in encoders for one in wanted]
     return Results(tuple(cells), reference, {"settings": {key: str(value) for key, value in asdict(settings).items()}})
 
 
-def _cells(
-    name: str, encoder: Encoder, task: Task, wanted: Sequence[tuple[str, str]], settings: Settings
-) -> list[Cell]:
-    """Return one encoder's cells on one task; images are read only if a cell is missing."""
-    keys = {one: _key(encoder, task, one, settings) for one in wanted}
-    if encoder.arch.startswith("module/"):
-        # a module from Python is known by its weights only: were its code changed, whatever is kept would be stale
-        settings = replace(settings, cells=None, features=None)
-    found = {one: _load_cell(settings.cells, key) for one, key in keys.items()}
-    missing = [one for one in wanted if found[one] is None]
-    if missing:
-        train, test, rate = _banks(name, encoder, task, settings)
-        for one in missing:
-            began = time.monotonic()
-            scores = _evaluator(one, task, settings)(train, test)
-            facts = {
-                "images_per_second": rate,
-                "parameters": sum(p.numel() for p in encoder.backbone.parameters()),
-                "width": train.width,
-                "seconds": time.monotonic() - began,
-            }
-            found[one] = (scores, facts)
-            _save_cell(settings.cells, keys[one], scores, facts)
-            _tell(settings, task, name, scores)
-    return [
-        Cell(task.name, name, task.metric, scores, facts["parameters"], facts["width"], facts["images_per_second"])
-        for scores, facts in (kept for kept in found.values() if kept is not None)
-    ]
+class _Banks:
+    """The feature banks of one task, made when first asked for; the reference's and the last encoder's stay."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], task: Task, settings: Settings, reference: str):
+        self.encoders, self.task, self.settings, self.reference = encoders, task, settings, reference
+        self.held: dict[str, tuple[FeatureBank, FeatureBank, float]] = {}
+
+    def settings_for(self, name: str) -> Settings:
+        """A module from Python is known by its weights only: were its code changed, whatever is kept would be stale."""
+        module = self.encoders[name].arch.startswith("module/")
+        return replace(self.settings, cells=None, features=None) if module else self.settings
+
+    def __call__(self, name: str) -> tuple[FeatureBank, FeatureBank, float]:
+        """Return train bank, test bank, and the images per second that they took, whenever that was."""
+        if name not in self.held:
+            self.held = {kept: banks for kept, banks in self.held.items() if kept == self.reference}
+            self.held[name] = _banks(name, self.encoders[name], self.task, self.settings_for(name))
+        return self.held[name]
 
 
-def _banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> tuple[Any, Any, float]:
-    """Return train and test bank and the images per second that they took, whenever that was."""
+def _cell(name: str, one: tuple[str, str], banks: _Banks) -> Cell:
+    """Return one cell, computed only if it is not kept from before."""
+    encoder, task, settings = banks.encoders[name], banks.task, banks.settings_for(name)
+    kind = EVALUATORS[one[0]]
+    if kind.paired:
+        settings = replace(settings, cells=banks.settings_for(banks.reference).cells and settings.cells)
+    key = _key(name, one, banks)
+    found = load_cell(settings.cells, key)
+    if found is None:
+        train, test, rate = banks(name)
+        others = banks(banks.reference)[:2] if kind.paired else ()
+        began = time.monotonic()
+        evaluator = kind.make(kind.find(one[1]), task.metric, settings.seed, settings.device, settings.quiet)
+        scores = evaluator(train, test, *others)
+        facts: dict[str, Any] = {
+            "images_per_second": rate,
+            "parameters": sum(p.numel() for p in encoder.backbone.parameters()),
+            "width": train.width,
+            "seconds": time.monotonic() - began,
+        }
+        found = (scores, facts)
+        save_cell(settings.cells, key, *found)
+        _tell(settings, task, name, scores)
+    scores, facts = found
+    metric = scores.headline_metric or task.metric
+    return Cell(task.name, name, metric, scores, facts["parameters"], facts["width"], facts["images_per_second"])
+
+
+def _banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> tuple[FeatureBank, FeatureBank, float]:
     from eval.features import extract
     from eval.store import FeatureStore
 
@@ -243,94 +245,30 @@ def _banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> tuple
     return banks[0], banks[1], sum(map(len, banks)) / max(time.monotonic() - began, 1e-9)
 
 
-def _protocol(kind: str, name: str) -> Any:
-    if kind == "knn":
-        from eval.knn import knn_protocol
-
-        return knn_protocol(name)
-    from eval.linear_probe import linear_protocol
-
-    return linear_protocol(name)
-
-
-def _evaluator(one: tuple[str, str], task: Task, settings: Settings) -> Any:
-    kind, protocol = one
-    if kind == "knn":
-        from eval.knn import KNN
-
-        return KNN(protocol)
-    from eval.linear_probe import LinearProbe
-
-    return LinearProbe(protocol, metric=task.metric, seed=settings.seed, device=settings.device)
-
-
-def _key(encoder: Encoder, task: Task, one: tuple[str, str], settings: Settings) -> str:
+def _key(name: str, one: tuple[str, str], banks: _Banks) -> str:
+    kind, names = EVALUATORS[one[0]], [name]
+    if kind.paired:
+        names.append(banks.reference)
     parts = {
         "version": CELL_VERSION,
-        "weights": encoder.digest,
-        "feature": encoder.feature,
-        "preprocessing": repr(encoder.preprocessing),
-        "task": task.digest,
-        "metric": task.metric,
+        "encoders": [
+            (encoder.digest, encoder.feature, repr(encoder.preprocessing))
+            for encoder in map(banks.encoders.get, names)
+            if encoder
+        ],
+        "task": banks.task.digest,
+        "metric": banks.task.metric,
         "evaluator": one[0],
-        "protocol": repr(_protocol(*one)),
-        "precision": settings.precision,
-        "seed": settings.seed,
+        "protocol": repr(kind.find(one[1])),
+        "precision": banks.settings.precision,
+        "seed": banks.settings.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str, Any]) -> None:
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    head = {
-        "evaluator": scores.evaluator,
-        "protocol": scores.protocol,
-        "rows": [asdict(row) for row in scores.rows],
-        "headline_k": scores.headline_k,
-        "notes": scores.notes,
-        "details": scores.details,
-        "facts": facts,
-        "ks": list(scores.predicted),
-    }
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        head=np.array(json.dumps(head)),
-        classes=scores.classes,
-        labels=scores.labels,
-        predicted=np.stack(list(scores.predicted.values())),
-    )
-    write_atomically(folder / f"{key}.npz", content.getvalue())
-
-
-def _load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | None:
-    if folder is None or not (path := folder / f"{key}.npz").is_file():
-        return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            head = json.loads(str(stored["head"]))
-            predicted = dict(zip(head["ks"], stored["predicted"], strict=True))
-            arrays = stored["classes"], stored["labels"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None  # damaged: computed again and written anew
-    scores = Scores(
-        head["evaluator"],
-        head["protocol"],
-        tuple(Score(**row) for row in head["rows"]),
-        *arrays,
-        predicted,
-        head["headline_k"],
-        tuple(head["notes"]),
-        head["details"],
-    )
-    return scores, head["facts"]
-
-
 def _tell(settings: Settings, task: Task, name: str, scores: Scores) -> None:
     if not settings.quiet:
-        score = scores.score(task.metric)
+        score = scores.score(scores.headline_metric or task.metric)
         at = f" k={score.k}" if score.k else ""
         print(
             f"{task.name}, {name}: {scores.evaluator}/{scores.protocol}{at} {score.metric} {100 * score.value:.1f} % "

@@ -96,6 +96,22 @@ def test_results_are_the_same_in_every_form(tmp_path):
     assert "clamped to the 90 rows" in text
 
 
+def test_retrieval_and_comparisons_with_the_reference_are_cells_too(tmp_path):
+    evaluators = ["retrieval", "asymmetric/top1000", "agreement"]
+    encoders = {"a": network(), "b": network(1)}
+    results = evaluate_encoders(encoders, [small()], evaluators, quiet=True, out=tmp_path)
+    assert results.value("a", "hues", "agreement") == 1.0
+    assert 0 < results.value("b", "hues", "agreement") < 1
+    assert results.value("a", "hues", "asymmetric") == results.value("a", "hues", "retrieval")
+    row = results.headline("b", "hues", "retrieval")
+    assert row["metric"] == "map"
+    assert row["share_low"] <= row["share_kept"] <= row["share_high"]
+    again = evaluate_encoders(encoders, [small()], evaluators, quiet=True, out=tmp_path)
+    assert again.rows == results.rows
+    turned = evaluate_encoders(encoders, [small()], ["asymmetric"], reference="b", quiet=True, out=tmp_path)
+    assert turned.value("a", "hues", "asymmetric") != results.value("a", "hues", "asymmetric")
+
+
 def test_a_finished_cell_is_not_computed_again(tmp_path, monkeypatch):
     encoders = {"a": network(), "b": network(1)}
     first = evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)

@@ -7,7 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from eval.metrics import accuracy, figures, mean_per_class, share_kept, share_kept_per_class, top_five, wilson
+from eval.metrics import (
+    accuracy,
+    figures,
+    mean_per_class,
+    mean_score,
+    share_kept,
+    share_kept_per_class,
+    share_of_means,
+    top_five,
+    wilson,
+)
 
 
 def guesses(n=400, classes=6, seed=0, right=0.7):
@@ -101,3 +111,21 @@ def test_share_kept_per_class_weighs_classes_alike():
     teacher, student = np.ones(100, bool), np.array([True] * 90 + [False] * 10)
     assert share_kept(student, teacher).value == pytest.approx(0.9)
     assert share_kept_per_class(labels, student, teacher).value == pytest.approx(0.5)
+
+
+def test_means_of_anything_have_intervals_and_paired_tests():
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(0)
+    theirs = rng.beta(4, 2, 500)
+    ours = (theirs - 0.05 + 0.02 * rng.normal(size=500)).clip(0, 1)
+    score = mean_score("map", theirs)
+    error = theirs.std() / np.sqrt(500)
+    assert (score.low, score.high) == pytest.approx((score.value - 1.96 * error, score.value + 1.96 * error), abs=0.004)
+    share = share_of_means(ours, theirs)
+    assert share.low < share.value < share.high < 1
+    assert share.p == pytest.approx(ttest_rel(ours, theirs).pvalue)
+    same = share_of_means(theirs, theirs)
+    assert (same.value, same.low, same.high, same.p) == (1.0, 1.0, 1.0, 1.0)
+    ones = mean_score("recall", np.array([0.0, 1.0, 1.0]), 1)
+    assert (ones.low, ones.high) == wilson(2, 3)

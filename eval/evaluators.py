@@ -1,0 +1,105 @@
+"""The evaluators that a configuration can name: `kind` or `kind/protocol`. A new one is a row here and a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eval.features import FeatureBank
+from eval.metrics import Scores
+from ssl_kd.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an evaluator is made.
+
+    `find` gives a protocol by name, with all its constants. `make(protocol, metric, seed, device)` gives the evaluator:
+    a call on train and test bank, and for a `paired` one on the reference's two banks after them.
+    """
+
+    default: str
+    find: Callable[[str], Any]
+    make: Callable[..., Callable[..., Scores]]
+    paired: bool = False
+
+
+def _knn_protocol(name: str) -> Any:
+    from eval.knn import knn_protocol
+
+    return knn_protocol(name)
+
+
+def _knn(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.knn import KNN
+
+    return KNN(protocol, quiet=quiet)
+
+
+def _linear_protocol(name: str) -> Any:
+    from eval.linear_probe import linear_protocol
+
+    return linear_protocol(name)
+
+
+def _linear(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.linear_probe import LinearProbe
+
+    return LinearProbe(protocol, metric=metric, seed=seed, device=device)
+
+
+def _retrieval_protocol(name: str) -> Any:
+    from eval.retrieval import retrieval_protocol
+
+    return retrieval_protocol(name)
+
+
+def _retrieval(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.retrieval import Retrieval
+
+    return Retrieval(protocol, quiet=quiet)
+
+
+def _asymmetric(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    """Query the reference's index with the encoder's test rows, carried over by a bridge that needs no labels."""
+    from eval.retrieval import Retrieval, bridge
+
+    def run(train: FeatureBank, test: FeatureBank, reference: FeatureBank, reference_test: FeatureBank) -> Scores:
+        itself = train.key == reference.key and bool(train.key)
+        carried = reference_test if itself else bridge(train, reference, seed)(test)
+        return replace(Retrieval(protocol, quiet=quiet)(reference, carried), evaluator="asymmetric")
+
+    return run
+
+
+def _agreement_protocol(name: str) -> str:
+    if name != "neighbours":
+        raise UserError(f"no agreement protocol {name!r}; known: neighbours")
+    return name
+
+
+def _agreement(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.retrieval import Agreement
+
+    return Agreement()
+
+
+EVALUATORS: dict[str, Kind] = {
+    "knn": Kind("dino", _knn_protocol, _knn),
+    "linear": Kind("simclr-lbfgs", _linear_protocol, _linear),
+    "retrieval": Kind("full", _retrieval_protocol, _retrieval),
+    "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
+    "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True),
+}
+
+
+def split_evaluator(name: str) -> tuple[str, str]:
+    """Return kind and protocol of an evaluator's name: "knn" is "knn/dino". UserError for unknown ones."""
+    kind, _, protocol = name.partition("/")
+    if kind not in EVALUATORS:
+        known = list(EVALUATORS)
+        raise UserError(f"no evaluator {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")
+    row = EVALUATORS[kind]
+    row.find(protocol or row.default)
+    return kind, protocol or row.default
