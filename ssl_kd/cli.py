@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ssl_kd.errors import UserError, nearest
 
 
 def distill(argv: Sequence[str]) -> int:
     """Distil a teacher into a student on unlabelled images."""
-    from ssl_kd.config import DistillConfig, check, parse
+    from ssl_kd.config import DistillConfig, check
+    from ssl_kd.parsing import parse
 
     config = parse(
         DistillConfig,
@@ -29,14 +31,17 @@ def distill(argv: Sequence[str]) -> int:
 
     done = run(config=config)
     losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
-    print(f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})")
+    print(
+        f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
+    )
     print(f"Next: ssl-kd inspect {done.path}; ssl-kd eval --help")
     return 0
 
 
 def pretrain(argv: Sequence[str]) -> int:
-    """Train a small MoCo v2 teacher on unlabelled images."""
-    from ssl_kd.config import PretrainConfig, parse
+    """Train a small self-supervised teacher (MoCo v2, SimCLR) on unlabelled images."""
+    from ssl_kd.config import PretrainConfig
+    from ssl_kd.parsing import parse
 
     config = parse(
         PretrainConfig,
@@ -57,7 +62,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """Measure encoders on tasks with k-NN and linear probes."""
     from eval.run import main
 
-    return main(list(argv))
+    return main(list(argv), prog="ssl-kd eval")
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -82,13 +87,46 @@ def demo(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("ssl-kd demo", description=demo.__doc__)
     parser.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the student, shuffling and views (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the student, shuffling and views (default: %(default)s)"
+    )
     parser.add_argument("--fresh-teacher", action="store_true", help="train the teacher anew, not from the cache")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
-    from ssl_kd.demo import run
+    return _demo(Path(options.out), options.seed, options.fresh_teacher, options.quiet)
 
-    return run(options.out, seed=options.seed, fresh_teacher=options.fresh_teacher, quiet=options.quiet)
+
+def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
+    """Labels stay in eval.demo: only bare images are handed over to the trainers."""
+    from rich.console import Console
+
+    from eval import demo as labelled
+    from ssl_kd.demo import distilled, teacher
+    from ssl_kd.images import ArrayImages
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    tasks = labelled.demo_tasks()
+    images = ArrayImages(labelled.unlabelled(tasks), name="digits and temple patches")
+    console.print(f"1. A teacher: SimCLR on {len(images):,} unlabelled images (kept for the next time)")
+    taught = teacher(images, fresh_teacher, quiet)
+    console.print(f"2. A student, from the teacher's file {taught.origin}: no labels")
+    student = distilled(taught, images, out, seed, quiet).student
+    console.print("3. Teacher, student and random weights on three tasks")
+    results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
+    console.print(results.table())
+    shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed)
+    verdict = labelled.claims(results, tasks)
+    for holds, claim in verdict:
+        console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
+    console.print(f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)", highlight=False)
+    return 0 if all(holds for holds, _ in verdict) else 1
+
+
+def zoo(argv: Sequence[str]) -> int:
+    """List, show and download published teachers."""
+    from ssl_kd.zoo import main
+
+    return main(list(argv))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -97,6 +135,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": evaluate,
     "inspect": inspect,
     "pretrain": pretrain,
+    "zoo": zoo,
 }
 
 
@@ -126,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        print(f"ssl-kd: no command {name!r}.{nearest(name, list(COMMANDS))} Known: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"ssl-kd: no command {name!r}.{nearest(name, list(COMMANDS))} Known: {', '.join(COMMANDS)}", file=sys.stderr
+        )
         return 2
     return guarded(COMMANDS[name], rest, f"ssl-kd {name}")
 

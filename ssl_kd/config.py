@@ -5,30 +5,30 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError
 
 
 @dataclass
 class PretrainConfig:
-    """Train a small MoCo v2 teacher with lightly on unlabelled images.
+    """Train a small self-supervised teacher with lightly on unlabelled images.
 
     Args:
         images: folder, zip or data set of unlabelled images
-        out: checkpoint to write, in the layout of MoCo's training script; an existing one is resumed
+        out: checkpoint to write, in the layout of the method's training script; an existing one is resumed
+        method: moco (MoCo v2) or simclr
         arch: timm ResNet to train
+        arch_args: extra arguments of the architecture, e.g. {channels: [32, 64, 128, 256]}
         size: side of the square views, in pixels
         epochs: passes over the images
         batch_size: images per step
         lr: learning rate per 256 images (SGD, momentum 0.9, one epoch of warm-up, cosine to 0)
         weight_decay: L2 penalty
-        momentum: of the key encoder's moving average, 0 to 1
+        momentum: of the key encoder's moving average, 0 to 1 (moco)
         temperature: of the contrastive softmax
-        queue: negatives kept, in embeddings
+        queue: negatives kept, in embeddings (moco)
         views: augmentation scheme with two views
         seed: of weights, shuffling and views
         threads: decoding threads
@@ -39,7 +39,9 @@ class PretrainConfig:
 
     images: str = ""
     out: str = ""
+    method: str = "moco"
     arch: str = "resnet18"
+    arch_args: dict[str, Any] = field(default_factory=dict)
     size: int = 224
     epochs: int = 200
     batch_size: int = 256
@@ -128,7 +130,10 @@ def check(config: DistillConfig) -> None:
         (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
         (bool(config.out), "out: expected a run folder; got nothing"),
         (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
-        (config.batch_size >= 2, f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}"),
+        (
+            config.batch_size >= 2,
+            f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
+        ),
         (config.size >= 0, f"size: expected a side in pixels or 0 for the teacher's, got {config.size}"),
         (0 <= config.crop_ratio <= 1, f"crop_ratio: expected a share from 0 to 1, got {config.crop_ratio}"),
         (config.lr > 0, f"lr: expected above 0, got {config.lr}"),
@@ -144,59 +149,11 @@ def check(config: DistillConfig) -> None:
             config.precision in ("auto", "32-true", "bf16-mixed"),
             f"precision: expected auto, 32-true or bf16-mixed, got {config.precision!r}",
         ),
-        (config.accelerator in ("auto", "cpu", "cuda"), f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}"),
+        (
+            config.accelerator in ("auto", "cpu", "cuda"),
+            f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}",
+        ),
     )
     for good, message in rules:
         if not good:
             raise UserError(message)
-
-
-def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Any:
-    """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins.
-
-    Unknown keys, unreadable files and values of a wrong type raise UserError with one line. `--help` lists every field
-    with its unit and default.
-    """
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
-
-    parser = ArgumentParser(
-        prog=prog,
-        description=(settings.__doc__ or "").split("\n")[0],
-        epilog="examples:  " + "   |   ".join(examples) if examples else None,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
-    parser.add_class_arguments(settings, fail_untyped=False)
-    try:
-        values: Namespace = parser.parse_args(_spelled(argv, settings))
-    except (ArgumentError, TypeError, ValueError, OSError) as error:
-        raise UserError(_plain(str(error), [f.name for f in fields(settings)], prog)) from error
-    return settings(**{f.name: values[f.name] for f in fields(settings)})
-
-
-def _spelled(argv: Sequence[str], settings: type) -> list[str]:
-    """Accept `--batch-size` for `--batch_size`, and a bare `--quiet` for `--quiet true`."""
-    switches = {f.name for f in fields(settings) if f.type in (bool, "bool")}
-    out: list[str] = []
-    for arg, after in zip(argv, [*argv[1:], "--"], strict=True):
-        if arg.startswith("--"):
-            name, equals, value = arg[2:].partition("=")
-            arg = f"--{name.replace('-', '_')}{equals}{value}"
-            out.append(arg)
-            if arg[2:] in switches and after.startswith("--"):
-                out.append("true")
-        else:
-            out.append(arg)
-    return out
-
-
-def _plain(message: str, known: list[str], prog: str) -> str:
-    """The parser's complaint in one line, with the nearest setting's name where a key is unknown."""
-    text = " ".join(message.split())
-    wrong = re.search(r"[Kk]ey '([\w.]+)'|[Uu]nrecognized arguments: --([\w.-]+)|Option '([\w.]+)' is not accepted", text)
-    if wrong:
-        key = next(g for g in wrong.groups() if g)
-        if key not in known:
-            return f"no setting {key!r}.{nearest(key, known)} See {prog} --help"
-    return f"{text[:400]} (see {prog} --help)"

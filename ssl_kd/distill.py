@@ -27,7 +27,7 @@ from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.images import Images, open_images
 from ssl_kd.objectives import WeightedSum, build_objective
 from ssl_kd.objectives.presets import PRESET_VIEWS
-from ssl_kd.precision import resolve
+from ssl_kd.precision import make_fabric
 from ssl_kd.progress import Progress
 from ssl_kd.run import LAST, STUDENT, RunFolder, atomic_text, environment
 from ssl_kd.views import ViewLoader, Views, scheme
@@ -122,8 +122,10 @@ def _merge(config: DistillConfig | None, teacher, student, images, settings: dic
         "student": student.arch if isinstance(student, Encoder) else student,
         "images": f"<{len(images)} images from Python>" if isinstance(images, Images) else images and str(images),
     }
-    settings = settings | {key: value for key, value in named.items() if value}
-    return replace(config or DistillConfig(), **{k: str(v) if k == "out" else v for k, v in settings.items()})
+    given: dict[str, Any] = settings | {key: value for key, value in named.items() if value}
+    if "out" in given:
+        given["out"] = str(given["out"])
+    return replace(config or DistillConfig(), **given)
 
 
 def _student(config: DistillConfig, contract) -> Encoder:
@@ -144,13 +146,9 @@ class _Loop:
     """One run from its first (or next) step to the saved student."""
 
     def __init__(self, config: DistillConfig, run: RunFolder, teacher: Encoder, student: Encoder, objective, loader):
-        from lightning_fabric import Fabric
-
-        device_type = Fabric(accelerator=config.accelerator, devices=1).device.type
-        self.precision = resolve(config.precision, device_type)
-        self.fabric = Fabric(accelerator=config.accelerator, devices=1, precision=self.precision)
+        self.fabric, self.precision = make_fabric(config.accelerator, config.precision)
         self.config, self.run_folder, self.loader = config, run, loader
-        self.teacher = teacher.to(self.fabric.device, memory_format=torch.channels_last)
+        self.teacher = teacher.to(self.fabric.device).to(memory_format=torch.channels_last)
         pair = Pair(student, objective).to(memory_format=torch.channels_last)
         self.bare = pair
         self.pair, self.optimizer = self.fabric.setup(pair, _optimizer(pair, config))
@@ -184,7 +182,9 @@ class _Loop:
                     self._log(record, bar.rate)
                 if stop:
                     self._save()
-                    raise Interrupted(f"stopped by {stop[0]} after step {self.step} of {self.total}; give the same command to go on")
+                    raise Interrupted(
+                        f"stopped by {stop[0]} after step {self.step} of {self.total}; give the same command to go on"
+                    )
                 if time.monotonic() - saved_at > self.config.save_minutes * 60 and self.step < self.total:
                     self._save()
                     saved_at = time.monotonic()
@@ -330,7 +330,9 @@ def _optimizer(pair: Pair, config: DistillConfig) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             groups[parameter.ndim > 1].append(parameter)
     lists = [
-        {"params": group, "weight_decay": config.weight_decay if decays else 0.0} for decays, group in groups.items() if group
+        {"params": group, "weight_decay": config.weight_decay if decays else 0.0}
+        for decays, group in groups.items()
+        if group
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(lists, lr=config.lr, momentum=0.9)
@@ -356,7 +358,7 @@ def _stop_signals() -> Iterator[list[str]]:
 
     def note(number: int, frame: object) -> None:
         caught.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

@@ -1,4 +1,4 @@
-"""Is bfloat16 faster here? Measured, never assumed.
+"""The device and the number format. Is bfloat16 faster here? Measured, never assumed.
 
 With AMX or a GPU bf16 is several times faster than fp32; on processors without bf16 instructions it is up to eleven
 times slower. So `precision="auto"` times a small product and a small convolution in both types once per process.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+from ssl_kd.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @functools.cache
@@ -37,8 +41,27 @@ def _best_of(conv: torch.nn.Module, x: torch.Tensor, bf16: bool, runs: int = 4) 
     return min(times)
 
 
-def resolve(precision: str, device_type: str) -> str:
+def resolve(precision: str, device_type: str) -> Literal["32-true", "bf16-mixed"]:
     """Turn 'auto' into Fabric's '32-true' or 'bf16-mixed' for this device."""
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if bf16_pays(device_type) else "32-true"
+    bf16 = precision == "bf16-mixed" or (precision == "auto" and bf16_pays(device_type))
+    return "bf16-mixed" if bf16 else "32-true"
+
+
+def make_fabric(accelerator: str, precision: str) -> tuple[Fabric, str]:
+    """A Fabric on one device (auto: a GPU if there is one) and the precision that was chosen for it.
+
+    UserError when CUDA is asked for and absent, or when several processes were started: one device for now.
+    """
+    import logging
+    import os
+
+    from lightning_fabric import Fabric
+
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("accelerator: cuda was asked for, but this torch sees no GPU; use auto or cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes were started (WORLD_SIZE > 1), but training runs on one device so far")
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    chosen = resolve(precision, kind)
+    return Fabric(accelerator=kind, devices=1, precision=chosen), chosen

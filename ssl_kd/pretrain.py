@@ -1,11 +1,11 @@
-"""Small self-supervised teachers for an own domain: MoCo v2 from lightly's parts, saved as its lab saves it.
+"""Small self-supervised teachers for an own domain, from lightly's parts, saved in the layout that their users know.
 
-The file has the very layout of the official training script (`epoch`, `arch`, `state_dict` with `module.encoder_q.`,
-`module.encoder_k.`, `module.queue`, and `optimizer`), so it comes back through the ordinary loader and is resumable.
+    moco     MoCo v2 (arXiv:1911.05722, arXiv:2003.04297); the file of the official main_moco.py
+    simclr   SimCLR (arXiv:2002.05709); the file of the sthalles/SimCLR training script (Google's own are TensorFlow's)
 
-    ssl-kd pretrain --images photos/ --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar
+Both come back through the ordinary loader and are resumable.
 
-Source: He et al., arXiv:1911.05722; Chen et al., arXiv:2003.04297; thumbnail settings after the authors' CIFAR-10 demo.
+    ssl-kd pretrain --images photos/ --method moco --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar
 """
 
 from __future__ import annotations
@@ -13,109 +13,177 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ssl_kd.config import PretrainConfig
-from ssl_kd.errors import NonFinite
+from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD
+from ssl_kd.errors import NonFinite, UserError, nearest
 from ssl_kd.images import Images, open_images
-from ssl_kd.precision import resolve
+from ssl_kd.precision import make_fabric
 from ssl_kd.progress import Progress
-from ssl_kd.run import atomic_save
+from ssl_kd.run import atomic_save, own_state
 from ssl_kd.views import ViewLoader, scheme
+
+WIDTH = 128  # of the projected embedding, in both papers
+
+
+def _network(config: PretrainConfig) -> Any:
+    """A timm ResNet whose fc is the two-layer projection head, as both training scripts have it."""
+    import timm
+    from lightly.models.modules import MoCoProjectionHead
+
+    backbone = timm.create_model(config.arch, num_classes=0, **config.arch_args)
+    if not hasattr(backbone, "fc"):
+        raise UserError(f"arch: pretrain knows ResNets, whose head is called fc; {config.arch} is another network")
+    dim = backbone.num_features
+    backbone.fc = MoCoProjectionHead(dim, dim, WIDTH).layers
+    return backbone.to(memory_format=torch.channels_last)
+
+
+def _embed(network: Any, images: Tensor) -> Tensor:
+    """Projected, unit-length embeddings (B, 128)."""
+    return nn.functional.normalize(network.fc(network.global_pool(network.forward_features(images))).float(), dim=1)
 
 
 class MoCo(nn.Module):
-    """Query and key encoder with two-layer heads, as in MoCo v2; named as in the official checkpoints."""
+    """Query encoder, key encoder (a moving average) and a queue of keys, named as in the official checkpoints."""
 
-    def __init__(self, arch: str, width: int = 128):
-        import timm
-        from lightly.models.modules import MoCoProjectionHead
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PretrainConfig):
+        from lightly.loss import NTXentLoss
 
         super().__init__()
-        backbone = timm.create_model(arch, num_classes=0)
-        dim = backbone.num_features
-        backbone.fc = MoCoProjectionHead(dim, dim, width).layers
-        self.encoder_q = backbone
-        self.encoder_k = copy.deepcopy(backbone).requires_grad_(False)
+        self.config = config
+        self.encoder_q = _network(config)
+        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
+        self.contrast = NTXentLoss(temperature=config.temperature, memory_bank_size=(config.queue, WIDTH))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    @staticmethod
-    def embed(encoder: nn.Module, images: Tensor) -> Tensor:
-        """Projected, unit-length embeddings (B, 128)."""
-        features = encoder.global_pool(encoder.forward_features(images))
-        return nn.functional.normalize(encoder.fc(features).float(), dim=1)
+    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+        """Contrastive loss of two views in [0, 1]."""
+        from lightly.models.utils import update_momentum
+
+        update_momentum(self.encoder_q, self.encoder_k, self.config.momentum)
+        with autocast:
+            query = _embed(self.encoder_q, (first - self.mean) / self.std)
+            with torch.no_grad():
+                key = _embed(self.encoder_k, (second - self.mean) / self.std)
+        return self.contrast(query, key)
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The state dict of the official script."""
+        state = {f"module.encoder_q.{k}": v for k, v in self.encoder_q.state_dict().items()}
+        state |= {f"module.encoder_k.{k}": v for k, v in self.encoder_k.state_dict().items()}
+        bank = self.contrast.memory_bank
+        return state | {"module.queue": bank.bank.T, "module.queue_ptr": bank.bank_ptr}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `checkpoint`."""
+        for encoder, name in ((self.encoder_q, "encoder_q"), (self.encoder_k, "encoder_k")):
+            encoder.load_state_dict(_below(state, f"module.{name}."))
+        bank = self.contrast.memory_bank
+        bank.bank.copy_(state["module.queue"].T)
+        bank.bank_ptr.copy_(state["module.queue_ptr"])
+
+
+class SimCLR(nn.Module):
+    """One encoder, both views through it, the other images of the batch as negatives. Pixels stay in [0, 1]."""
+
+    def __init__(self, config: PretrainConfig):
+        from lightly.loss import NTXentLoss
+
+        super().__init__()
+        self.encoder_q = _network(config)
+        self.contrast = NTXentLoss(temperature=config.temperature, memory_bank_size=0)
+
+    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+        """Contrastive loss of two views in [0, 1]."""
+        with autocast:
+            both = _embed(self.encoder_q, torch.cat([first, second]))
+        return self.contrast(*both.chunk(2))
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The state dict of sthalles/SimCLR: the projection head inside the backbone, as its fc."""
+        return {f"backbone.{k}": v for k, v in self.encoder_q.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `checkpoint`."""
+        self.encoder_q.load_state_dict(_below(state, "backbone."))
+
+
+METHODS: dict[str, type[MoCo] | type[SimCLR]] = {"moco": MoCo, "simclr": SimCLR}
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
-    """Train a MoCo v2 teacher on unlabelled images; returns the checkpoint's path. Resumes a checkpoint that is there."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.utils import update_momentum
+    """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is gone on with.
 
-    fabric = Fabric(accelerator=config.accelerator, devices=1)
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=resolve(config.precision, fabric.device.type))
-    torch.manual_seed(config.seed)
+    SGD with momentum 0.9, one epoch of warm-up, cosine to 0. Raises UserError for bad settings, NonFinite for a loss
+    that is no number; the checkpoint then holds the last whole epoch.
+    """
+    if config.method not in METHODS:
+        raise UserError(
+            f"method: expected one of {', '.join(METHODS)}; got {config.method!r}.{nearest(config.method, list(METHODS))}"
+        )
+    recipes = scheme(config.views)
+    if len(recipes) != 2:
+        raise UserError(f"views: contrast needs a scheme of two views, but {config.views!r} gives {len(recipes)}")
     images = images if images is not None else open_images(config.images)
-    loader = ViewLoader(images, scheme(config.views), config.size, config.batch_size, config.seed, config.threads)
-    model = MoCo(config.arch).to(memory_format=torch.channels_last)
-    mean = torch.tensor((0.485, 0.456, 0.406), device=fabric.device).view(3, 1, 1)
-    std = torch.tensor((0.229, 0.224, 0.225), device=fabric.device).view(3, 1, 1)
-    loss_of = NTXentLoss(temperature=config.temperature, memory_bank_size=(config.queue, 128)).to(fabric.device)
-    optimizer = torch.optim.SGD(
-        model.encoder_q.parameters(), config.lr * config.batch_size / 256, momentum=0.9, weight_decay=config.weight_decay
-    )
-    model.to(fabric.device)
+    loader = ViewLoader(images, recipes, config.size, config.batch_size, config.seed, config.threads)
+    steps = loader.batches_per_epoch()
+    torch.manual_seed(config.seed)
+    fabric, _ = make_fabric(config.accelerator, config.precision)
+    model = METHODS[config.method](config).to(fabric.device)
+    peak = config.lr * config.batch_size / 256
+    optimizer = torch.optim.SGD(model.encoder_q.parameters(), peak, momentum=0.9, weight_decay=config.weight_decay)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    first = _resume(out, model, loss_of, optimizer) if out.exists() else 0
-    steps = loader.batches_per_epoch()
-    total = steps * config.epochs
-    base = [group["lr"] for group in optimizer.param_groups]
+    first = _resume(out, model, optimizer) if out.exists() else 0
     with Progress("pretrain", len(images) * config.epochs, quiet=config.quiet, start=first * len(images)) as bar:
         for epoch in range(first, config.epochs):
-            for step, raw in enumerate(loader.epoch(epoch)):
-                done = epoch * steps + step
-                factor = min(1.0, (done + 1) / max(1, steps)) * 0.5 * (1 + math.cos(math.pi * done / total))
-                for group, lr in zip(optimizer.param_groups, base, strict=True):
-                    group["lr"] = lr * factor
-                update_momentum(model.encoder_q, model.encoder_k, config.momentum)
+            for step, raw in enumerate(loader.epoch(epoch), start=epoch * steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * _rate(step, steps, steps * config.epochs)
                 views = loader.finish_all(raw, fabric.device)
-                query_view, key_view = ((pixels - mean) / std for pixels in views.pixels)
-                with fabric.autocast():
-                    query = model.embed(model.encoder_q, query_view)
-                    with torch.no_grad():
-                        key = model.embed(model.encoder_k, key_view)
-                loss = loss_of(query, key)
+                loss = model(*views.pixels, fabric.autocast())
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise NonFinite(f"pretrain: the loss became {value} in epoch {epoch}; lower lr (now {config.lr})")
+                    raise NonFinite(
+                        f"pretrain: the loss became {value} in epoch {epoch + 1}; lower lr (now {config.lr})"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 bar.advance(len(raw), epoch=f"{epoch + 1}/{config.epochs}", loss=f"{value:.3f}")
-            atomic_save(out, _checkpoint(config, epoch + 1, model, loss_of, optimizer))
+            state = {k: v.contiguous() for k, v in model.checkpoint().items()}
+            atomic_save(
+                out,
+                {"epoch": epoch + 1, "arch": config.arch, "state_dict": state, "optimizer": optimizer.state_dict()},
+            )
     return out
 
 
-def _checkpoint(config: PretrainConfig, epoch: int, model: MoCo, loss_of: nn.Module, optimizer) -> dict:
-    """The dict that MoCo's own training script writes."""
-    state = {f"module.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    bank = loss_of.memory_bank
-    state["module.queue"] = bank.bank.T.contiguous()
-    state["module.queue_ptr"] = bank.bank_ptr.reshape(1).long()
-    return {"epoch": epoch, "arch": config.arch, "state_dict": state, "optimizer": optimizer.state_dict()}
+def _rate(step: int, warmup: int, total: int) -> float:
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def _resume(path: Path, model: MoCo, loss_of: nn.Module, optimizer) -> int:
-    from ssl_kd.checkpoint import read
-
-    saved = read(path)
-    state = {k.removeprefix("module."): v for k, v in saved["state_dict"].items()}
-    bank = loss_of.memory_bank
-    device = next(model.parameters()).device
-    bank.bank = state.pop("queue").T.contiguous().to(device)
-    bank.bank_ptr = state.pop("queue_ptr").to(device)
-    model.load_state_dict(state)
-    optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["epoch"])
+def _resume(path: Path, model: MoCo | SimCLR, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint of this very method and architecture; returns the epochs done."""
+    try:
+        saved = own_state(path)
+        model.restore(saved["state_dict"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["epoch"])
+    except Exception as error:
+        raise UserError(
+            f"out: {path} exists and is not a checkpoint of this method and architecture; choose another name or remove it"
+        ) from error

@@ -1,8 +1,8 @@
 """One way to show progress: a bar with rate and time left on a terminal, a plain line now and then in a log.
 
-    with Progress("distill", total=50_000, unit="images") as bar:
-        for batch in batches:
-            bar.advance(len(batch), loss="0.213")
+with Progress("distill", total=50_000, unit="images") as bar:
+    for batch in batches:
+        bar.advance(len(batch), loss="0.213")
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 LINE_EVERY = 15.0  # seconds between plain lines when the output is not a terminal
 
@@ -24,7 +25,7 @@ class Progress:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
         self.done, self.start = start, start
         self.began = self.spoke = time.monotonic()
-        self._bar = None
+        self._bar: Any = None
 
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stderr.isatty():
@@ -47,7 +48,9 @@ class Progress:
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, rate="", notes="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif not self.quiet and kind is None:

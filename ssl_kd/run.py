@@ -1,11 +1,11 @@
 """The run directory: what was asked, what happened, and the state to go on from. Every write is atomic.
 
-    config.yaml          what was asked, every default filled in
-    environment.json     versions, machine, command
-    metrics.jsonl        one line per logged step
-    last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
-    student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
-    README.md            what this folder is and how to reproduce it
+config.yaml          what was asked, every default filled in
+environment.json     versions, machine, command
+metrics.jsonl        one line per logged step
+last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
+student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
+README.md            what this folder is and how to reproduce it
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def atomic_save(path: Path, state: Mapping[str, Any]) -> None:
     _atomically(path, lambda file: torch.save(dict(state), file))
 
 
+def own_state(path: Path) -> dict[str, Any]:
+    """Read back what `atomic_save` wrote, as plain data on the CPU. Foreign files go through `ssl_kd.checkpoint`."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def atomic_text(path: Path, text: str) -> None:
     """Write text so that `path` holds either the old or the whole new content."""
     _atomically(path, lambda file: file.write(text.encode()))
@@ -48,7 +53,9 @@ def _atomically(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror or error}); free some space or choose another out") from error
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}); free some space or choose another out"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -81,7 +88,9 @@ class RunFolder:
         if config.exists():
             self._same_question(yaml.safe_load(config.read_text()) or {})
         elif any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
-            raise UserError(f"out: {self.path} is not empty and not a run's folder; choose another, or pass overwrite to use it")
+            raise UserError(
+                f"out: {self.path} is not empty and not a run's folder; choose another, or pass overwrite to use it"
+            )
         else:
             atomic_text(config, yaml.safe_dump(self.settings, sort_keys=False))
         atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
@@ -90,14 +99,16 @@ class RunFolder:
         keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
         if keys:
             changed = ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
-            raise UserError(f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite")
+            raise UserError(
+                f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite"
+            )
 
     def restore(self) -> dict[str, Any] | None:
         """The last saved state, or None for a fresh run."""
         path = self.path / LAST
         if not path.exists():
             return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return own_state(path)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace last.ckpt, atomically."""

@@ -51,6 +51,9 @@ WEAK = Recipe()
 STRONG = Recipe(jitter=0.8, grey=0.2, blur=0.5)
 # On thumbnails (CIFAR) the usual self-supervised recipes leave the blur out.
 STRONG_SMALL = replace(STRONG, blur=0.0)
+# Short runs on images whose left and right matter (digits): milder crops, no mirror.
+GENTLE = replace(STRONG_SMALL, scale=(0.4, 1.0), flip=0.0)
+UPRIGHT = replace(WEAK, scale=(0.4, 1.0), flip=0.0)
 ROT4 = tuple(Recipe(scale=(0.08, 1.0), quarter_turns=q, shared_flip=True) for q in range(4))
 
 SCHEMES: dict[str, tuple[Recipe, ...]] = {
@@ -61,6 +64,9 @@ SCHEMES: dict[str, tuple[Recipe, ...]] = {
     "multi": (WEAK, STRONG),
     "multi_small": (WEAK, STRONG_SMALL),
     "rot4": ROT4,
+    "gentle": (GENTLE,),
+    "upright": (UPRIGHT,),
+    "two_gentle": (GENTLE, GENTLE),
     "two_strong": (STRONG, STRONG),
     "two_strong_small": (STRONG_SMALL, STRONG_SMALL),
 }
@@ -97,8 +103,10 @@ _FLIP, _AREA, _RATIO, _TOP, _LEFT, _JITTER, _BRIGHT, _CONTRAST, _SATURATION, _HU
 
 # ------------------------------------------------------------------------------------------- one image: crop
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
-def crop_box(width: int, height: int, recipe: Recipe, seed: int, index: int, view: int) -> tuple[float, ...]:
+
+def crop_box(width: int, height: int, recipe: Recipe, seed: int, index: int, view: int) -> Box:
     """The (left, top, right, bottom) in pixels that `cut` resizes to the view's square.
 
     A random area and log-uniform aspect ratio as in Inception crops; a box that would leave the image is
@@ -272,7 +280,9 @@ class ViewLoader:
                 ]
             )
         if len(kept) < 2:
-            raise ImagesError(f"a batch of {len(index)} images had {len(kept)} readable ones; see the list of bad files")
+            raise ImagesError(
+                f"a batch of {len(index)} images had {len(kept)} readable ones; see the list of bad files"
+            )
         pixels = tuple(
             torch.from_numpy(np.stack([row[v] for row in rows])).permute(0, 3, 1, 2) for v in range(len(self.recipes))
         )
@@ -286,7 +296,12 @@ class ViewLoader:
         """Move to the device, flip, colour and blur: float32 in [0, 1], channels-last."""
         done = tuple(
             finish(
-                pixels.to(device, non_blocking=True), recipe, self.seed, views.index, self.view_number(views.epoch, v), views.epoch
+                pixels.to(device, non_blocking=True),
+                recipe,
+                self.seed,
+                views.index,
+                self.view_number(views.epoch, v),
+                views.epoch,
             ).contiguous(memory_format=torch.channels_last)
             for v, (pixels, recipe) in enumerate(zip(views.pixels, self.recipes, strict=True))
         )

@@ -9,12 +9,20 @@ import torch
 import yaml
 
 import ssl_kd
-from ssl_kd.config import DistillConfig, check, parse
+from ssl_kd.config import DistillConfig, check
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.images import ArrayImages
+from ssl_kd.parsing import parse
 
 TINY = {"student": "resnet18", "student_args": {"channels": [8, 8, 16, 16]}, "size": 32, "crop_ratio": 1.0}
-QUICK = TINY | {"epochs": 2, "batch_size": 8, "quiet": True, "precision": "32-true", "accelerator": "cpu", "log_every": 1}
+QUICK = TINY | {
+    "epochs": 2,
+    "batch_size": 8,
+    "quiet": True,
+    "precision": "32-true",
+    "accelerator": "cpu",
+    "log_every": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +46,23 @@ def same(a, b):
 
 def test_a_run_brings_the_student_to_the_teacher_and_explains_itself(teacher, tmp_path):
     before = weights(teacher)
-    done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", objective="default", **QUICK | {"epochs": 12, "lr": 3e-3})
+    done = ssl_kd.distill(
+        teacher, images=images(), out=tmp_path / "run", objective="default", **QUICK | {"epochs": 12, "lr": 3e-3}
+    )
     assert same(before, weights(teacher))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 37))
     assert np.mean([line["loss"] for line in lines[-3:]]) < 0.5 * lines[0]["loss"]
     assert {"alignment", "correlation_queue", "lr", "images_per_s", "wait_share"} <= lines[0].keys()
     names = {p.name for p in (tmp_path / "run").iterdir()} - {".lock"}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "last.ckpt", "student.safetensors", "README.md"}
+    assert names == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "last.ckpt",
+        "student.safetensors",
+        "README.md",
+    }
     again = ssl_kd.load_teacher(tmp_path / "run/student.safetensors")
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(again(x).embedding, done.student(x).embedding)
@@ -186,7 +203,9 @@ def test_sgd_is_an_option(teacher, tmp_path):
 def test_an_encoder_from_python_is_trained_in_place(teacher, tmp_path):
     student = ssl_kd.build("resnet18", channels=[8, 8, 16, 16])
     start = weights(student)
-    done = ssl_kd.distill(teacher, student, images(), out=tmp_path / "run", **{k: v for k, v in QUICK.items() if "student" not in k})
+    done = ssl_kd.distill(
+        teacher, student, images(), out=tmp_path / "run", **{k: v for k, v in QUICK.items() if "student" not in k}
+    )
     assert done.student is student
     assert not same(start, weights(student))
 
@@ -227,8 +246,13 @@ def test_every_setting_has_a_description_and_round_trips_through_yaml(tmp_path):
 
     for field in fields(DistillConfig):
         assert f"        {field.name}: " in DistillConfig.__doc__, f"{field.name} is not described"
-    config = DistillConfig(teacher="t", images="i", out="o", student_args={"channels": [8, 16]}, objective=[{"term": "alignment"}])
+    config = DistillConfig(
+        teacher="t", images="i", out="o", student_args={"channels": [8, 16]}, objective=[{"term": "alignment"}]
+    )
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(asdict(config)))
     assert parse(DistillConfig, ["--config", str(tmp_path / "c.yaml")], "x") == config
-    assert parse(DistillConfig, ["--config", str(tmp_path / "c.yaml"), "--batch-size", "7", "--quiet"], "x").batch_size == 7
+    assert (
+        parse(DistillConfig, ["--config", str(tmp_path / "c.yaml"), "--batch-size", "7", "--quiet"], "x").batch_size
+        == 7
+    )
     check(config)

@@ -34,7 +34,12 @@ def rand(*shape, seed=0):
 def test_simreg_alignment_is_the_squared_distance_of_unit_vectors():
     s, t = rand(6, 5), rand(6, 5, seed=1)
     term = Alignment(5, 5, projector_name="identity")
-    by_hand = np.mean([np.sum((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2) for a, b in zip(s.numpy(), t.numpy())])
+    by_hand = np.mean(
+        [
+            np.sum((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2)
+            for a, b in zip(s.numpy(), t.numpy(), strict=True)
+        ]
+    )
     assert term(features(s), features(t), views(6)).item() == pytest.approx(by_hand, abs=1e-6)
 
 
@@ -64,7 +69,9 @@ def test_dlkd_weighs_alignment_20_and_correlation_50():
     objective = build_objective("dlkd", 6, 4).eval()
     s, t = rand(8, 6), rand(8, 4, seed=1)
     total, terms = objective(features(s), features(t), views(4, 2))
-    assert total.item() == pytest.approx(20 * terms["alignment"].item() + 50 * terms["correlation_views"].item(), rel=1e-5)
+    assert total.item() == pytest.approx(
+        20 * terms["alignment"].item() + 50 * terms["correlation_views"].item(), rel=1e-5
+    )
 
 
 def test_dlkd_alignment_head_is_sixteen_times_the_teacher():

@@ -7,7 +7,20 @@ from PIL import Image
 
 from ssl_kd.errors import ImagesError, UserError
 from ssl_kd.images import ArrayImages
-from ssl_kd.views import CENTRE, SCHEMES, STRONG, WEAK, Recipe, ViewLoader, crop_box, cut, epoch_batches, finish, scheme, uniform
+from ssl_kd.views import (
+    CENTRE,
+    SCHEMES,
+    STRONG,
+    WEAK,
+    Recipe,
+    ViewLoader,
+    crop_box,
+    cut,
+    epoch_batches,
+    finish,
+    scheme,
+    uniform,
+)
 
 
 def picture(width=40, height=30, seed=0):
@@ -98,7 +111,9 @@ def test_four_rotations_turn_one_flipped_image():
         for v, r in enumerate(recipes)
     ]
     upright = views[0]
-    flips = {bool(torch.equal(upright, torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255))}
+    flips = {
+        bool(torch.equal(upright, torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255))
+    }
     assert len(flips) == 1
     # A flip after the turn equals the opposite turn after the flip, so each view is a rotation of the first, up or down.
     for q in (1, 2, 3):
@@ -130,7 +145,9 @@ def test_contrast_and_brightness_follow_their_definition():
 
 def test_hue_keeps_grey_grey():
     grey = torch.full((4, 3, 8, 8), 120, dtype=torch.uint8)
-    out = finish(grey, Recipe(flip=0, jitter=1.0, brightness=0, contrast=0, saturation=0, hue=0.5), 0, np.arange(4), 0, 0)
+    out = finish(
+        grey, Recipe(flip=0, jitter=1.0, brightness=0, contrast=0, saturation=0, hue=0.5), 0, np.arange(4), 0, 0
+    )
     assert torch.allclose(out, grey.float() / 255, atol=1e-5)
 
 

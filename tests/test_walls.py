@@ -11,7 +11,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "ssl_kd").rglob("*.py"))
 EVAL = sorted((ROOT / "eval").rglob("*.py"))
 # eval/ may know what an encoder is and how images are read, never how a student is trained.
-OPEN_TO_EVAL = {"ssl_kd.errors", "ssl_kd.progress", "ssl_kd.encoder", "ssl_kd.checkpoint", "ssl_kd.images"}
+OPEN_TO_EVAL = {
+    "ssl_kd.errors",
+    "ssl_kd.progress",
+    "ssl_kd.encoder",
+    "ssl_kd.checkpoint",
+    "ssl_kd.images",
+    "ssl_kd.parsing",
+}
 EVALUATORS = ("knn", "linear_probe", "logistic", "metrics", "retrieval", "fewshot", "robustness", "calibration")
 LIGHT = {"numpy", "torch", "faiss", "sklearn", "scipy"}
 STANDARD = set(sys.stdlib_module_names)
@@ -108,10 +115,17 @@ def test_only_the_checkpoint_door_opens_foreign_weight_files():
 
 def test_eval_is_never_imported_as_a_bare_name():
     for path in [*PACKAGE, *EVAL, *sorted((ROOT / "tests").glob("*.py"))]:
-        assert "eval" not in [n for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for n in (a.name for a in node.names)]
+        assert "eval" not in [
+            n
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import)
+            for n in (a.name for a in node.names)
+        ]
 
 
-@pytest.mark.parametrize("statement", ["import ssl_kd", "import ssl_kd.cli", "import ssl_kd.config", "import eval.config"])
+@pytest.mark.parametrize(
+    "statement", ["import ssl_kd", "import ssl_kd.cli", "import ssl_kd.config", "import eval.config"]
+)
 def test_the_command_line_wakes_no_heavy_library(statement):
     code = f"import sys; {statement}; print([m for m in ('torch', 'timm', 'faiss', 'sklearn', 'numpy') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -46,6 +46,10 @@ class Standardise(nn.Module):
     (Sariyildiz et al., ECCV 2024), with a constant momentum.
     """
 
+    mean: Tensor
+    var: Tensor
+    seen: Tensor
+
     def __init__(self, dim: int, momentum: float = 0.01):
         super().__init__()
         self.momentum = momentum

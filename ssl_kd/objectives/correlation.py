@@ -71,11 +71,17 @@ class Correlation(nn.Module):
         super().__init__()
         for what, name, table in (("relation", relation, RELATIONS), ("comparison", comparison, COMPARISONS)):
             if name not in table:
-                raise UserError(f"{what}: expected one of {', '.join(table)}; got {name!r}.{nearest(name, list(table))}")
+                raise UserError(
+                    f"{what}: expected one of {', '.join(table)}; got {name!r}.{nearest(name, list(table))}"
+                )
         if min(tau_student, tau_teacher) <= 0:
             raise UserError(f"temperatures: expected above 0, got {tau_student} (student) and {tau_teacher} (teacher)")
         self.relation = RELATIONS[relation](teacher_dim, size)
-        if self.relation.needs_teacher_width and student_dim != teacher_dim and projector_name in ("identity", "square"):
+        if (
+            self.relation.needs_teacher_width
+            and student_dim != teacher_dim
+            and projector_name in ("identity", "square")
+        ):
             raise UserError(
                 f"relation {relation!r} compares the student with the teacher: projector {projector_name!r} keeps the "
                 f"student's width {student_dim}, but the teacher's is {teacher_dim}; use linear, mlp or simreg"
@@ -90,4 +96,4 @@ class Correlation(nn.Module):
         s = self.projector(student.embedding)
         with torch.autocast(s.device.type, enabled=False):
             tables = self.relation(s.float(), teacher.embedding.detach().float(), views)
-            return COMPARISONS[self.comparison](*tables, self.tau_student, self.tau_teacher)
+            return COMPARISONS[self.comparison](tables[0], tables[1], self.tau_student, self.tau_teacher)

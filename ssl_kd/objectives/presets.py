@@ -1,9 +1,9 @@
 """Objectives by name: each preset is a row of terms. A config may also spell its own list of terms.
 
-    objective: dlkd
-    objective:
-      - {term: alignment, projector: simreg, weight: 1}
-      - {term: correlation, relation: queue, size: 8192, tau_student: 0.07, tau_teacher: 0.07, weight: 1}
+objective: dlkd
+objective:
+  - {term: alignment, projector: simreg, weight: 1}
+  - {term: correlation, relation: queue, size: 8192, tau_student: 0.07, tau_teacher: 0.07, weight: 1}
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class WeightedSum(nn.Module):
         super().__init__()
         self.terms = nn.ModuleDict(dict(zip(names, terms, strict=True)))
         self.weights = dict(zip(names, weights, strict=True))
-        self.min_views = max(term.min_views for term in terms)
+        self.min_views: int = max(int(term.min_views) for term in terms)  # type: ignore[arg-type]
 
     def forward(self, student: Features, teacher: Features, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Embeddings (N, Ds), (N, Dt), rows view-major -> scalar total, {term: detached scalar}."""
@@ -84,13 +84,17 @@ def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
             )
         return PRESETS[objective]
     if not objective or not all(isinstance(spec, Mapping) for spec in objective):
-        raise UserError(f"objective: expected a preset's name or a list of terms like {{term: alignment}}; got {objective!r}")
+        raise UserError(
+            f"objective: expected a preset's name or a list of terms like {{term: alignment}}; got {objective!r}"
+        )
     return tuple(objective)
 
 
 def build_objective(objective: str | Sequence[Spec], student_dim: int, teacher_dim: int) -> WeightedSum:
     """Build a preset or a list of terms for these widths. UserError names a wrong key and what is allowed."""
-    terms, weights, names = [], [], []
+    terms: list[nn.Module] = []
+    weights: list[float] = []
+    names: list[str] = []
     for spec in terms_of(objective):
         options = dict(spec)
         kind = options.pop("term", None)
@@ -116,7 +120,9 @@ def _check_keys(kind: str, options: Mapping[str, Any]) -> None:
     for key in options:
         if key not in allowed:
             shown = ["projector" if a == "projector_name" else a for a in allowed]
-            raise UserError(f"objective: term {kind} has no {key!r}; it knows weight, {', '.join(shown)}.{nearest(key, shown)}")
+            raise UserError(
+                f"objective: term {kind} has no {key!r}; it knows weight, {', '.join(shown)}.{nearest(key, shown)}"
+            )
 
 
 def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:

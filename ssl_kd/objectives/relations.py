@@ -18,14 +18,20 @@ from ssl_kd.views import Views
 Tables = tuple[Tensor, Tensor]  # student's (R, C), teacher's (R, C)
 
 
-class ViewsTable(nn.Module):
+class Relation(nn.Module):
+    """What every relation says of itself: how many views it needs, and whether the student must have width Dt."""
+
+    min_views: int = 1
+    needs_teacher_width: bool = False
+
+
+class ViewsTable(Relation):
     """Augmented views (rows, (V-1) B) against the plain views (columns, B) of the batch, each network with itself.
 
     The own image's column takes part. Source: DLKD's published code (view 0 is the plain one).
     """
 
     min_views = 2
-    needs_teacher_width = False
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, Ds), (N, Dt) -> two ((V-1) B, B) tables."""
@@ -34,11 +40,8 @@ class ViewsTable(nn.Module):
         return s[b:] @ s[:b].T, t[b:] @ t[:b].T
 
 
-class BatchTable(nn.Module):
+class BatchTable(Relation):
     """Every sample of the batch against every other, each network with itself; the diagonal is left out."""
-
-    min_views = 1
-    needs_teacher_width = False
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with -inf on the diagonal."""
@@ -47,7 +50,7 @@ class BatchTable(nn.Module):
         return (s @ s.T).masked_fill(own, -torch.inf), (t @ t.T).masked_fill(own, -torch.inf)
 
 
-class TeacherQueue(nn.Module):
+class TeacherQueue(Relation):
     """Both networks against what the teacher said of the batch and of earlier images, kept in a ring buffer.
 
     The student is projected to the teacher's width, so this is a mixture of correlation and alignment. Empty slots never
@@ -60,6 +63,10 @@ class TeacherQueue(nn.Module):
 
     min_views = 1
     needs_teacher_width = True
+    bank: Tensor
+    index: Tensor
+    filled: Tensor
+    head: Tensor
 
     def __init__(self, dim: int, size: int = 8192):
         super().__init__()
@@ -94,7 +101,7 @@ class TeacherQueue(nn.Module):
         self.filled.fill_(min(int(self.filled) + len(t), self.size))
 
 
-RELATIONS: dict[str, Callable[..., nn.Module]] = {
+RELATIONS: dict[str, Callable[[int, int], Relation]] = {
     "views": lambda dim, size: ViewsTable(),
     "batch": lambda dim, size: BatchTable(),
     "queue": TeacherQueue,

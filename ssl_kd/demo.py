@@ -1,0 +1,61 @@
+"""The demo's unlabelled side: a small SimCLR teacher, trained once and kept, and a student that is distilled from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ssl_kd.checkpoint import load_teacher
+from ssl_kd.config import DistillConfig, PretrainConfig
+from ssl_kd.distill import Distilled, distill
+from ssl_kd.encoder import Encoder
+from ssl_kd.images import Images
+from ssl_kd.pretrain import pretrain
+from ssl_kd.zoo import cache_folder
+
+SIZE = 32  # pixels
+TEACHER = PretrainConfig(
+    method="simclr",
+    arch="resnet18",
+    arch_args={"channels": [32, 64, 128, 256]},  # half the width: a teacher in a minute
+    size=SIZE,
+    epochs=20,
+    batch_size=128,
+    lr=0.24,
+    weight_decay=5e-4,
+    temperature=0.2,
+    views="two_gentle",
+)
+STUDENT = DistillConfig(
+    student="resnet18",
+    student_args={"channels": [16, 32, 64, 96]},
+    objective="default",
+    views="upright",
+    size=SIZE,
+    crop_ratio=1.0,
+    epochs=12,
+    batch_size=64,
+    lr=2e-3,
+    warmup=1,
+)
+
+
+def teacher(images: Images, fresh: bool = False, quiet: bool = False) -> Encoder:
+    """The demo's teacher: trained unless an equal one is in the cache, and read back through the ordinary loader."""
+    recipe = hashlib.sha256(f"{asdict(TEACHER)}{images.digest}".encode()).hexdigest()[:12]
+    path = cache_folder() / "demo" / f"simclr_{recipe}.pth.tar"
+    if fresh:
+        path.unlink(missing_ok=True)
+    pretrain(replace(TEACHER, out=str(path), quiet=quiet), images)
+    encoder = load_teacher(path)
+    # The file does not say how large its images were; the recipe does.
+    encoder.preprocessing = encoder.preprocessing.at(SIZE, crop_ratio=1.0)
+    return encoder
+
+
+def distilled(teacher: Encoder, images: Images, out: Path, seed: int = 0, quiet: bool = False) -> Distilled:
+    """The student of the demo, in a run folder that starts anew each time."""
+    return distill(
+        teacher, images=images, config=replace(STUDENT, out=str(out), seed=seed, quiet=quiet, overwrite=True)
+    )

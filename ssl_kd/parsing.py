@@ -1,0 +1,63 @@
+"""Settings from the command line and YAML, by jsonargparse: a dataclass's docstring is its help text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from ssl_kd.errors import UserError, nearest
+
+
+def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Any:
+    """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins.
+
+    Unknown keys, unreadable files and values of a wrong type raise UserError with one line. `--help` lists every field
+    with its unit and default.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+    parser = ArgumentParser(
+        prog=prog,
+        description=(settings.__doc__ or "").split("\n")[0],
+        epilog="examples:  " + "   |   ".join(examples) if examples else None,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_class_arguments(settings, fail_untyped=False)
+    try:
+        values: Namespace = parser.parse_args(_spelled(argv, settings))
+    except (ArgumentError, TypeError, ValueError, OSError) as error:
+        raise UserError(_plain(str(error), [f.name for f in fields(settings)], prog)) from error
+    return settings(**{f.name: values[f.name] for f in fields(settings)})
+
+
+def _spelled(argv: Sequence[str], settings: type) -> list[str]:
+    """Accept `--batch-size` for `--batch_size`, and a bare `--quiet` for `--quiet true`."""
+    switches = {f.name for f in fields(settings) if f.type in (bool, "bool")}
+    out: list[str] = []
+    for arg, after in zip(argv, [*argv[1:], "--"], strict=False):
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            arg = f"--{name.replace('-', '_')}{equals}{value}"
+            out.append(arg)
+            if arg[2:] in switches and after.startswith("--"):
+                out.append("true")
+        else:
+            out.append(arg)
+    return out
+
+
+def _plain(message: str, known: list[str], prog: str) -> str:
+    """The parser's complaint in one line, with the nearest setting's name where a key is unknown."""
+    text = " ".join(message.split())
+    wrong = re.search(
+        r"[Kk]ey '([\w.]+)'|[Uu]nrecognized arguments: --([\w.-]+)|Option '([\w.]+)' is not accepted", text
+    )
+    if wrong:
+        key = next(g for g in wrong.groups() if g)
+        if key not in known:
+            return f"no setting {key!r}.{nearest(key, known)} See {prog} --help"
+    return f"{text[:400]} (see {prog} --help)"

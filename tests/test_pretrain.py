@@ -1,0 +1,79 @@
+"""Own teachers: saved in a known layout, read back through the ordinary loader to the very network that was trained."""
+
+import numpy as np
+import pytest
+import torch
+
+import ssl_kd
+from ssl_kd.config import PretrainConfig
+from ssl_kd.errors import UserError
+from ssl_kd.images import ArrayImages
+
+IMAGES = ArrayImages(np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8))
+QUICK = {"size": 32, "batch_size": 8, "queue": 32, "views": "two_strong_small", "quiet": True, "precision": "32-true"}
+
+
+@pytest.mark.parametrize(
+    ("method", "arch_args", "family", "mean"),
+    [
+        ("moco", {}, "moco", (0.485, 0.456, 0.406)),
+        ("simclr", {"channels": [16, 16, 32, 32]}, "simclr", (0.0, 0.0, 0.0)),
+    ],
+)
+def test_a_teacher_comes_back_through_the_ordinary_loader(tmp_path, method, arch_args, family, mean):
+    config = PretrainConfig(out=str(tmp_path / "t.pth.tar"), method=method, arch_args=arch_args, epochs=1, **QUICK)
+    path = ssl_kd.pretrain(config, IMAGES)
+    encoder = ssl_kd.load_teacher(path)
+    assert encoder.preprocessing.mean == mean
+    saved = torch.load(path, weights_only=True)
+    prefix = "module.encoder_q." if method == "moco" else "backbone."
+    assert saved["arch"] == "resnet18"
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, saved["state_dict"][prefix + name])
+    assert family in str(ssl_kd.inspect(path)).lower()
+
+
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_an_interrupted_teacher_goes_on_to_the_same_bits(tmp_path, method):
+    shared = QUICK | {"method": method, "arch_args": {"channels": [8, 8, 8, 8]}, "epochs": 3}
+    whole = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "whole.pth.tar"), **shared), IMAGES)
+
+    class StopsReading(ArrayImages):
+        reads = 0
+
+        def _load(self, i, shorter):
+            self.reads += 1
+            if self.reads > 40:  # in the middle of the second epoch
+                raise KeyboardInterrupt
+            return super()._load(i, shorter)
+
+    cut = PretrainConfig(out=str(tmp_path / "cut.pth.tar"), **shared)
+    with pytest.raises(KeyboardInterrupt):
+        ssl_kd.pretrain(cut, StopsReading(IMAGES.array))
+    assert torch.load(cut.out, weights_only=True)["epoch"] == 1
+    ssl_kd.pretrain(cut, IMAGES)
+    a, b = (torch.load(p, weights_only=True)["state_dict"] for p in (whole, cut.out))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "mocov2"}, "Did you mean moco"),
+        ({"views": "weak"}, "needs a scheme of two views"),
+        ({"arch": "vit_tiny_patch16_224"}, "knows ResNets"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_leave_no_file(tmp_path, settings, words):
+    with pytest.raises(UserError, match=words):
+        ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "t.pth.tar"), **QUICK | settings), IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_strangers_file_is_not_overwritten(tmp_path):
+    path = tmp_path / "thesis.pth"
+    path.write_bytes(b"years of work")
+    with pytest.raises(UserError, match="not a checkpoint of this method"):
+        ssl_kd.pretrain(PretrainConfig(out=str(path), **QUICK), IMAGES)
+    assert path.read_bytes() == b"years of work"
