@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.networks import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
 
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
@@ -47,7 +47,7 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     try:
         backbone: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
     except BAD_ARGUMENTS as error:
-        raise UserError(f"{name}: cannot be built with {arch_args}: {error}") from error
+        raise UserError(f"{name}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
     change_stem(backbone, name, ours)
     if ours.pop("conv_stem", False):
         if not hasattr(backbone, "patch_embed"):
@@ -104,7 +104,7 @@ def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
     try:
         net = WideNet(WideResNet(known[name], arch_args.pop("width", 1), arch_args.pop("selective", 0.0)))
     except BAD_ARGUMENTS as error:
-        raise UserError(f"ssl_kd/{name}: width is a whole number, selective a ratio: {error}") from error
+        raise UserError(f"ssl_kd/{name}: width is a whole number, selective a ratio: {one_line(error, 120)}") from error
     change_stem(net.backbone, name, arch_args)
     if arch_args:
         raise UserError(f"ssl_kd/{name}: does not take {', '.join(arch_args)}")
@@ -122,7 +122,7 @@ def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
     try:
         return TorchvisionNet(models.get_model(name, weights=None, **arch_args), name)
     except BAD_ARGUMENTS as error:
-        raise UserError(f"torchvision/{name}: cannot be built with {arch_args}: {error}") from error
+        raise UserError(f"torchvision/{name}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
 
 
 SOURCES: dict[str, Callable[[str, dict[str, Any]], Network]] = {

@@ -43,15 +43,14 @@ def is_xcit(state: State) -> bool:
 
 
 def read_vit(state: State, where: str, origin: str) -> Weights:
-    """A DINO ViT whose names are timm's already. One made for thumbnails is evaluated at its own size."""
+    """A DINO ViT whose names are timm's already."""
     arch, args, dim = vits.describe(state, positions="offset", interleave=True)
-    size = int(args.get("img_size", 224))
     return Weights(
         arch,
         args,
         dim,
         state,
-        BICUBIC if size > 64 else BICUBIC.at(size),
+        vits.native(BICUBIC, args),
         "cls",
         f"DINO ViT of width {dim}, patch {args.get('patch_size', 16)}{origin}",
         where or "the whole file",
@@ -103,11 +102,15 @@ def require_xcit(state: dict[str, Tensor], name: str, patch: int) -> None:
 
 
 def teacher(file: Contents) -> tuple[str, State]:
-    """Where a training checkpoint keeps the teacher's backbone, and the tensors there."""
-    given = file.state("teacher")
-    for prefix in ("module.backbone.", "backbone."):
-        if state := select(given, prefix):
-            return f"teacher/{prefix}", state
+    """Where a training checkpoint keeps the teacher's backbone, and the tensors there.
+
+    People also save the teacher alone; DINO's head beside the backbone then tells that it is one.
+    """
+    alone = file.state() if any(".last_layer." in name for name in file.state()) else {}
+    for path, given in (("teacher/", file.state("teacher")), ("", alone)):
+        for prefix in ("module.backbone.", "backbone."):
+            if state := select(given, prefix):
+                return f"{path}{prefix}", state
     return "teacher/", {}
 
 
@@ -138,7 +141,8 @@ def convert_full(file: Contents) -> Weights:
     if is_xcit(state):
         return read_xcit(state, where, ", teacher of a training checkpoint")
     if resnets.is_resnet(state):
-        weights = resnets.read_resnet(file, "DINO", BICUBIC, ["teacher"], where.removeprefix("teacher/"))
+        path = ["teacher"] if where.startswith("teacher/") else []
+        weights = resnets.read_resnet(file, "DINO", BICUBIC, path, where.removeprefix("teacher/"))
         return replace(weights, origin=f"{weights.origin}, teacher of a training checkpoint")
     return read_vit(state, where, ", teacher of a training checkpoint")
 
@@ -147,6 +151,8 @@ DINO_VIT = Format(
     "dino_vit",
     "dino",
     "facebookresearch/dino `dino_*_pretrain.pth`, ViT of any size",
+    "class token",
+    BICUBIC,
     matches_backbone,
     lambda file: read_vit(file.state(), "", ""),
 )
@@ -154,6 +160,8 @@ DINO_XCIT = Format(
     "dino_xcit",
     "dino",
     "facebookresearch/dino `dino_xcit_*_pretrain.pth`",
+    "class token",
+    BICUBIC,
     matches_xcit,
     lambda file: read_xcit(file.state(), "", ""),
 )
@@ -161,6 +169,8 @@ DINO_RESNET = Format(
     "dino_resnet",
     "dino",
     "facebookresearch/dino `dino_resnet50_pretrain.pth`; any bare torchvision-named ResNet without fc",
+    "pooled map",
+    BICUBIC,
     matches_resnet,
     lambda file: resnets.read_resnet(file, "DINO", BICUBIC),
 )
@@ -168,6 +178,8 @@ DINO_FULL = Format(
     "dino_full",
     "dino",
     "facebookresearch/dino `*_full_checkpoint.pth` and own runs of main_dino.py: ViT, XCiT, ResNet",
+    "teacher; class token or pooled map",
+    BICUBIC,
     matches_full,
     convert_full,
 )

@@ -37,7 +37,7 @@ def read_dinov2(given: State, where: str, origin: str) -> Weights:
         args,
         dim,
         state,
-        BICUBIC,
+        vits.native(BICUBIC, args),
         "cls",
         f"DINOv2 ViT of width {dim}, patch {args.get('patch_size', 16)}{', registers' if registers else ''}{origin}",
         f"{where or 'the whole file'} without mask_token",
@@ -54,6 +54,8 @@ DINOV2 = Format(
     "dinov2",
     "dinov2",
     "facebookresearch/dinov2 `dinov2_vit*14[_reg4]_pretrain.pth`, S, B, L and g",
+    "class token",
+    BICUBIC,
     lambda file: is_dinov2(file.state()),
     lambda file: read_dinov2(file.state(), "", ""),
 )
@@ -61,6 +63,8 @@ DINOV2_TRAIN = Format(
     "dinov2_train",
     "dinov2",
     "facebookresearch/dinov2 `teacher_checkpoint.pth` of own runs, chunked blocks or not",
+    "teacher; class token",
+    BICUBIC,
     lambda file: is_dinov2(teacher(file)),
     lambda file: read_dinov2(teacher(file), "teacher/backbone.", ", teacher of a training checkpoint"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_kd.encoder import Preprocessing
 from ssl_kd.formats import vits
-from ssl_kd.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename
+from ssl_kd.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, select
 
 BICUBIC = Preprocessing(interpolation="bicubic")
 RULES: Rules = {
@@ -30,7 +30,16 @@ RULES: Rules = {
     r"\.mlp\.weights_out\.": ".mlp.fc2.",
 }
 PART = "blocks.{{block}}.attention.attention.{}.{{leaf}}"
+# What a model with a classifier on top puts before the names.
+PREFIXES = ("dinov2_with_registers.", "dinov2.", "vit.", "")
 NOT_BACKBONE = ("embeddings.mask_token", "pooler.", "classifier.")
+
+
+def backbone(file: Contents) -> tuple[str, State]:
+    """The prefix of the backbone, and its tensors without it."""
+    state = file.state()
+    prefix = next(p for p in PREFIXES if any(name.startswith(p) for name in state) or not p)
+    return prefix, select(state, prefix)
 
 
 def is_dinov2(state: State) -> bool:
@@ -38,17 +47,20 @@ def is_dinov2(state: State) -> bool:
     return "embeddings.mask_token" in state and "encoder.layer.0.layer_scale1.lambda1" in state
 
 
-def is_dino(state: State) -> bool:
+def is_dino(file: Contents) -> bool:
     """A ViT as DINO's conversion wrote it. A pooler or a classifier would mean another model, with other pixels."""
-    return "encoder.layer.0.layernorm_before.weight" in state and not any(n.startswith(NOT_BACKBONE) for n in state)
+    _, state = backbone(file)
+    others = any(name.startswith(NOT_BACKBONE) for name in (*state, *file.state()))
+    return "encoder.layer.0.layernorm_before.weight" in state and not others
 
 
 def read_hf(file: Contents) -> Weights:
     """Either model in timm's names."""
-    given = drop(file.state(), NOT_BACKBONE)
+    prefix, whole = backbone(file)
+    given = drop(whole, NOT_BACKBONE)
     state = rename(given, RULES)
     state = vits.join_qkv(state, *(PART.format(part) for part in ("query", "key", "value")))
-    second = is_dinov2(file.state())
+    second = is_dinov2(whole)
     registers = "reg_token" in state
     if registers:
         state = vits.fold_class_position(state)
@@ -59,11 +71,11 @@ def read_hf(file: Contents) -> Weights:
         args,
         dim,
         state,
-        BICUBIC,
+        vits.native(BICUBIC, args),
         "cls",
         f"Hugging Face {'DINOv2' if second else 'DINO'} ViT of width {dim}, patch {args.get('patch_size', 16)}",
-        f"the whole file{' without embeddings.mask_token' if second else ''}",
-        paths(("", given)),
+        f"{prefix or 'the whole file'}{' without embeddings.mask_token' if second else ''}",
+        paths((prefix, given)),
     )
 
 
@@ -71,13 +83,17 @@ HF_DINO = Format(
     "hf_dino",
     "huggingface",
     "transformers ViTModel of facebook/dino-vits16, vits8, vitb16, vitb8 (`.bin` or `.safetensors`)",
-    lambda file: is_dino(file.state()),
+    "class token",
+    BICUBIC,
+    is_dino,
     read_hf,
 )
 HF_DINOV2 = Format(
     "hf_dinov2",
     "huggingface",
     "transformers Dinov2Model of facebook/dinov2-*, with registers or not",
-    lambda file: is_dinov2(file.state()),
+    "class token",
+    BICUBIC,
+    lambda file: is_dinov2(backbone(file)[1]),
     read_hf,
 )

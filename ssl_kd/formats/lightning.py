@@ -66,13 +66,17 @@ LIGHTLY = Format(
     "lightly",
     "lightly",
     "lightly examples and benchmarks (`epoch=*-step=*.ckpt`), numbered layers or named",
+    "backbone; pooled map",
+    resnets.IMAGENET,
     matches_lightly,
     convert_lightly,
 )
 SOLO = Format(
     "solo",
     "solo-learn",
-    "solo-learn checkpoints, new and old key names, CIFAR and ImageNet stems",
+    "solo-learn checkpoints, new and old key names; ImageNet pixels with an ImageNet stem",
+    "backbone; pooled map",
+    CIFAR,
     matches_solo,
     convert_solo,
 )

@@ -12,24 +12,29 @@ from ssl_kd.formats.weights import Contents, Format, State, Weights, drop, paths
 HEADS = 12
 
 
-def branch(file: Contents, *names: str) -> str:
-    """The prefix below which this file has one of the encoders; with or without DistributedDataParallel's `module.`."""
-    state = file.state("state_dict")
-    prefixes = [f"{wrapper}{name}." for name in names for wrapper in ("module.", "")]
-    return next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
+def branch(file: Contents, name: str) -> tuple[list[str], str]:
+    """Path and prefix below which this file has that encoder.
+
+    Usually `state_dict` and DistributedDataParallel's `module.`; people also save the state dict alone, or unwrapped.
+    """
+    for path in (["state_dict"], []):
+        for prefix in (f"module.{name}.", f"{name}."):
+            if any(key.startswith(prefix) for key in file.state(*path)):
+                return path, prefix
+    return ["state_dict"], f"module.{name}."
 
 
 def encoder(file: Contents, name: str) -> State:
     """The tensors of one of the encoders, without prefix."""
-    prefix = branch(file, name)
-    return select(file.state("state_dict"), prefix) if prefix else {}
+    path, prefix = branch(file, name)
+    return select(file.state(*path), prefix)
 
 
 def convert_moco(file: Contents) -> Weights:
     """The query encoder. v2 has a second layer in its head."""
-    prefix = branch(file, "encoder_q")
-    version = "v2" if f"{prefix}fc.2.weight" in file.state("state_dict") else "v1"
-    return resnets.read_resnet(file, f"MoCo {version}", resnets.IMAGENET, ["state_dict"], prefix, ["fc."])
+    path, prefix = branch(file, "encoder_q")
+    version = "v2" if f"{prefix}fc.2.weight" in file.state(*path) else "v1"
+    return resnets.read_resnet(file, f"MoCo {version}", resnets.IMAGENET, path, prefix, ["fc."])
 
 
 def matches_v3(file: Contents) -> bool:
@@ -40,11 +45,12 @@ def matches_v3(file: Contents) -> bool:
 
 def convert_v3(file: Contents) -> Weights:
     """The base encoder without its projector, which is called fc in a ResNet and head in a ViT."""
-    prefix = branch(file, "base_encoder")
+    path, prefix = branch(file, "base_encoder")
     state = encoder(file, "base_encoder")
     if resnets.is_resnet(state):
-        return resnets.read_resnet(file, "MoCo v3", resnets.IMAGENET, ["state_dict"], prefix, ["fc."])
-    return read_v3_vit(drop(state, ["head."]), drop(state, ["head."]), f"state_dict/{prefix}", " without head.")
+        return resnets.read_resnet(file, "MoCo v3", resnets.IMAGENET, path, prefix, ["fc."])
+    kept = drop(state, ["head."])
+    return read_v3_vit(kept, kept, "/".join([*path, prefix]), " without head.")
 
 
 def read_v3_vit(state: State, given: State, where: str, without: str) -> Weights:
@@ -61,7 +67,7 @@ def read_v3_vit(state: State, given: State, where: str, without: str) -> Weights
         {**args, "num_heads": HEADS},
         dim,
         state,
-        resnets.IMAGENET,
+        vits.native(resnets.IMAGENET, args),
         "cls",
         f"MoCo v3 ViT of width {dim}, {HEADS} heads, {stem}",
         f"{where}{without}",
@@ -73,6 +79,8 @@ MOCO = Format(
     "moco",
     "moco",
     "facebookresearch/moco v1 and v2, published and own runs, any torchvision ResNet",
+    "query encoder; pooled map",
+    resnets.IMAGENET,
     lambda file: resnets.is_resnet(encoder(file, "encoder_q")),
     convert_moco,
 )
@@ -80,6 +88,8 @@ MOCO_V3 = Format(
     "moco_v3",
     "moco",
     "facebookresearch/moco-v3, published and own runs: ResNet, ViT, ViT with convolutional stem",
+    "base encoder; class token or pooled map",
+    resnets.IMAGENET,
     matches_v3,
     convert_v3,
 )

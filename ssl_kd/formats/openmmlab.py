@@ -54,6 +54,8 @@ MM = Format(
     "mm",
     "openmmlab",
     "mmselfsup and mmpretrain: ResNets of any method, ViTs of MoCo v3",
+    "backbone; class token or pooled map",
+    resnets.IMAGENET,
     lambda file: resnets.is_resnet(backbone(file)) or vits.is_vit(moco_v3_vit(file)),
     convert_mm,
 )
@@ -61,6 +63,8 @@ OPENSELFSUP = Format(
     "openselfsup",
     "openmmlab",
     "OpenSelfSup backbones: a bare ResNet under `state_dict`",
+    "pooled map",
+    resnets.IMAGENET,
     matches_openselfsup,
     lambda file: resnets.read_resnet(file, "OpenSelfSup", resnets.IMAGENET, ["state_dict"]),
 )

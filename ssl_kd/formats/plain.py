@@ -61,10 +61,9 @@ def convert_torchvision_vit(file: Contents) -> Weights:
     state = rename(given, TORCHVISION_VIT)
     heads = 16 if state["pos_embed"].shape[-1] == 1280 else None  # ViT-H has heads of 80
     arch, args, dim = vits.describe(state, heads=heads, positions="corners")
+    pixels = resnets.IMAGENET.at(args.get("img_size", 224))  # torchvision takes no other size than a network's own
     origin = f"torchvision ViT of width {dim}, patch {args.get('patch_size', 16)} (supervised)"
-    return Weights(
-        arch, args, dim, state, resnets.IMAGENET, "cls", origin, "the whole file without heads.", paths(("", given))
-    )
+    return Weights(arch, args, dim, state, pixels, "cls", origin, "the whole file without heads.", paths(("", given)))
 
 
 def is_torchvision_resnet(file: Contents) -> bool:
@@ -87,7 +86,9 @@ def is_imagenet_example(file: Contents) -> bool:
 TIMM_VIT = Format(
     "timm_vit",
     "timm",
-    "timm `vit_*.dino` and `vit_*_dinov2` (`model.safetensors`)",
+    "timm `vit_*.dino` and `vit_*_dinov2` (`model.safetensors`; the latter at 518 px)",
+    "class token",
+    TIMM_DINO,
     is_timm_vit,
     convert_timm_vit,
 )
@@ -95,6 +96,8 @@ TORCHVISION_VITS = Format(
     "torchvision_vit",
     "torchvision",
     "torchvision `vit_*.pth`, supervised",
+    "class token",
+    resnets.IMAGENET,
     lambda file: "class_token" in file.state() and "conv_proj.weight" in file.state(),
     convert_torchvision_vit,
 )
@@ -102,6 +105,8 @@ TORCHVISION_RESNETS = Format(
     "torchvision_resnet",
     "torchvision",
     "torchvision and timm ResNets with their classifier, supervised",
+    "pooled map",
+    resnets.IMAGENET,
     is_torchvision_resnet,
     lambda file: resnets.read_resnet(file, "supervised", resnets.IMAGENET, heads=["fc."]),
 )
@@ -109,6 +114,8 @@ IMAGENET_EXAMPLE = Format(
     "imagenet_example",
     "torchvision",
     "checkpoints of PyTorch's ImageNet example and of linear evaluations made from it",
+    "pooled map",
+    resnets.IMAGENET,
     is_imagenet_example,
     lambda file: resnets.read_resnet(
         file, "supervised", resnets.IMAGENET, ["state_dict"], example_prefix(file), ["fc."]

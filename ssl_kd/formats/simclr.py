@@ -125,6 +125,8 @@ SIMCLR_V1 = Format(
     "simclr_v1",
     "simclr",
     "google-research/simclr v1 converted (`resnet50-1x.pth`, 2x, 4x)",
+    "pooled map",
+    V1_PIXELS,
     matches_v1,
     lambda file: resnets.read_resnet(file, "SimCLR v1", V1_PIXELS, ["state_dict"], "", ["fc."]),
 )
@@ -132,6 +134,8 @@ SIMCLR_V2 = Format(
     "simclr_v2",
     "simclr",
     "google-research/simclr v2 converted (`r50_1x_sk0.pth` ... `r152_3x_sk1.pth`), any depth and width",
+    "pooled map",
+    resnets.PLAIN,
     matches_v2,
     convert_v2,
 )
@@ -139,6 +143,8 @@ SPIJKERVET = Format(
     "simclr_spijkervet",
     "simclr",
     "Spijkervet/SimCLR `checkpoint_*.tar`",
+    "encoder; pooled map",
+    SPIJKERVET_PIXELS,
     matches_spijkervet,
     lambda file: resnets.read_resnet(file, "SimCLR (Spijkervet)", SPIJKERVET_PIXELS, [], "encoder."),
 )
@@ -146,6 +152,8 @@ STHALLES = Format(
     "simclr_sthalles",
     "simclr",
     "sthalles/SimCLR `checkpoint_*.pth.tar`",
+    "backbone; pooled map",
+    STHALLES_PIXELS,
     matches_sthalles,
     lambda file: resnets.read_resnet(file, "SimCLR (sthalles)", STHALLES_PIXELS, ["state_dict"], "backbone.", ["fc."]),
 )

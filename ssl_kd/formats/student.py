@@ -65,6 +65,8 @@ STUDENT = Format(
     "student",
     "student",
     "`student.safetensors` of a distillation run",
+    "as it was trained",
+    Preprocessing(),  # unless the record says otherwise
     lambda file: KEY in file.metadata,
     convert_student,
 )

@@ -55,6 +55,8 @@ SWAV = Format(
     "swav",
     "swav",
     "facebookresearch/swav: SwAV and DeepCluster-v2, widths 1, 2, 4, 5, published and own runs",
+    "pooled map",
+    SWAV_PIXELS,
     matches_swav,
     convert_swav,
 )
@@ -62,6 +64,8 @@ VISSL = Format(
     "vissl",
     "vissl",
     "VISSL `model_final_checkpoint_phase*.torch`: SimCLR, SwAV and others, ResNets of any width",
+    "trunk; pooled map",
+    resnets.IMAGENET,
     lambda file: resnets.is_resnet(vissl_trunk(file)),
     convert_vissl,
 )

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_kd.encoder import Preprocessing
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.formats.weights import State, require
 
+THUMBNAIL = 64  # pixels; networks of CIFAR and Tiny ImageNet, for which no lab has an evaluation of its own
 # timm's name, and the width, depth and heads that it stands for, with patch 16, 224 px and MLP ratio 4.
 NAMES: dict[int, tuple[str, int, int]] = {
     192: ("vit_tiny_patch16_224", 12, 3),
@@ -37,13 +39,15 @@ def describe(
 ) -> tuple[str, dict[str, Any], int]:
     """Architecture, arguments and width of a ViT in timm's names.
 
-    heads: None is one for every 64 channels. depth: None is what DEPTHS says, or the number of blocks in the file for a
-    width that no lab published. extra: our own arguments, such as `positions`. BrokenCheckpoint when a tensor is
-    missing or has no place.
+    heads: None is one for every 64 channels, as in all of DINO's and DINOv2's networks. depth: None is what DEPTHS
+    says, or the number of blocks in the file for a width that no lab published. extra: our own arguments, such as
+    `positions`. BrokenCheckpoint when a tensor is missing or has no place.
     """
     dim = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
     found = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     depth = depth or DEPTHS.get(dim, found)
+    if dim % (heads or 64) or not dim:
+        raise BrokenCheckpoint(f"a ViT of width {dim} cannot have {heads or dim / 64:g} heads")
     conv_stem = "patch_embed.proj.0.weight" in state
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     layer_scale = "blocks.0.ls1.gamma" in state
@@ -64,7 +68,7 @@ def describe(
         "patch_size": patch,
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": heads or max(1, dim // 64),
+        "num_heads": heads or dim // 64,
         "mlp_ratio": ratio(state["blocks.0.mlp.fc1.weight"].shape[0], dim),
     }
     usual = {
@@ -86,6 +90,12 @@ def describe(
     if conv_stem:
         args["conv_stem"] = True
     return name, {**args, **extra}, dim
+
+
+def native(pixels: Preprocessing, args: Mapping[str, Any]) -> Preprocessing:
+    """The lab's preprocessing; at the network's own size for one that was made for thumbnails."""
+    size = int(args.get("img_size", 224))
+    return pixels if size > THUMBNAIL else pixels.at(size)
 
 
 def ratio(hidden: int, dim: int) -> float:

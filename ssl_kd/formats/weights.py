@@ -82,6 +82,8 @@ class Format:
     name: str
     family: str
     wrote: str  # the published files or the program behind them, for people
+    reads: str  # the branch and the default feature, for people
+    pixels: Preprocessing  # what the authors' evaluation feeds it
     matches: Callable[[Contents], bool]
     convert: Callable[[Contents], Weights]
 
