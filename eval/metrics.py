@@ -126,17 +126,9 @@ def mean_score(metric: str, values: np.ndarray, k: int | None = None, seed: int 
 def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
     """Return the column means (DRAWS, V) of rows (Q, V) drawn again with replacement."""
     rng, n = np.random.default_rng(seed), len(values)
-    some = max(1, 10**7 // n)  # draws at a time: 80 MB of counts
-    return (
-        np.concatenate(
-            [
-                np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(min(some, DRAWS - start))])
-                @ values
-                for start in range(0, DRAWS, some)
-            ]
-        )
-        / n
-    )
+    some = max(1, 10**6 // n)  # draws at a time
+    parts = [values[rng.integers(0, n, (min(some, DRAWS - start), n))].mean(1) for start in range(0, DRAWS, some)]
+    return np.concatenate(parts)
 
 
 def figures(labels: np.ndarray, ranked: np.ndarray, classes: int, k: int | None = None) -> list[Score]:
@@ -183,6 +175,8 @@ def share_of_means(values: np.ndarray, reference: np.ndarray, seed: int = 0) -> 
 
     if not reference.any():
         return Share(math.nan, math.nan, math.nan, 1.0)
+    if np.isin(values, (0, 1)).all() and np.isin(reference, (0, 1)).all():
+        return share_kept(values.astype(bool), reference.astype(bool), seed=seed)
     drawn = _resampled(np.column_stack([values, reference]).astype(np.float64), seed)
     low, high = np.quantile(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12), [0.025, 0.975])
     apart, n = values.astype(np.float64) - reference, len(values)

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Results:
     reference: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """One dict per figure, with the keys of COLUMNS; `headline` marks the one that tables show."""
         return [row for cell in self.cells for row in self._rows_of(cell)]
@@ -78,7 +79,9 @@ class Results:
     def headline(self, encoder: str, task: str, evaluator: str = "knn") -> dict[str, Any]:
         """Return the row of the figure that tables show for a cell."""
         cell = self._find(encoder, task, evaluator)
-        return next(row for row in self._rows_of(cell) if row["headline"])
+        wanted = (cell.task, cell.encoder, cell.scores.evaluator, cell.scores.protocol, True)
+        keys = ("task", "encoder", "evaluator", "protocol", "headline")
+        return next(row for row in self.rows if tuple(row[key] for key in keys) == wanted)
 
     def table(self) -> Any:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
