@@ -27,7 +27,7 @@ class EvalConfig:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
         tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set)
         encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint) or {name, like, seed} (the architecture of another one with random weights)
-        evaluators: list of knn, linear, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
+        evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         reference: name of the encoder that the others are compared with; empty: the first
         cache: folder for features, shared by any number of evaluations; empty: features in out; none: keep none
         batch_size: images per forward pass

@@ -85,9 +85,42 @@ def _agreement(protocol: Any, metric: str, seed: int, device: str, quiet: bool) 
     return Agreement()
 
 
+def _fewshot_protocol(name: str) -> Any:
+    from eval.fewshot import fewshot_protocol
+
+    return fewshot_protocol(name)
+
+
+def _fewshot(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.fewshot import FewShot
+
+    return FewShot(protocol, seed)
+
+
+def _damage(name: str) -> Any:
+    from eval.robustness import damage_protocol
+
+    return damage_protocol(name)
+
+
+def _robustness(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.robustness import Robustness
+
+    return Robustness(protocol, seed=seed)
+
+
+def _calibration(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.calibration import Calibration
+
+    return Calibration(protocol.name, seed, device)
+
+
 EVALUATORS: dict[str, Kind] = {
     "knn": Kind("dino", _knn_protocol, _knn),
     "linear": Kind("simclr-lbfgs", _linear_protocol, _linear),
+    "fewshot": Kind("shots", _fewshot_protocol, _fewshot),
+    "robustness": Kind("label-noise", _damage, _robustness),
+    "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
     "retrieval": Kind("full", _retrieval_protocol, _retrieval),
     "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
     "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True),

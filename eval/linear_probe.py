@@ -92,6 +92,10 @@ class LinearProbe:
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return top-1, mean per class and top-5 with intervals; `details` hold the strength and the whole sweep."""
+        return self.with_logits(train, test)[0]
+
+    def with_logits(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, np.ndarray]:
+        """Return the scores and the chosen model's logits (Q, C) of the test rows, float32."""
         protocol, banks = linear_protocol(self.protocol), match(train, test)
         if self.metric not in ("top1", "mean_per_class"):
             raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
@@ -103,8 +107,10 @@ class LinearProbe:
         final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test)
         if not torch.isfinite(final.weights).all():
             raise NonFinite(f"{protocol.name}: diverged at {protocol.knob} {chosen:g}; take a protocol with a sweep")
-        ranked = _ranked(final, x_test)
-        return Scores(
+        logits = np.concatenate([final.logits(rows)[0].cpu().numpy() for rows in x_test.split(ROWS)])
+        # equal logits in the order of the classes' numbers
+        ranked = np.argsort(-logits, 1, kind="stable")[:, :5]
+        scores = Scores(
             "linear",
             protocol.name,
             tuple(figures(banks.y_test, ranked, classes)),
@@ -119,6 +125,7 @@ class LinearProbe:
                 "sweep": sweep,
             },
         )
+        return scores, logits
 
     def _sweep(
         self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor, y: torch.Tensor, classes: int
@@ -201,12 +208,6 @@ def _best(sweep: list[dict[str, Any]], metric: str, knob: str) -> dict[str, Any]
     if not sound:
         raise NonFinite(f"every {knob} of the sweep diverged; look at the scale of the features")
     return max(sound, key=lambda row: (row[metric], -row["loss"], row[knob]))
-
-
-def _ranked(fits: Fits, x: torch.Tensor) -> np.ndarray:
-    """Return the classes (N, up to 5) by falling logit; equal ones by class number."""
-    parts = [np.argsort(-fits.logits(rows)[0].cpu().numpy(), 1, kind="stable")[:, :5] for rows in x.split(ROWS)]
-    return np.concatenate(parts)
 
 
 def _notes(sweep: list[dict[str, Any]], chosen: float, final: Fits, protocol: Protocol) -> list[str]:

@@ -21,7 +21,9 @@ METRICS = {
     "top5": "top-5 accuracy",
     "map": "mean average precision",
     "overlap": "neighbours in common",
+    "ece": "calibration error",
 }
+ERRORS = ("ece", "nll", "brier")  # smaller is better: a share kept of them would read the wrong way
 
 
 @dataclass(frozen=True)

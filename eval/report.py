@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import METRICS, Scores, share_kept, share_kept_per_class, share_of_means
+from eval.metrics import ERRORS, METRICS, Scores, share_kept, share_kept_per_class, share_of_means
 
 COLUMNS = (
     "task",
@@ -190,12 +190,13 @@ class Results:
 def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
     """Return the share kept of the reference's figure; the interval is paired where the guesses can be compared."""
     mine, theirs = cell.scores, peer.scores
-    if not any(row.metric == metric and row.k == k for row in theirs.rows):
+    known = any(row.metric == metric and row.k == k for row in theirs.rows)
+    if not known or metric.split()[0] in ERRORS:
         return None
     if (metric, k) in mine.each and len(mine.each[metric, k]) == len(theirs.each[metric, k]):
         share = share_of_means(mine.each[metric, k], theirs.each[metric, k])
         return {"share_kept": share.value, "share_low": share.low, "share_high": share.high, "p": share.p}
-    same = metric != "top5" and k in mine.predicted and np.array_equal(mine.labels, theirs.labels)
+    same = metric in ("top1", "mean_per_class") and k in mine.predicted and np.array_equal(mine.labels, theirs.labels)
     if not same:
         base = theirs.value(metric, k)
         value = mine.value(metric, k) / base if base else math.nan

@@ -19,6 +19,7 @@ from torch import nn
 
 from eval import run
 from eval.config import EvalConfig
+from eval.evaluators import EVALUATORS
 from eval.run import evaluate, evaluate_encoders, main, random_like
 from eval.tasks import ArrayTask
 from ssl_kd.checkpoint import save_student
@@ -111,6 +112,18 @@ def test_retrieval_and_comparisons_with_the_reference_are_cells_too(tmp_path):
     kept = len(list((tmp_path / "cells").iterdir()))
     evaluate_encoders(encoders, [small()], ["agreement"], reference="b", quiet=True, out=tmp_path)
     assert len(list((tmp_path / "cells").iterdir())) == kept + 2
+
+
+def test_every_evaluator_of_the_table_runs_and_comes_back_from_disk(tmp_path):
+    encoders, tasks = {"a": network(), "b": network(1)}, [task(train=60, test=30)]
+    first = evaluate_encoders(encoders, tasks, list(EVALUATORS), quiet=True, out=tmp_path)
+    assert {cell.scores.evaluator for cell in first.cells} == set(EVALUATORS)
+    for kind in EVALUATORS:
+        headline = first.headline("b", "hues", kind)
+        assert headline["low"] <= headline["value"] <= headline["high"]
+        assert (headline["share_kept"] is None) == (kind == "calibration")
+    again = evaluate_encoders(encoders, tasks, list(EVALUATORS), quiet=True, out=tmp_path)
+    assert again.jsonl() == first.jsonl()
 
 
 def test_a_finished_cell_is_not_computed_again(tmp_path, monkeypatch):
