@@ -25,7 +25,7 @@ class EvalConfig:
 
     Args:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
-        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set)
+        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
         encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint) or {name, like, seed} (the architecture of another one with random weights)
         evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         reference: name of the encoder that the others are compared with; empty: the first
@@ -65,6 +65,8 @@ class TaskConfig:
     root: str = ""
     download: bool = False
     metric: str = ""
+    corrupt: str = ""
+    severity: int = 3
 
     def __post_init__(self) -> None:
         ways = [bool(self.path), bool(self.train or self.test), bool(self.root)]
@@ -78,7 +80,8 @@ class TaskConfig:
     @property
     def title(self) -> str:
         """The name that tables show."""
-        return self.name or Path(self.path).stem
+        plain = self.name or Path(self.path).stem
+        return f"{plain} + {self.corrupt} {self.severity}" if self.corrupt else plain
 
 
 @dataclass(frozen=True)

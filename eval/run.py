@@ -121,13 +121,16 @@ def evaluate_encoders(
 
 def open_task(config: TaskConfig, max_unreadable: float = 0.01) -> Task:
     """Open one task of a configuration."""
-    from eval.tasks import folder_pair, folder_task, torchvision_task
+    from eval.tasks import corrupted, folder_pair, folder_task, torchvision_task
 
+    plain = config.name or Path(config.path).stem
     if config.path:
-        return folder_task(config.path, config.title, config.metric, max_unreadable)
-    if config.train:
-        return folder_pair(config.train, config.test, config.title, config.metric, max_unreadable)
-    return torchvision_task(config.title, config.root, config.download)
+        task = folder_task(config.path, plain, config.metric, max_unreadable)
+    elif config.train:
+        task = folder_pair(config.train, config.test, plain, config.metric, max_unreadable)
+    else:
+        task = torchvision_task(plain, config.root, config.download)
+    return corrupted(task, config.corrupt, config.severity, config.title) if config.corrupt else task
 
 
 def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder]:

@@ -91,6 +91,14 @@ def folder_pair(train: str | Path, test: str | Path, name: str, metric: str = ""
     return Task(name, parts[0], parts[1], metric or usual_metric(name))
 
 
+def corrupted(task: Task, kind: str, severity: int = 3, name: str = "") -> Task:
+    """Return the task with corrupted test images; train stays clean. See `eval.corruptions`."""
+    from eval.corruptions import Corrupted
+
+    test = Split(Corrupted(task.test.images, kind, severity), task.test.labels)
+    return Task(name or f"{task.name} + {kind} {severity}", task.train, test, task.metric)
+
+
 def by_class_folder(images: Images) -> Split:
     """Label each image with the first folder of its id."""
     names = [str(i).split("/", 1) for i in images.ids]
@@ -132,9 +140,15 @@ TASKS: dict[str, TaskRow] = {
         TaskRow("svhn", 10, kind="SVHN"),
         TaskRow("gtsrb", 43, kind="GTSRB"),
         TaskRow("imagenette", 10, kind="Imagenette", test={"split": "val"}),
-        TaskRow("flowers40", 40, "mean_per_class"),
-        TaskRow("eurosat", 10),
+        # no split of theirs in torchvision: folders of train/<class> and test/<class> (or val/<class>)
+        TaskRow("caltech101", 102, "mean_per_class"),
+        TaskRow("sun397", 397),
+        TaskRow("birdsnap", 500),
+        TaskRow("imagenet1k", 1000),
+        TaskRow("tinyimagenet", 200),
         TaskRow("tinyimagenet100", 100),
+        TaskRow("eurosat", 10),
+        TaskRow("flowers40", 40, "mean_per_class"),
     )
 }
 

@@ -224,6 +224,14 @@ def test_new_evaluators_read_the_features_that_are_there(lab, tmp_path, monkeypa
         main([config(lab, tmp_path), "--out", str(tmp_path / "elsewhere"), "--evaluators", "[knn]"])
 
 
+def test_a_corrupted_task_is_another_task(lab, tmp_path):
+    path = str(lab / "hues")
+    assert main([config(lab, tmp_path, tasks=[{"path": path}, {"path": path, "corrupt": "noise", "severity": 5}])]) == 0
+    text = (tmp_path / "out" / "results.csv").read_text()
+    assert "hues + noise 5,student" in text
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 8
+
+
 def test_settings_on_the_command_line_win(lab, tmp_path):
     assert main([config(lab, tmp_path), "--out", str(tmp_path / "other"), "--evaluators", "[knn]"]) == 0
     assert not (tmp_path / "out").exists()
@@ -270,6 +278,8 @@ BAD = {
     "wrong type": ({"encoders": [{"weights": "x", "size": "big"}]}, r"encoders\[0\]\.size: expected int"),
     "wrong metric": ({"tasks": [{"path": "x", "metric": "f1"}]}, "top1 or mean_per_class"),
     "double name": ({"tasks": ["a/x", "b/x"]}, "two entries are called 'x'"),
+    "unknown corruption": ({"tasks": [{"path": "HUES", "corrupt": "blurr"}]}, "Did you mean blur"),
+    "wrong severity": ({"tasks": [{"path": "HUES", "corrupt": "blur", "severity": 9}]}, "severity is 1 to 5, got 9"),
     "wrong precision": ({"precision": "fp16"}, "32-true or bf16-mixed"),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1"),
 }
@@ -278,6 +288,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_settings_give_one_line_exit_code_two_and_no_folder(lab, tmp_path, capsys, kind):
     changes, says = BAD[kind]
+    changes = yaml.safe_load(yaml.safe_dump(changes).replace("HUES", str(lab / "hues")))
     assert main([config(lab, tmp_path, **changes)]) == 2
     complaint = capsys.readouterr().err.strip()
     assert len(complaint.splitlines()) == 1
