@@ -18,7 +18,9 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(6, 6, 2)
+        )
 
     def forward(self, x):
         return self.body(x).mean((2, 3)) - 0.1
@@ -62,7 +64,10 @@ def test_the_encoder_is_as_before_afterwards():
     network.train()
     network.backbone.body[1].eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    digest = network.digest
     extract(network, ArrayImages(pixels()), quiet=True)
+    assert network.digest == digest
+    assert all(p.is_contiguous() for p in network.parameters())
     assert network.training
     assert network.backbone.body[0].training
     assert not network.backbone.body[1].training
