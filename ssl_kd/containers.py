@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import mmap
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -89,7 +90,9 @@ def described(start: bytes) -> str:
 def guarded(read: Callable[[mmap.mmap], Contents], pages: mmap.mmap) -> Contents:
     """The contents, with damage reported as BrokenCheckpoint."""
     try:
-        return read(pages)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's codecs remark on the odd escapes of a damaged pickle
+            return read(pages)
     except CheckpointError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError, *DAMAGE) as error:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ssl_kd.encoder import Preprocessing
+from ssl_kd.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ def summary(names: Sequence[str], most: int = 8) -> str:
 
 
 def group(name: str) -> str:
-    """The place of a tensor: its folder, and of its own name the part before the first dot, or two after 'module'."""
-    folder, slash, leaf = ascii(name)[1:-1].rpartition("/")
+    """The place of a tensor: its folder with numbers as *, and its own name up to the first dot, or second for module."""
+    folder, slash, leaf = one_line(name, 400).rpartition("/")
+    folder = "/".join("*" if part.isdigit() else part for part in folder.split("/"))
     parts = leaf.split(".")
     kept = parts[: 2 if parts[0] == "module" else 1] if len(parts) > 1 else parts
     return f"{folder}{slash}{'.'.join(kept)}{'.' if len(kept) < len(parts) else ''}"[:80]
