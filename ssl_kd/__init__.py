@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_kd.checkpoint import inspect, load_teacher, save_student
     from ssl_kd.config import DistillConfig, PretrainConfig
-    from ssl_kd.distill import Distilled, distill
     from ssl_kd.encoder import Encoder, Features, Preprocessing, build
     from ssl_kd.errors import UserError
     from ssl_kd.images import open_images
-    from ssl_kd.pretrain import pretrain
+    from ssl_kd.loop import Distilled, distill
+    from ssl_kd.pretraining import pretrain
 
+# No module may bear a public function's name: importing it would put the module in the function's place.
 _HOMES = {
     "load_teacher": "checkpoint",
     "save_student": "checkpoint",
@@ -33,9 +34,9 @@ _HOMES = {
     "open_images": "images",
     "DistillConfig": "config",
     "PretrainConfig": "config",
-    "distill": "distill",
-    "Distilled": "distill",
-    "pretrain": "pretrain",
+    "distill": "loop",
+    "Distilled": "loop",
+    "pretrain": "pretraining",
     "UserError": "errors",
 }
 
@@ -63,5 +64,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(f"ssl_kd.{_HOMES[name]}"), name)
-    globals()[name] = value  # `ssl_kd.distill` is the function, also once its module has been imported
+    globals()[name] = value
     return value

@@ -27,7 +27,7 @@ def distill(argv: Sequence[str]) -> int:
         ),
     )
     check(config)
-    from ssl_kd.distill import distill as run
+    from ssl_kd.loop import distill as run
 
     done = run(config=config)
     losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
@@ -35,6 +35,24 @@ def distill(argv: Sequence[str]) -> int:
         f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
     )
     print(f"Next: ssl-kd inspect {done.path}; ssl-kd eval --help")
+    return 0
+
+
+def targets(argv: Sequence[str]) -> int:
+    """Store the teacher's word on replayed views ahead of distill (same settings)."""
+    from ssl_kd.config import DistillConfig
+    from ssl_kd.parsing import parse
+
+    config = parse(
+        DistillConfig,
+        argv,
+        "ssl-kd targets",
+        examples=("ssl-kd targets --replay 4 ... (then the same with ssl-kd distill)",),
+    )
+    from ssl_kd.loop import fill_targets
+
+    store = fill_targets(config=config)
+    print(f"{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
     return 0
 
 
@@ -52,7 +70,7 @@ def pretrain(argv: Sequence[str]) -> int:
     for name in ("images", "out"):
         if not getattr(config, name):
             raise UserError(f"{name}: expected a path; got nothing (see ssl-kd pretrain --help)")
-    from ssl_kd.pretrain import pretrain as run
+    from ssl_kd.pretraining import pretrain as run
 
     print(run(config))
     return 0
@@ -135,6 +153,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": evaluate,
     "inspect": inspect,
     "pretrain": pretrain,
+    "targets": targets,
     "zoo": zoo,
 }
 

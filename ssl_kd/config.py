@@ -73,6 +73,7 @@ class DistillConfig:
         out: run folder; the same command goes on with an interrupted run
         objective: dlkd, dlkd_light, simreg, queue, default, or a list of terms
         views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
+        replay: views of each image whose teacher outputs are kept and replayed in turn; 0: new views, teacher always online
         size: side of the square views, in pixels; 0: the teacher's
         crop_ratio: share of the shorter side that the student's centre crop will keep, above 0 to 1; 0: the teacher's
         epochs: passes over the images
@@ -103,6 +104,7 @@ class DistillConfig:
     out: str = ""
     objective: str | list[dict[str, Any]] = "default"
     views: str = ""
+    replay: int = 0
     size: int = 0
     crop_ratio: float = 0.0
     epochs: int = 100
@@ -134,6 +136,7 @@ def check(config: DistillConfig) -> None:
             config.batch_size >= 2,
             f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
         ),
+        (config.replay >= 0, f"replay: expected 0 (online) or a number of views, got {config.replay}"),
         (config.size >= 0, f"size: expected a side in pixels or 0 for the teacher's, got {config.size}"),
         (0 <= config.crop_ratio <= 1, f"crop_ratio: expected a share from 0 to 1, got {config.crop_ratio}"),
         (config.lr > 0, f"lr: expected above 0, got {config.lr}"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,7 @@ class RunFolder:
     def _open(self, overwrite: bool) -> None:
         config = self.path / "config.yaml"
         if overwrite:
+            shutil.rmtree(self.path / "targets", ignore_errors=True)
             for name in (LAST, STUDENT, "metrics.jsonl", "config.yaml"):
                 (self.path / name).unlink(missing_ok=True)
         if config.exists():

@@ -249,13 +249,21 @@ class ViewLoader:
     """Cuts batches of views in worker threads, ahead of the consumer; `finish_all` completes them on the device.
 
     seed: names the whole stream of views. threads: decoding and resizing release the interpreter lock.
+    replay: after so many epochs the views come round again (0: never), though in another order.
     """
 
     def __init__(
-        self, images: Images, recipes: tuple[Recipe, ...], size: int, batch_size: int, seed: int = 0, threads: int = 2
+        self,
+        images: Images,
+        recipes: tuple[Recipe, ...],
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        threads: int = 2,
+        replay: int = 0,
     ):
         self.images, self.recipes, self.size = images, recipes, size
-        self.batch_size, self.seed, self.threads = batch_size, seed, threads
+        self.batch_size, self.seed, self.threads, self.replay = batch_size, seed, threads, replay
 
     def batches_per_epoch(self) -> int:
         """Number of batches in every epoch."""
@@ -289,8 +297,12 @@ class ViewLoader:
         return Views(np.asarray(kept, dtype=np.int64), epoch, pixels)
 
     def view_number(self, epoch: int, v: int) -> int:
-        """The running number of view v of an epoch."""
-        return epoch * len(self.recipes) + v
+        """The running number of view v of an epoch; equal numbers are equal pixels."""
+        return self.cycle(epoch) * len(self.recipes) + v
+
+    def cycle(self, epoch: int) -> int:
+        """The epoch whose views this one shows: itself, or its place in the cycle of replayed views."""
+        return epoch % self.replay if self.replay else epoch
 
     def finish_all(self, views: Views, device: torch.device | str = "cpu") -> Views:
         """Move to the device, flip, colour and blur: float32 in [0, 1], channels-last."""
@@ -301,7 +313,7 @@ class ViewLoader:
                 self.seed,
                 views.index,
                 self.view_number(views.epoch, v),
-                views.epoch,
+                self.cycle(views.epoch),
             ).contiguous(memory_format=torch.channels_last)
             for v, (pixels, recipe) in enumerate(zip(views.pixels, self.recipes, strict=True))
         )

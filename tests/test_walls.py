@@ -130,3 +130,14 @@ def test_the_command_line_wakes_no_heavy_library(statement):
     code = f"import sys; {statement}; print([m for m in ('torch', 'timm', 'faiss', 'sklearn', 'numpy') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
+
+
+def test_no_module_hides_a_public_name():
+    import ssl_kd
+
+    modules = {path.stem for path in (ROOT / "ssl_kd").glob("*.py")} | {
+        p.parent.name for p in (ROOT / "ssl_kd").glob("*/__init__.py")
+    }
+    assert not modules & set(ssl_kd.__all__)
+    assert set(ssl_kd.__all__) == set(ssl_kd._HOMES)
+    assert all(hasattr(ssl_kd, name) for name in ssl_kd.__all__)

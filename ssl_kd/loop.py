@@ -30,6 +30,7 @@ from ssl_kd.objectives.presets import PRESET_VIEWS
 from ssl_kd.precision import make_fabric
 from ssl_kd.progress import Progress
 from ssl_kd.run import LAST, STUDENT, RunFolder, atomic_text, environment
+from ssl_kd.targets import TargetStore
 from ssl_kd.views import ViewLoader, Views, scheme
 
 
@@ -80,7 +81,28 @@ def distill(
     teacher: file, name or Encoder. student: architecture name or Encoder (trained in place). images: folder, zip, data
     set or Images. Settings are the fields of DistillConfig. Raises UserError for bad input before anything is written.
     """
-    config = _merge(config, teacher, student, images, settings)
+    with _loop(_merge(config, teacher, student, images, settings), teacher, student, images) as loop:
+        return loop.run()
+
+
+def fill_targets(
+    teacher: str | Path | Encoder | None = None,
+    student: str | Encoder | None = None,
+    images: str | Path | Images | None = None,
+    config: DistillConfig | None = None,
+    **settings: Any,
+) -> TargetStore:
+    """Store the teacher's word on all replayed views ahead of `distill` with the same settings, in the same run folder."""
+    merged = _merge(config, teacher, student, images, settings)
+    if not merged.replay:
+        raise UserError("replay: expected at least 1 view of each image to store targets for, got 0")
+    with _loop(merged, teacher, student, images) as loop:
+        return loop.fill()
+
+
+@contextmanager
+def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
+    """Everything that a run needs, checked before its folder is touched; the folder is locked while this is open."""
     check(config)
     torch.manual_seed(config.seed)
     images = images if isinstance(images, Images) else open_images(config.images, max_unreadable=config.max_unreadable)
@@ -100,12 +122,12 @@ def distill(
             f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
             f"{_views_name(config)!r} gives {len(recipes)}; use multi or rot4"
         )
-    loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads)
+    loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay)
     loader.batches_per_epoch()  # says that there are too few images before anything is written
     settings = asdict(config) | {"teacher_digest": teacher.digest, "images_digest": images.digest}
     run = RunFolder(config.out, settings, config.overwrite)
     try:
-        return _Loop(config, run, teacher, student, objective, loader).run()
+        yield _Loop(config, run, teacher, student, objective, loader)
     finally:
         run.close()
 
@@ -148,6 +170,7 @@ class _Loop:
     def __init__(self, config: DistillConfig, run: RunFolder, teacher: Encoder, student: Encoder, objective, loader):
         self.fabric, self.precision = make_fabric(config.accelerator, config.precision)
         self.config, self.run_folder, self.loader = config, run, loader
+        self.store = _store(config, run, teacher, loader, self.precision) if config.replay else None
         self.teacher = teacher.to(self.fabric.device).to(memory_format=torch.channels_last)
         pair = Pair(student, objective).to(memory_format=torch.channels_last)
         self.bare = pair
@@ -212,9 +235,7 @@ class _Loop:
     def _train_step(self, raw: Views) -> dict[str, float]:
         rate = self._schedule()
         views = self.loader.finish_all(raw, self.fabric.device)
-        with torch.no_grad(), self.fabric.autocast():
-            teacher = self.teacher(torch.cat(views.pixels))
-        total, terms = self.pair(Batch(views, teacher))
+        total, terms = self.pair(Batch(views, self._teacher_says(views)))
         loss = total.item()
         self._must_be_finite("loss", loss, terms, raw)
         self.fabric.backward(total)
@@ -224,6 +245,36 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": loss, "lr": rate, "gradient_norm": float(norm)} | {k: float(v) for k, v in terms.items()}
+
+    def _teacher_says(self, views: Views) -> Features:
+        """The teacher's features of a batch: from the store where it has heard all of them, else asked and stored."""
+        numbers = [self.loader.view_number(views.epoch, v) for v in range(len(views.pixels))]
+        if self.store is not None:
+            known = [self.store.get(number, views.index) for number in numbers]
+            if all(rows is not None for rows in known):
+                return Features(torch.cat([rows for rows in known if rows is not None]).to(self.fabric.device))
+        with torch.no_grad(), self.fabric.autocast():
+            features = self.teacher(torch.cat(views.pixels))
+        if self.store is None:
+            return features
+        parts = features.embedding.float().chunk(len(numbers))
+        kept = [self.store.put(number, views.index, part) for number, part in zip(numbers, parts, strict=True)]
+        return Features(torch.cat(kept).to(self.fabric.device))
+
+    def fill(self) -> TargetStore:
+        """Ask the teacher about every view that will be replayed, without training."""
+        assert self.store is not None
+        count = len(self.loader.images) * self.config.replay
+        with Progress("targets", count, quiet=self.config.quiet) as bar, _stop_signals() as stop:
+            for epoch in range(self.config.replay):
+                for raw in self.loader.epoch(epoch):
+                    self._teacher_says(self.loader.finish_all(raw, self.fabric.device))
+                    bar.advance(len(raw))
+                    if stop:
+                        self.store.flush()
+                        raise Interrupted(f"stopped by {stop[0]}; the same command goes on with the targets")
+        self.store.flush()
+        return self.store
 
     def _schedule(self) -> float:
         warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)
@@ -321,6 +372,19 @@ Reproduce it: `{env["command"]}`, or `ssl-kd distill --config config.yaml --out 
 
 Unreadable images:{skipped}
 """
+
+
+def _store(config: DistillConfig, run: RunFolder, teacher: Encoder, loader: ViewLoader, precision: str) -> TargetStore:
+    """The teacher's word on the replayed views, kept in the run folder under a digest of everything that decides it."""
+    pixels = (teacher.preprocessing.mean, teacher.preprocessing.std)
+    views = (loader.recipes, loader.size, loader.seed, loader.images.digest)
+    return TargetStore(
+        run.path / "targets",
+        (teacher.digest, teacher.feature, pixels, views, precision),
+        config.replay * len(loader.recipes),
+        len(loader.images),
+        teacher.dim,
+    )
 
 
 def _optimizer(pair: Pair, config: DistillConfig) -> torch.optim.Optimizer:

@@ -95,7 +95,7 @@ def test_two_runs_of_one_seed_give_the_same_bits_and_another_seed_does_not(teach
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypatch):
     whole = ssl_kd.distill(teacher, images=images(), out=tmp_path / "whole", **QUICK)
-    from ssl_kd.distill import _Loop
+    from ssl_kd.loop import _Loop
 
     step = _Loop._train_step
 
@@ -153,7 +153,7 @@ def test_a_folder_in_use_is_refused(teacher, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(teacher, tmp_path, monkeypatch):
-    from ssl_kd.distill import _Loop
+    from ssl_kd.loop import _Loop
     from ssl_kd.objectives import WeightedSum
 
     forward, calls = WeightedSum.forward, []

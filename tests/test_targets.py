@@ -1,0 +1,138 @@
+"""Stored targets: the same student as asking the teacher each time, whole rows or none, never another question's answer."""
+
+import numpy as np
+import pytest
+import torch
+
+import ssl_kd
+from ssl_kd.errors import UserError
+from ssl_kd.images import ArrayImages
+from ssl_kd.loop import fill_targets
+from ssl_kd.targets import TargetStore
+
+QUICK = {
+    "student": "resnet18",
+    "student_args": {"channels": [8, 8, 8, 8]},
+    "size": 32,
+    "epochs": 4,
+    "batch_size": 8,
+    "quiet": True,
+    "precision": "32-true",
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(1)
+    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+
+
+def images(seed=0):
+    return ArrayImages(np.random.default_rng(seed).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_rows_come_back_as_they_were_put(tmp_path):
+    store = TargetStore(tmp_path, "q", views=2, images=5, width=3)
+    given = torch.randn(2, 3)
+    assert store.get(1, np.array([4, 2])) is None
+    assert torch.equal(store.put(1, np.array([4, 2]), given), given.half().float())
+    assert torch.equal(store.get(1, np.array([2, 4])), given.half().float()[[1, 0]])
+    assert store.get(0, np.array([4, 2])) is None
+    assert store.get(1, np.array([4, 1])) is None
+    store.flush()
+    again = TargetStore(tmp_path, "q", views=2, images=5, width=3)
+    assert torch.equal(again.get(1, np.array([4, 2])), given.half().float())
+    assert again.filled() == 2 / 10
+
+
+def test_another_question_is_another_file(tmp_path):
+    store = TargetStore(tmp_path, "q", 1, 5, 3)
+    store.put(0, np.arange(5), torch.ones(5, 3))
+    for question, shape in (("r", (1, 5, 3)), ("q", (2, 5, 3)), ("q", (1, 6, 3)), ("q", (1, 5, 4))):
+        assert TargetStore(tmp_path, question, *shape).filled() == 0
+
+
+def test_a_torn_or_flipped_row_is_found(tmp_path):
+    store = TargetStore(tmp_path, "q", 1, 5, 3)
+    store.put(0, np.arange(5), torch.ones(5, 3))
+    store.flush()
+    data = bytearray(store.path.read_bytes())
+    data[2 * 3 * 2] ^= 1
+    store.path.write_bytes(data)
+    again = TargetStore(tmp_path, "q", 1, 5, 3)
+    assert again.get(0, np.array([2])) is None
+    assert again.get(0, np.array([0, 1, 3, 4])) is not None
+
+
+def test_embeddings_that_do_not_fit_are_refused(tmp_path):
+    store = TargetStore(tmp_path, "q", 1, 5, 3)
+    with pytest.raises(UserError, match="overflow float16"):
+        store.put(0, np.array([0]), torch.tensor([[1.0, 1e6, 0.0]]))
+    assert store.filled() == 0
+
+
+def test_too_little_room_is_said_at_once(tmp_path):
+    with pytest.raises(UserError, match="lower replay"):
+        TargetStore(tmp_path, "q", 1000, 10**9, 4096)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_teacher_is_asked_once_per_view_and_the_student_is_the_same(teacher, tmp_path):
+    calls = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    filled = fill_targets(teacher, images=images(), out=tmp_path / "ahead", replay=2, **QUICK)
+    assert filled.filled() == 1.0
+    assert len(calls) == 6
+    ahead = ssl_kd.distill(teacher, images=images(), out=tmp_path / "ahead", replay=2, **QUICK)
+    assert len(calls) == 6
+    during = ssl_kd.distill(teacher, images=images(), out=tmp_path / "during", replay=2, **QUICK)
+    assert len(calls) == 12  # two epochs of three batches; the other two were read
+    hook.remove()
+    assert same(ahead.student, during.student)
+
+
+def test_replayed_views_come_round_again_in_another_order(teacher):
+    from ssl_kd.views import SCHEMES, ViewLoader
+
+    loader = ViewLoader(images(), SCHEMES["strong"], 32, 20, replay=2)
+    first, second, third = (loader.finish_all(next(loader.epoch(e))) for e in (0, 1, 2))
+    back = {int(i): k for k, i in enumerate(third.index)}
+    rows = [back[int(i)] for i in first.index]
+    assert rows != list(range(20))
+    assert torch.equal(first.pixels[0], third.pixels[0][rows])
+    back = {int(i): k for k, i in enumerate(second.index)}
+    assert not torch.equal(first.pixels[0], second.pixels[0][[back[int(i)] for i in first.index]])
+
+
+def test_a_run_with_stored_targets_resumes_to_the_same_bits(teacher, tmp_path, monkeypatch):
+    import signal
+
+    from ssl_kd.loop import _Loop
+
+    whole = ssl_kd.distill(teacher, images=images(), out=tmp_path / "whole", replay=2, **QUICK)
+    step = _Loop._train_step
+
+    def step_then_stop(self, views):
+        record = step(self, views)
+        if self.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return record
+
+    monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", replay=2, **QUICK)
+    monkeypatch.undo()
+    rest = ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", replay=2, **QUICK)
+    assert same(whole.student, rest.student)
+
+
+def test_filling_nothing_is_refused(teacher, tmp_path):
+    with pytest.raises(UserError, match="replay: expected at least 1"):
+        fill_targets(teacher, images=images(), out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
