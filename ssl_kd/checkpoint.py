@@ -21,7 +21,7 @@ from ssl_kd.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
 from ssl_kd.formats import Contents, Format, Weights, recognise
 from ssl_kd.formats.report import Report
-from ssl_kd.formats.student import header
+from ssl_kd.formats.student import STUDENT, card, header
 from ssl_kd.formats.weights import State, shown
 
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -165,11 +165,14 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
         expected=tuple(weights.state),
         dropped=tuple(name for name in seen if name not in weights.used),
         digest=digest_of(weights.arch, weights.arch_args, weights.state),
+        card=card(file) if row is STUDENT else {},
     )
 
 
-def save_student(encoder: Encoder, path: str | os.PathLike[str], **card: Any) -> Path:
-    """Write a safetensors file that `load_teacher` reads back to the same features; `card` is any JSON to keep with it.
+def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+    """Write a safetensors file that `load_teacher` reads back to the same features.
+
+    notes: anything JSON can hold, kept with the file as its card and shown by `inspect`.
 
     Atomic: the file appears whole or not at all. Weights that are not finite are refused with UserError.
     """
@@ -181,7 +184,7 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **card: Any) ->
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     if bad := not_finite(state):
         raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
-    data = save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, card))
+    data = save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, notes))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import re
 import struct
 import warnings
 import zipfile
@@ -74,11 +75,13 @@ def open_contents(path: Path) -> Contents:
         return guarded(read_legacy, pages)
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= len(pages) - 8:
         return read_safetensors(path)
-    raise UnknownCheckpoint(f"is not a checkpoint but {described(start)}")
+    raise UnknownCheckpoint(f"is not a checkpoint but {described(path.name, start)}")
 
 
-def described(start: bytes) -> str:
-    """What a file that begins so probably is."""
+def described(name: str, start: bytes) -> str:
+    """What a file of that name that begins so probably is."""
+    if re.search(r"\.ckpt-\d+(\.|$)|\.data-\d+-of-\d+$", name):
+        return "a part of a TensorFlow checkpoint; convert it to PyTorch first (docs/formats.md)"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it and name the checkpoint in it"
     for magic, what in MISTAKES.items():

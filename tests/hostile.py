@@ -315,6 +315,7 @@ FILES = {
     "a student from somebody's hub": lambda folder: student(folder, arch="hf-hub:somebody/model"),
     "a student with a strange mean": lambda folder: student(folder, preprocessing={"mean": ["a", "b", "c"]}),
     "a student whose record is a list": lambda folder: student(folder, arch_args=[1, 2]),
+    "a TensorFlow checkpoint": raw(b"\0\1\2" * 50, "model.ckpt-225206.index"),
     "an empty file": raw(b""),
     "text": raw(b"hello\n"),
     "a PNG": raw(b"\x89PNG\r\n\x1a\n" + b"\0" * 64, "x.png"),

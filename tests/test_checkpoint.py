@@ -19,6 +19,15 @@ from ssl_kd.formats.dino import read_vit
 from ssl_kd.formats.weights import select
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Batches of two are not worth a second thread, which waits busily where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_student():
     torch.manual_seed(0)
     arch = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -359,7 +368,23 @@ def test_inspect_does_not_build_the_network(tmp_path, monkeypatch):
     assert inspect(path).problem is None
 
 
+def test_a_student_shows_its_card(tmp_path):
+    path = save_student(tiny_student(), tmp_path / "s.safetensors", teacher="dino_vits16", epochs=3)
+    report = inspect(path)
+    assert report.card == {"teacher": "dino_vits16", "epochs": 3}
+    assert "dino_vits16" in str(report)
+
+
 # Published by the libraries themselves
+
+
+def test_a_name_of_the_zoo_is_fetched_and_loaded(tmp_path, monkeypatch):
+    from ssl_kd import zoo
+
+    path = layouts.save(layouts.dino_vit()[0], "zip", tmp_path)
+    monkeypatch.setattr(zoo, "fetch", {"dino_vits16": path}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher("dino_vits16").origin.startswith("DINO ViT")
 
 
 def test_timm_weights_come_with_timm_preprocessing(monkeypatch):

@@ -34,6 +34,7 @@ class Report:
     expected: tuple[str, ...] = ()  # names in the network, all of them filled from `used`
     dropped: tuple[str, ...] = ()  # paths in the file
     digest: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)  # what our own students carry with them
     problem: str | None = None
 
     def to_json(self) -> str:
@@ -48,7 +49,7 @@ class Report:
             rows["problem"] = self.problem
         else:
             rows |= self.findings()
-        rows["left out"] = summary(self.dropped)
+        rows |= {"left out": summary(self.dropped), **{key: one_line(value) for key, value in self.card.items()}}
         return "\n".join(f"{name:<14}{text}" for name, text in rows.items())
 
     def findings(self) -> dict[str, str]:

@@ -22,6 +22,11 @@ def header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "pt", KEY: record, SUM: hashlib.sha256(record.encode()).hexdigest()}
 
 
+def card(file: Contents) -> dict[str, Any]:
+    """What was written beside the weights when the student was saved: its teacher, its run, ..."""
+    return dict(json.loads(file.metadata[KEY]).get("card", {}))
+
+
 def checked_arguments(given: Any, state: State) -> dict[str, Any]:
     """arch_args without absurd numbers: a billion blocks would be built for days before a tensor is missed."""
     for name, value in given.items():
