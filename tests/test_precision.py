@@ -1,0 +1,31 @@
+"""Precision: chosen by a measurement, on the device that is there."""
+
+import pytest
+import torch
+
+from ssl_kd import precision
+from ssl_kd.errors import UserError
+
+
+@pytest.mark.parametrize(("pays", "want"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_follows_the_probe_and_a_word_overrides_it(monkeypatch, pays, want):
+    monkeypatch.setattr(precision, "bf16_pays", lambda device: pays)
+    assert precision.resolve("auto", "cpu") == want
+    assert precision.resolve("32-true", "cpu") == "32-true"
+    assert precision.resolve("bf16-mixed", "cpu") == "bf16-mixed"
+
+
+def test_the_probe_answers_on_this_machine():
+    assert precision.bf16_pays("cpu") in (True, False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said():
+    with pytest.raises(UserError, match="sees no GPU"):
+        precision.make_fabric("cuda", "auto")
+
+
+def test_several_processes_are_refused_for_now(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one device so far"):
+        precision.make_fabric("cpu", "32-true")
