@@ -96,7 +96,7 @@ def inspect(argv: Sequence[str]) -> int:
 
     report = look(options.file, format=options.format)
     print(report.to_json() if options.json else report)
-    return 0
+    return 2 if report.problem else 0
 
 
 def demo(argv: Sequence[str]) -> int:

@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tiny tensors: a second thread only waits, and two test processes share two cores.
+torch.set_num_threads(1)
 SHARED = Path(os.environ.get("SSL_KD_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -16,12 +16,10 @@ from ssl_kd.encoder import Preprocessing
 from ssl_kd.formats import FORMATS, Weights, dino, plain, recognise, resnets, simclr, swav, table
 
 MANIFESTS = rebuild.manifests()
-# Several seconds each on two slow cores, where the others take about one: behind the slow marker with the heavy ones.
-LARGE = {"mocov3_vitb16", "torchvision_vitb16", "simclr_v1_r50_2x", "swav_r50w2", "timm_vits14_reg4_dinov2"}
 
 
 def marked(names):
-    slow = [n for n in names if MANIFESTS[n].get("heavy") or n in LARGE]
+    slow = [n for n in names if MANIFESTS[n].get("heavy")]
     return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
