@@ -36,6 +36,7 @@ class EvalConfig:
         precision: 32-true or bf16-mixed; published protocols are 32-true
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
         seed: of the part of train that chooses a probe's strength
+        report: write report.html, with maps and neighbours of every encoder
         quiet: no progress bars
     """  # noqa: E501  the parser takes each setting's help from one line
 
@@ -51,6 +52,7 @@ class EvalConfig:
     precision: str = "32-true"
     max_unreadable: float = 0.01
     seed: int = 0
+    report: bool = True
     quiet: bool = False
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eval.metrics import ERRORS, METRICS, Scores, share_kept, share_kept_per_class, share_of_means
 
+WIDE = 3  # evaluators side by side that a terminal can show
 COLUMNS = (
     "task",
     "encoder",
@@ -39,6 +40,9 @@ COLUMNS = (
     "notes",
 )
 
+if TYPE_CHECKING:
+    from eval.looks import Look
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -60,11 +64,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of an evaluation; shares are kept of `reference`'s figures."""
+    """All cells of an evaluation; shares are kept of `reference`'s figures.
+
+    `facts` say what made them (versions, digests of encoders and tasks), `looks` are pictures for the report.
+    """
 
     cells: tuple[Cell, ...]
     reference: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    looks: tuple[Look, ...] = ()
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -87,8 +95,8 @@ class Results:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
         from rich.table import Table
 
-        header, lines = self._grid()
-        table = Table(*header, title=self._caption())
+        header, lines = self.grid()
+        table = Table(*header, title=self.caption())
         for column in table.columns[2:]:
             column.justify = "right"
         for before, line in zip([None, *lines], lines, strict=False):
@@ -99,10 +107,21 @@ class Results:
 
     def markdown(self) -> str:
         """Return the same table as markdown, followed by what a reader must know."""
-        header, lines = self._grid()
+        header, lines = self.grid()
         rule = ["---", "---", *["---:"] * (len(header) - 2)]
         text = "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
-        return "\n\n".join([text, self._caption(), *[f"- {note}" for note in self.notes]]) + "\n"
+        return "\n\n".join([text, self.caption(), *[f"- {note}" for note in self.notes]]) + "\n"
+
+    def latex(self) -> str:
+        """Return the same table as a LaTeX tabular with booktabs rules."""
+        header, lines = self.grid()
+        rows = [" & ".join(map(_escaped, line)) + r" \\" for line in lines]
+        for i in range(len(lines) - 1, 0, -1):
+            if lines[i][0] != lines[i - 1][0]:
+                rows.insert(i, r"\midrule")
+        top = [rf"% {_escaped(self.caption())}", rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule"]
+        head = [" & ".join(map(_escaped, header)) + r" \\", r"\midrule"]
+        return "\n".join([*top, *head, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     @property
     def notes(self) -> list[str]:
@@ -126,10 +145,11 @@ class Results:
         return "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in self.rows)
 
     def save(self, folder: str | Path) -> Path:
-        """Write results.jsonl, results.csv and results.md into a folder, each atomically."""
+        """Write results.jsonl, results.csv, results.md and results.tex into a folder, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("jsonl", self.jsonl()), ("csv", self.csv()), ("md", self.markdown())):
+        forms = {"jsonl": self.jsonl(), "csv": self.csv(), "md": self.markdown(), "tex": self.latex()}
+        for name, text in forms.items():
             write_atomically(folder / f"results.{name}", text.encode())
         return folder
 
@@ -164,27 +184,57 @@ class Results:
                 "notes": list(cell.scores.notes),
             }
 
-    def _grid(self) -> tuple[list[str], list[list[str]]]:
+    def grid(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and lines of the table of headline figures, as text.
+
+        A line per task and encoder, or, where more than three evaluators would make that too wide, per task and
+        evaluator.
+        """
         evaluators = list(dict.fromkeys(cell.evaluator for cell in self.cells))
+        return self._by_encoder(evaluators) if len(evaluators) <= WIDE else self._by_evaluator(evaluators)
+
+    def _by_encoder(self, evaluators: list[str]) -> tuple[list[str], list[list[str]]]:
         header = ["task", "encoder"]
         for name in evaluators:
             header += [f"{name} %", "kept %"]
-        header += ["parameters", "images/s"]
         lines = []
         for task, encoder in dict.fromkeys((cell.task, cell.encoder) for cell in self.cells):
             found = {cell.evaluator: cell for cell in self.cells if (cell.task, cell.encoder) == (task, encoder)}
             any_cell = next(iter(found.values()))
-            line = [task + ("" if any_cell.metric == "top1" else f" ({METRICS[any_cell.metric]})"), encoder]
+            line = [_named(task, any_cell), encoder]
             for name in evaluators:
                 line += _shown(self.headline(encoder, task, name)) if name in found else ["", ""]
             lines.append([*line, _count(any_cell.parameters), f"{any_cell.images_per_second:.0f}"])
+        return [*header, "parameters", "images/s"], lines
+
+    def _by_evaluator(self, evaluators: list[str]) -> tuple[list[str], list[list[str]]]:
+        encoders = list(dict.fromkeys(cell.encoder for cell in self.cells))
+        header = ["task", "evaluator"]
+        for name in encoders:
+            header += [f"{name} %"] if name == self.reference else [f"{name} %", "kept %"]
+        lines = []
+        for task in dict.fromkeys(cell.task for cell in self.cells):
+            for evaluator in evaluators:
+                cells = {c.encoder: c for c in self.cells if (c.task, c.evaluator) == (task, evaluator)}
+                line = [task, _named(evaluator, next(iter(cells.values())))]
+                for name in encoders:
+                    shown = _shown(self.headline(name, task, evaluator))
+                    line += shown[:1] if name == self.reference else shown
+                lines.append(line)
         return header, lines
 
-    def _caption(self) -> str:
+    def caption(self) -> str:
+        """Say how to read the table."""
         heads = {cell.evaluator: cell.scores.headline_k for cell in self.cells if cell.scores.headline_k}
-        shown = ", ".join(f"{name} at k = {k}" for name, k in heads.items())
+        shown = "".join(f"; {name} at k = {k}" for name, k in heads.items())
         kept = f"; kept: of {self.reference}'s figure" if self.reference else ""
-        return f"Percent ± half a 95 % interval over test images{'; ' + shown if shown else ''}{kept}."
+        sizes = ""
+        if len({cell.evaluator for cell in self.cells}) > WIDE:
+            rates = {
+                c.encoder: f"{_count(c.parameters)} parameters, {c.images_per_second:.0f} images/s" for c in self.cells
+            }
+            sizes = ". " + "; ".join(f"{name}: {rate}" for name, rate in rates.items())
+        return f"Percent ± half a 95 % interval over test images{shown}{kept}{sizes}."
 
 
 def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
@@ -214,6 +264,17 @@ def _shown(row: Mapping[str, Any]) -> list[str]:
         _percent(row["value"], row["low"], row["high"]),
         _percent(row["share_kept"], row["share_low"], row["share_high"]),
     ]
+
+
+def _named(what: str, cell: Cell) -> str:
+    """Add the metric's name where it is not accuracy."""
+    return what if cell.metric == "top1" else f"{what} ({METRICS.get(cell.metric, cell.metric)})"
+
+
+def _escaped(text: str) -> str:
+    for sign in "\\&%$#_{}":
+        text = text.replace(sign, r"\textbackslash " if sign == "\\" else f"\\{sign}")
+    return text.replace("±", r"$\pm$")
 
 
 def _percent(value: float | None, low: float | None, high: float | None) -> str:

@@ -26,7 +26,7 @@ from eval.config import (
     tasks_of,
 )
 from eval.evaluators import EVALUATORS, split_evaluator
-from eval.report import Cell, Results
+from eval.report import Cell, Results, write_atomically
 from ssl_kd.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ CELL_VERSION = 2  # raise it when a change of code changes figures
 
 @dataclass(frozen=True)
 class Settings:
-    """How features are extracted, and where finished cells and features are kept (None: nowhere)."""
+    """How features are extracted, where finished cells and features are kept (None: nowhere), and whether maps and
+    galleries are wanted for a report.
+    """
 
     batch_size: int = 64
     threads: int = 2
@@ -50,6 +52,7 @@ class Settings:
     quiet: bool = False
     cells: Path | None = None
     features: Path | None = None
+    looks: bool = False
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int
     for note in results.notes:
         print(f"note: {note}")
     print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
+    if config.report:
+        print(f"{Path(config.out) / 'report.html'} shows them")
     return 0
 
 
@@ -86,9 +91,19 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         quiet,
         Path(config.out) / "cells",
         None if config.cache == "none" else Path(config.cache or Path(config.out) / "features"),
+        config.report,
     )
     results = _evaluate(encoders, tasks, config.evaluators, config.reference or encoder_list[0].title, settings)
     results.save(config.out)
+    if config.report:
+        import yaml
+
+        from eval.page import page
+
+        text = page(
+            results, results.looks, yaml.safe_dump(asdict(config), sort_keys=False), f"Evaluation: {config.out}"
+        )
+        write_atomically(Path(config.out) / "report.html", text.encode())
     return results
 
 
@@ -169,11 +184,32 @@ def _evaluate(
     settings: Settings,
 ) -> Results:
     wanted = [split_evaluator(name) for name in dict.fromkeys(evaluators)]
-    cells = []
+    cells, looks = [], []
     for task in tasks:
         banks = _Banks(encoders, task, settings, reference)
-        cells += [_cell(name, one, banks) for name in encoders for one in wanted]
-    return Results(tuple(cells), reference, {"settings": {key: str(value) for key, value in asdict(settings).items()}})
+        for name in encoders:
+            cells += [_cell(name, one, banks) for one in wanted]
+            if settings.looks:
+                from eval.looks import look
+
+                train, test, _ = banks(name)
+                looks.append(look(task, name, train, test))
+    return Results(tuple(cells), reference, _facts(encoders, tasks), tuple(looks))
+
+
+def _facts(encoders: Mapping[str, Encoder], tasks: Sequence[Task]) -> dict[str, str]:
+    """Return what a reader needs to know that these are the same networks, images and programs."""
+    import platform
+    from importlib.metadata import version
+
+    facts = {f"encoder {name}": f"{e.arch}, {e.origin}, weights {e.digest[:16]}" for name, e in encoders.items()}
+    facts |= {
+        f"task {task.name}": f"{len(task.train.images):,} train, {len(task.test.images):,} test, digest {task.digest[:16]}"
+        for task in tasks
+    }
+    facts["programs"] = ", ".join(f"{name} {version(name)}" for name in ("ssl-kd", "torch", "faiss-cpu", "numpy"))
+    facts["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    return facts
 
 
 class _Banks:

@@ -95,6 +95,10 @@ def test_results_are_the_same_in_every_form(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert f"{100 * results.value('b', 'hues'):.1f}" in text
     assert "clamped to the 90 rows" in text
+    latex = (tmp_path / "results.tex").read_text()
+    assert latex.count(r"\\") == 3  # header and two encoders
+    assert r"knn/dino \%" in latex
+    assert r"$\pm$" in latex
 
 
 def test_retrieval_and_comparisons_with_the_reference_are_cells_too(tmp_path):
@@ -214,6 +218,9 @@ def test_the_command_line_runs_a_configuration(lab, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert {row["encoder"] for row in rows} == {"student", "random"}
     assert {row["task"] for row in rows} == {"hues"}
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.count("data:image/jpeg") == 2 * 3 * (1 + 5)  # encoders x classes x query and neighbours
+    assert str(lab / "student.safetensors") in text
 
 
 def test_new_evaluators_read_the_features_that_are_there(lab, tmp_path, monkeypatch):
