@@ -24,7 +24,7 @@ from eval.metrics import Scores, accuracy, figures, mean_per_class
 from eval.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardised
 from ssl_kd.errors import NonFinite, UserError, nearest
 
-ROWS = 4096  # rows whose logits for all strengths are alive at once
+CELLS = 1 << 25  # logits alive at once: rows x classes x strengths
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,14 @@ class LinearProbe:
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return top-1, mean per class and top-5 with intervals; `details` hold the strength and the whole sweep."""
-        return self.with_logits(train, test)[0]
+        return self._run(train, test)[0]
 
     def with_logits(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, np.ndarray]:
         """Return the scores and the chosen model's logits (Q, C) of the test rows, float32."""
+        scores, final, x_test = self._run(train, test)
+        return scores, torch.cat([final.logits(rows)[0].cpu() for rows in x_test.split(_rows(final))]).numpy()
+
+    def _run(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, Fits, torch.Tensor]:
         protocol, banks = linear_protocol(self.protocol), match(train, test)
         if self.metric not in ("top1", "mean_per_class"):
             raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
@@ -107,9 +111,7 @@ class LinearProbe:
         final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test)
         if not torch.isfinite(final.weights).all():
             raise NonFinite(f"{protocol.name}: diverged at {protocol.knob} {chosen:g}; take a protocol with a sweep")
-        logits = np.concatenate([final.logits(rows)[0].cpu().numpy() for rows in x_test.split(ROWS)])
-        # equal logits in the order of the classes' numbers
-        ranked = np.argsort(-logits, 1, kind="stable")[:, :5]
+        ranked = _ranked(final, x_test)
         scores = Scores(
             "linear",
             protocol.name,
@@ -125,7 +127,7 @@ class LinearProbe:
                 "sweep": sweep,
             },
         )
-        return scores, logits
+        return scores, final, x_test
 
     def _sweep(
         self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor, y: torch.Tensor, classes: int
@@ -193,13 +195,28 @@ def holdout(y: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 
 def _judge(fits: Fits, x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return each strength's guesses (R, N) and mean cross-entropy (R,)."""
-    guesses, losses = [], torch.zeros(len(fits.weights), device=x.device)
-    for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True):
+    guesses, losses, size = [], torch.zeros(len(fits.weights), device=x.device), _rows(fits)
+    for rows, labels in zip(x.split(size), y.split(size), strict=True):
         logits = fits.logits(rows)
         guesses.append(logits.argmax(2))
         own = logits.gather(2, labels.expand(len(logits), -1)[..., None])[..., 0]
         losses += (logits.logsumexp(2) - own).sum(1)
     return torch.cat(guesses, 1).cpu().numpy(), (losses / len(x)).cpu().numpy()
+
+
+def _rows(fits: Fits) -> int:
+    return max(1, CELLS // (fits.weights.shape[0] * fits.weights.shape[1]))
+
+
+def _ranked(final: Fits, x: torch.Tensor) -> np.ndarray:
+    """Return the classes (N, up to 5) by falling logit; equal ones by class number."""
+    parts = []
+    for rows in x.split(_rows(final)):
+        logits = final.logits(rows)[0]
+        places = logits.topk(min(5, logits.shape[1]), 1).indices.sort(1).values
+        order = logits.gather(1, places).sort(dim=1, descending=True, stable=True).indices
+        parts.append(places.gather(1, order).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _best(sweep: list[dict[str, Any]], metric: str, knob: str) -> dict[str, Any]:

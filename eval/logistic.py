@@ -22,6 +22,7 @@ from torch import Tensor
 
 MEMORY = 10  # pairs of steps that L-BFGS remembers
 CELLS = 1 << 20  # rows x strengths x classes of one chunk: 4 MB, so that logits stay in cache
+ROWS = 8192  # features turned at a time
 STATE = 1 << 22  # weights solved at once; 22 copies of them are alive, so 370 MB
 HALVINGS = 20
 CERTAIN = 1e-3  # an objective below this is as good as nothing: a gain is measured against at least so much
@@ -59,15 +60,20 @@ class Rotated:
 
 
 def rotate(x: Tensor) -> Rotated:
-    """Centre features (N, D) and turn them into the eigenbasis of their covariance."""
+    """Centre features (N, D) and turn them into the eigenbasis of their covariance; beyond x and z little is needed."""
     centre = x.mean(0)
-    z = x - centre
-    _, turn = torch.linalg.eigh(z.T @ z / len(z))
-    z = z @ turn
-    spread = z.square().mean(0)
+    covariance = x.new_zeros(x.shape[1], x.shape[1])
+    for part in _chunks(len(x), ROWS):
+        rows = x[part] - centre
+        covariance.addmm_(rows.T, rows)
+    _, turn = torch.linalg.eigh(covariance / len(x))
+    z, spread = torch.empty_like(x), torch.zeros_like(centre)
+    for part in _chunks(len(x), ROWS):
+        rows = torch.mm(x[part] - centre, turn, out=z[part])
+        spread += rows.square().sum(0) / len(x)
     keep = spread > FLAT**2 * spread.max()
     keep[-1] = True  # constant features leave the bias alone to fit, but a product needs a column
-    return Rotated(z[:, keep].contiguous(), spread[keep], turn[:, keep], centre)
+    return Rotated(z if keep.all() else z[:, keep].contiguous(), spread[keep], turn[:, keep], centre)
 
 
 def fit(

@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int
     except UserError as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped; the same command goes on with what is unfinished", file=sys.stderr)
+        return 130
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(results.table())
@@ -80,8 +83,13 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     task_list, encoder_list = tasks_of(config), encoders_of(config)
     for name in config.evaluators:
         split_evaluator(name)
+    _check_device(config.device)
     tasks = [open_task(task, config.max_unreadable) for task in task_list]
     encoders = open_encoders(encoder_list)
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: {config.out} cannot be made a folder: {error.strerror}") from None
     settings = Settings(
         config.batch_size,
         config.threads,
@@ -105,6 +113,17 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         )
         write_atomically(Path(config.out) / "report.html", text.encode())
     return results
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"device: expected cpu or cuda, got {device!r}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: {device} was asked for, but torch sees no GPU here; use cpu")
 
 
 def evaluate_encoders(
@@ -189,7 +208,8 @@ def _evaluate(
         banks = _Banks(encoders, task, settings, reference)
         for name in encoders:
             cells += [_cell(name, one, banks) for one in wanted]
-            if settings.looks:
+            # without a cache and with every cell kept from before, the images need not be read for the pictures' sake
+            if settings.looks and (settings.features or name in banks.held):
                 from eval.looks import look
 
                 train, test, _ = banks(name)

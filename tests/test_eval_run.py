@@ -288,6 +288,7 @@ BAD = {
     "unknown corruption": ({"tasks": [{"path": "HUES", "corrupt": "blurr"}]}, "Did you mean blur"),
     "wrong severity": ({"tasks": [{"path": "HUES", "corrupt": "blur", "severity": 9}]}, "severity is 1 to 5, got 9"),
     "wrong precision": ({"precision": "fp16"}, "32-true or bf16-mixed"),
+    "wrong device": ({"device": "gpuu"}, "device: expected cpu or cuda, got 'gpuu'"),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1"),
 }
 
@@ -301,6 +302,22 @@ def test_bad_settings_give_one_line_exit_code_two_and_no_folder(lab, tmp_path, c
     assert len(complaint.splitlines()) == 1
     assert re.search(says, complaint), complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_file_is_refused(lab, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert main([config(lab, tmp_path, out=str(tmp_path / "taken"))]) == 2
+    assert "cannot be made a folder" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(lab, tmp_path, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_banks", stopped)
+    assert main([config(lab, tmp_path)]) == 130
+    assert "goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["/nowhere.yaml"], ["--nothing", "1"]])

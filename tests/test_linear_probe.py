@@ -120,6 +120,17 @@ def test_holdout_takes_its_share_of_every_class():
     np.testing.assert_array_equal(held, holdout(y, 0.2))
 
 
+def test_many_classes_and_small_chunks_give_the_same(monkeypatch):
+    train, test = banks()
+    whole, logits = LinearProbe("quick-lbfgs").with_logits(train, test)
+    monkeypatch.setattr("eval.linear_probe.CELLS", 50)
+    assert LinearProbe("quick-lbfgs")(train, test).rows == whole.rows
+    np.testing.assert_array_equal(logits.argmax(1), whole.predicted[None])
+    rng = np.random.default_rng(0)
+    crowd = FeatureBank(rng.normal(size=(6000, 3)).astype(np.float32), np.arange(6000) % 3000)
+    assert 0 <= LinearProbe(strength=1.0)(crowd, crowd.rows(np.arange(40))).value("top5") <= 1
+
+
 def test_read_only_and_half_precision_banks_are_taken():
     train, test = banks()
     expected = LinearProbe("quick-lbfgs")(train, test).value()
