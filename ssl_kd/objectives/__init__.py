@@ -1,5 +1,6 @@
 """What the student is asked to do: alignment and correlation with a frozen teacher, never labels."""
 
-from ssl_kd.objectives.presets import PRESETS, WeightedSum, build_objective
+from ssl_kd.objectives.presets import PRESETS, WeightedSum, build_objective, taps
+from ssl_kd.objectives.reading import Widths
 
-__all__ = ["PRESETS", "WeightedSum", "build_objective"]
+__all__ = ["PRESETS", "WeightedSum", "Widths", "build_objective", "taps"]

@@ -1,4 +1,4 @@
-"""Alignment: each sample lands where the teacher puts it. Projector x space x distance.
+"""Alignment: each sample lands where the teacher puts it. Projector x space x distance, on embeddings or on tokens.
 
 Every distance is a mean over samples, zero at a match, computed in float32.
 """
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError, nearest
-from ssl_kd.objectives.projectors import projector
+from ssl_kd.objectives.projectors import KEEPS_WIDTH, over_rows, projector
+from ssl_kd.objectives.reading import Widths, to_grid, tokens
+from ssl_kd.objectives.spaces import SPACES
 from ssl_kd.views import Views
 
 
@@ -32,52 +34,63 @@ def smooth_l1(s: Tensor, t: Tensor) -> Tensor:
     return F.smooth_l1_loss(s, t)
 
 
+def pearson_distance(s: Tensor, t: Tensor) -> Tensor:
+    """1 - Pearson correlation of each sample's numbers with the teacher's, mean over rows, in [0, 2].
+
+    The value-based half of R2KD's correlation distance (its abstract; the exact form was not available to us).
+    """
+    s, t = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
+    return 1 - F.cosine_similarity(s, t, dim=1, eps=1e-6).mean()
+
+
+def cosine_and_l1(cosine: float, l1: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """cosine x (1 - cos) + l1 x smooth L1."""
+
+    def mixed(s: Tensor, t: Tensor) -> Tensor:
+        return cosine * (1 - F.cosine_similarity(s, t, dim=1, eps=1e-6).mean()) + l1 * F.smooth_l1_loss(s, t)
+
+    mixed.__doc__ = f"{cosine} (1 - cos) + {l1} smooth L1."
+    return mixed
+
+
+def difference(s: Tensor, t: Tensor) -> Tensor:
+    """Mean over pairs i != j of ||(s_i - s_j) - (t_i - t_j)||^2 / Dt: what is left when all are moved alike.
+
+    Equals 2 N / (N - 1) x the variance of the residual s - t over the batch, so that no pairs need be formed.
+    Source: the comparisons of Comparative KD (its abstract); the identity is ours.
+    """
+    residual = s - t
+    return 2 * len(s) / (len(s) - 1) * (residual - residual.mean(0)).square().mean()
+
+
+def unit_squared(s: Tensor, t: Tensor) -> Tensor:
+    """Mean over samples and dimensions of the squared difference of unit rows: CLKD's match per instance."""
+    return F.mse_loss(F.normalize(s, dim=1), F.normalize(t, dim=1))
+
+
+def unit_columns(s: Tensor, t: Tensor) -> Tensor:
+    """The same of unit columns, each dimension over the batch: CLKD's match per class, with dimensions for classes."""
+    return F.mse_loss(F.normalize(s, dim=0), F.normalize(t, dim=0))
+
+
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": cosine_distance,
     "mse": squared_distance,
     "smooth_l1": smooth_l1,
-}
-
-
-class Standardise(nn.Module):
-    """The teacher's features with zero mean and unit variance per dimension, by running statistics.
-
-    The first batch sets the statistics; later ones move them by `momentum`. Source: the moving averages of UNIC
-    (Sariyildiz et al., ECCV 2024), with a constant momentum.
-    """
-
-    mean: Tensor
-    var: Tensor
-    seen: Tensor
-
-    def __init__(self, dim: int, momentum: float = 0.01):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("var", torch.ones(dim))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """(N, Dt) -> (N, Dt)."""
-        if self.training:
-            rate = 1.0 if int(self.seen) == 0 else self.momentum
-            self.mean.lerp_(t.mean(0), rate)
-            self.var.lerp_(t.var(0, unbiased=False), rate)
-            self.seen += 1
-        return (t - self.mean) * torch.rsqrt(self.var + 1e-6)
-
-
-# The space in which teacher features are compared; `unit` is what the cosine distance sees anyway.
-SPACES: dict[str, Callable[[int], nn.Module]] = {
-    "raw": lambda dim: nn.Identity(),
-    "standardised": Standardise,
+    "pearson": pearson_distance,
+    "theia": cosine_and_l1(0.9, 0.1),  # Theia's published mixture
+    "unic": cosine_and_l1(0.5, 0.5),  # UNIC's
+    "difference": difference,
+    "unit_mse": unit_squared,
+    "unit_columns": unit_columns,
 }
 
 
 class Alignment(nn.Module):
-    """The distance between the projected student and the teacher, per sample.
+    """The distance between the projected student and the teacher, per sample (`of: embedding`) or per patch (`tokens`).
 
-    The defaults are SimReg's: its four-layer head and 2 - 2 cos on the backbone features.
+    The defaults are SimReg's: its four-layer head and 2 - 2 cos on the backbone features. Student tokens on another
+    grid are brought onto the teacher's.
     Source: Navaneet et al., "SimReg: Regression as a Simple Yet Effective Tool for Self-supervised Knowledge
     Distillation", BMVC 2021 (constants read in its code). With projector "dlkd": Ding et al., DLKD, TNNLS 35(2).
     """
@@ -86,26 +99,45 @@ class Alignment(nn.Module):
 
     def __init__(
         self,
-        student_dim: int,
-        teacher_dim: int,
+        student_dim: int | Widths,
+        teacher_dim: int | Widths,
         projector_name: str = "simreg",
         space: str = "raw",
         distance: str = "cosine",
+        of: str = "embedding",
     ):
         super().__init__()
-        if space not in SPACES:
-            raise UserError(f"space: expected one of {', '.join(SPACES)}; got {space!r}.{nearest(space, list(SPACES))}")
-        if distance not in DISTANCES:
-            raise UserError(
-                f"distance: expected one of {', '.join(DISTANCES)}; got {distance!r}.{nearest(distance, list(DISTANCES))}"
-            )
-        self.projector = projector(projector_name, student_dim, teacher_dim)
-        self.space = SPACES[space](teacher_dim)
+        for what, name, known in (
+            ("space", space, list(SPACES)),
+            ("distance", distance, list(DISTANCES)),
+            ("of", of, ["embedding", "tokens"]),
+        ):
+            if name not in known:
+                raise UserError(f"{what}: expected one of {', '.join(known)}; got {name!r}.{nearest(name, known)}")
+        student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
+        self.of = of
+        self.widths = (student.embedding, teacher.embedding) if of == "embedding" else (student.token, teacher.token)
+        must_reach_the_teacher(projector_name, *self.widths)
+        self.projector = projector(projector_name, *self.widths)
+        self.space = SPACES[space](self.widths[1])
         self.distance = distance
 
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
         """Scalar, float32, 0 at a match. Embeddings are (N, Ds) and (N, Dt)."""
-        s = self.projector(student.embedding)
+        if self.of == "tokens":
+            s, t = tokens(student, "student", self.widths[0]), tokens(teacher, "teacher", self.widths[1])
+            s = over_rows(self.projector, to_grid(s, t.shape[1])).flatten(0, 1)
+            t = t.flatten(0, 1)
+        else:
+            s, t = self.projector(student.embedding), teacher.embedding
         with torch.autocast(s.device.type, enabled=False):
-            t = self.space(teacher.embedding.detach().float())
-            return DISTANCES[self.distance](s.float(), t)
+            return DISTANCES[self.distance](s.float(), self.space(t.detach().float()))
+
+
+def must_reach_the_teacher(projector_name: str, student_dim: int, teacher_dim: int) -> None:
+    """UserError where a head keeps the student's width but the teacher's is needed."""
+    if projector_name in KEEPS_WIDTH and student_dim != teacher_dim:
+        raise UserError(
+            f"objective: it compares the student with the teacher: projector {projector_name!r} keeps the student's "
+            f"width {student_dim}, but the teacher's is {teacher_dim}; use linear, mlp or simreg"
+        )

@@ -1,52 +1,65 @@
-"""Correlation: samples relate to each other as they do for the teacher. Relation x normaliser x divergence."""
+"""Correlation: samples relate to each other as they do for the teacher. Projector x relation x comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError, nearest
-from ssl_kd.objectives.projectors import projector
-from ssl_kd.objectives.relations import RELATIONS
+from ssl_kd.objectives.alignment import must_reach_the_teacher
+from ssl_kd.objectives.comparisons import COMPARISONS
+from ssl_kd.objectives.dense import (
+    AllTokensTable,
+    AttentionMapTable,
+    ClassAttentionTable,
+    ContextTable,
+    FlowTable,
+    TokensTable,
+)
+from ssl_kd.objectives.projectors import over_rows, projector, width_after
+from ssl_kd.objectives.queues import TeacherQueue, TwoQueues
+from ssl_kd.objectives.reading import Widths, onto_coarser, to_grid, tokens
+from ssl_kd.objectives.relations import (
+    AcrossTable,
+    AnglesTable,
+    BatchTable,
+    DimensionsTable,
+    DistancesTable,
+    GramTable,
+    KernelTable,
+    PearsonTable,
+    ProductsTable,
+    Relation,
+    ViewsTable,
+    keys_of,
+)
 from ssl_kd.views import Views
 
-
-def row_softmax_kl(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
-    """Mean over rows of KL(softmax(teacher / tau) || softmax(student / tau)); -inf columns take no part. No tau^2."""
-    log_q = F.log_softmax(student / tau_student, dim=1)
-    log_p = F.log_softmax(teacher / tau_teacher, dim=1)
-    taking_part = ~torch.isneginf(log_p)
-    gap = torch.where(taking_part, log_p, 0) - torch.where(taking_part, log_q, 0)
-    return (log_p.exp() * gap).sum() / len(log_p)
-
-
-def row_pearson(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
-    """1 - Pearson correlation of each row with the teacher's, mean over rows, in [0, 2]; temperatures play no part."""
-    taking_part = ~torch.isneginf(teacher)
-    count = taking_part.sum(1, keepdim=True)
-
-    def centred(z: Tensor) -> Tensor:
-        z = torch.where(taking_part, z, 0)
-        return torch.where(taking_part, z - z.sum(1, keepdim=True) / count, 0)
-
-    return 1 - F.cosine_similarity(centred(student), centred(teacher), dim=1).mean()
-
-
-def table_l2(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
-    """Mean squared difference of the cosines; temperatures play no part."""
-    taking_part = ~torch.isneginf(teacher)
-    return torch.where(taking_part, student - teacher, 0).square().sum() / taking_part.sum()
-
-
-# A normaliser and the divergence that belongs to it.
-COMPARISONS: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
-    "softmax_kl": row_softmax_kl,
-    "pearson": row_pearson,
-    "l2": table_l2,
+RELATIONS: dict[str, type[Relation]] = {
+    "views": ViewsTable,
+    "batch": BatchTable,
+    "queue": TeacherQueue,
+    "two_queues": TwoQueues,
+    "gram": GramTable,
+    "products": ProductsTable,
+    "distances": DistancesTable,
+    "angles": AnglesTable,
+    "pearson": PearsonTable,
+    "across": AcrossTable,
+    "kernel": KernelTable,
+    "dims": DimensionsTable,
+    "tokens": TokensTable,
+    "all_tokens": AllTokensTable,
+    "context": ContextTable,
+    "attention_map": AttentionMapTable,
+    "flow": FlowTable,
+    "class_attention": ClassAttentionTable,
 }
 
 
@@ -55,19 +68,34 @@ class Correlation(nn.Module):
 
     relation="views" with projector="square" and tau 0.5 is DLKD's correlation: augmented against plain views,
     divided by the number of rows. Source: Ding et al., TNNLS 35(2):2425-2435 and its published code.
+
+    teacher_width: look at the teacher through a fixed random linear map of that width (RRD). What follows belongs to
+    single relations and comparisons; `options_of` tells which knows what.
     """
 
     def __init__(
         self,
-        student_dim: int,
-        teacher_dim: int,
+        student_dim: int | Widths,
+        teacher_dim: int | Widths,
         relation: str = "queue",
         comparison: str = "softmax_kl",
         projector_name: str = "linear",
         tau_student: float = 0.07,
         tau_teacher: float = 0.07,
-        size: int = 8192,
+        teacher_width: int | None = None,
+        size: int | None = None,
+        batch: str | None = None,
+        momentum: float | None = None,
+        rows: int | None = None,
+        per_image: int | None = None,
+        gamma: float | None = None,
+        order: int | None = None,
+        student_layers: Sequence[str] | None = None,
+        teacher_layers: Sequence[str] | None = None,
+        neighbours: int | None = None,
+        strength: float | None = None,
     ):
+        given = {k: v for k, v in locals().items() if k in OWN_OPTIONS and v is not None}
         super().__init__()
         for what, name, table in (("relation", relation, RELATIONS), ("comparison", comparison, COMPARISONS)):
             if name not in table:
@@ -76,24 +104,64 @@ class Correlation(nn.Module):
                 )
         if min(tau_student, tau_teacher) <= 0:
             raise UserError(f"temperatures: expected above 0, got {tau_student} (student) and {tau_teacher} (teacher)")
-        self.relation = RELATIONS[relation](teacher_dim, size)
-        if (
-            self.relation.needs_teacher_width
-            and student_dim != teacher_dim
-            and projector_name in ("identity", "square")
-        ):
-            raise UserError(
-                f"relation {relation!r} compares the student with the teacher: projector {projector_name!r} keeps the "
-                f"student's width {student_dim}, but the teacher's is {teacher_dim}; use linear, mlp or simreg"
-            )
+        student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
+        kind, known = RELATIONS[relation], options_of(relation, comparison)
+        for key in given:
+            if key not in known:
+                raise UserError(
+                    f"objective: {relation} with {comparison} has no {key!r}; it knows {', '.join(known) or 'no options'}"
+                )
+        self.widths = (student.token, teacher.token) if kind.of == "tokens" else (student.embedding, teacher.embedding)
+        ds, dt = self.widths[0], teacher_width or self.widths[1]
+        if kind.needs_teacher_width:
+            must_reach_the_teacher(projector_name, ds, dt)
+        self.of = kind.of
+        after = Widths(width_after(projector_name, ds, dt), None, student.layers), Widths(dt, None, teacher.layers)
+        self.relation = kind.build(*after, **_chosen(given, kind.__init__))
+        if self.of != "layers":
+            self.projector = projector(projector_name, ds, dt)
+        self.view_of_teacher: nn.Module = nn.Identity()
+        if teacher_width:  # frozen: it gets no gradient in the published code either
+            self.view_of_teacher = nn.Linear(self.widths[1], teacher_width, bias=False).requires_grad_(False)
+        if self.relation.student_momentum and projector_name != "identity":
+            raise UserError("objective: a queue of the student's moving average takes projector identity")
         self.min_views = self.relation.min_views
-        self.projector = projector(projector_name, student_dim, teacher_dim)
-        self.comparison = comparison
+        self.comparison = partial(COMPARISONS[comparison], **_chosen(given, COMPARISONS[comparison]))
         self.tau_student, self.tau_teacher = tau_student, tau_teacher
 
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
-        """Scalar, float32, 0 at a match. Embeddings are (N, Ds) and (N, Dt), rows view-major."""
-        s = self.projector(student.embedding)
+        """Scalar, float32; 0 at a match, where the relation says nothing else. Rows are view-major."""
+        s, t = self._read(student, teacher)
+        keys = keys_of(student, bool(self.relation.student_momentum))
         with torch.autocast(s.device.type, enabled=False):
-            tables = self.relation(s.float(), teacher.embedding.detach().float(), views)
-            return COMPARISONS[self.comparison](tables[0], tables[1], self.tau_student, self.tau_teacher)
+            s, t = s.float(), self.view_of_teacher(t.detach().float())
+            tables = self.relation(s, t, views) if keys is None else self.relation(s, t, views, keys)
+            if not tables[0].shape[1]:  # a queue that is still empty
+                return s.sum() * 0
+            return self.comparison(*tables, self.tau_student, self.tau_teacher)
+
+    def _read(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+        if self.of == "layers":
+            return self.relation.read(student, teacher)  # type: ignore[operator]
+        if self.of == "embedding":
+            return self.projector(student.embedding), teacher.embedding
+        s, t = tokens(student, "student", self.widths[0]), tokens(teacher, "teacher", self.widths[1])
+        s, t = onto_coarser(s, t) if isinstance(self.relation, AttentionMapTable) else (to_grid(s, t.shape[1]), t)
+        return over_rows(self.projector, s), t
+
+
+# The arguments of Correlation that only some relations or comparisons know.
+OWN_OPTIONS = tuple(inspect.signature(Correlation.__init__).parameters)[9:]
+
+
+def options_of(relation: str, comparison: str) -> list[str]:
+    """Which of its own options a relation and a comparison know."""
+    known = (
+        *inspect.signature(RELATIONS[relation].__init__).parameters,
+        *inspect.signature(COMPARISONS[comparison]).parameters,
+    )
+    return [name for name in OWN_OPTIONS if name in known]
+
+
+def _chosen(given: Mapping[str, Any], call: Any) -> dict[str, Any]:
+    return {k: v for k, v in given.items() if k in inspect.signature(call).parameters}

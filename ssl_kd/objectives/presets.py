@@ -1,4 +1,4 @@
-"""Objectives by name: each preset is a row of terms. A config may also spell its own list of terms.
+"""Objectives by name: each preset is a row of terms (see `catalogue`). A config may also spell its own list of terms.
 
 objective: dlkd
 objective:
@@ -12,66 +12,31 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.objectives.alignment import Alignment
+from ssl_kd.objectives.catalogue import CATALOGUE
 from ssl_kd.objectives.correlation import Correlation
-from ssl_kd.views import Views
+from ssl_kd.objectives.hints import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.reading import Widths
+from ssl_kd.objectives.rows import Spec
+from ssl_kd.objectives.total import Weight, WeightedSum
 
-TERMS: dict[str, type[nn.Module]] = {"alignment": Alignment, "correlation": Correlation}
+__all__ = ["PRESETS", "PRESET_VIEWS", "TERMS", "WeightedSum", "build_objective", "taps", "terms_of"]
 
-Spec = Mapping[str, Any]
-
-_DLKD_ALIGNMENT: Spec = {"term": "alignment", "projector": "dlkd", "distance": "cosine", "weight": 20.0}
-_DLKD_CORRELATION: Spec = {
-    "term": "correlation",
-    "relation": "views",
-    "projector": "square",
-    "tau_student": 0.5,
-    "tau_teacher": 0.5,
-    "weight": 50.0,
-}
-_SIMREG: Spec = {"term": "alignment", "projector": "simreg", "distance": "cosine", "weight": 1.0}
-_QUEUE: Spec = {
-    "term": "correlation",
-    "relation": "queue",
-    "projector": "simreg",
-    "size": 8192,
-    "tau_student": 0.07,
-    "tau_teacher": 0.07,
-    "weight": 1.0,
+TERMS: dict[str, type[nn.Module]] = {
+    "alignment": Alignment,
+    "correlation": Correlation,
+    "residual": Residual,
+    "uncertainty": Uncertainty,
+    "hard_pairs": HardPairs,
 }
 
-PRESETS: dict[str, tuple[Spec, ...]] = {
-    # DLKD without its two label terms (CE, SupCon): our reconstruction for unlabelled images; every constant is published.
-    "dlkd": (_DLKD_ALIGNMENT, _DLKD_CORRELATION),
-    # The same with SimReg's head: 16 Dt hidden units are 84 M parameters for a ResNet-50 teacher.
-    "dlkd_light": ({**_DLKD_ALIGNMENT, "projector": "simreg"}, _DLKD_CORRELATION),
-    "simreg": (_SIMREG,),
-    "queue": (_QUEUE,),
-    "default": (_SIMREG, _QUEUE),
-}
+PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in CATALOGUE.items()}
 
 # The views a preset was published with; a config may ask for others.
-PRESET_VIEWS: dict[str, str] = {"dlkd": "multi", "dlkd_light": "multi"}
-
-
-class WeightedSum(nn.Module):
-    """The whole objective: terms with weights. `forward` returns the total and each term's unweighted value."""
-
-    def __init__(self, terms: Sequence[nn.Module], weights: Sequence[float], names: Sequence[str]):
-        super().__init__()
-        self.terms = nn.ModuleDict(dict(zip(names, terms, strict=True)))
-        self.weights = dict(zip(names, weights, strict=True))
-        self.min_views: int = max(int(term.min_views) for term in terms)  # type: ignore[arg-type]
-
-    def forward(self, student: Features, teacher: Features, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Embeddings (N, Ds), (N, Dt), rows view-major -> scalar total, {term: detached scalar}."""
-        values = {name: term(student, teacher, views) for name, term in self.terms.items()}
-        total = sum(self.weights[name] * value for name, value in values.items())
-        return total, {name: value.detach() for name, value in values.items()}
+PRESET_VIEWS: dict[str, str] = {name: preset.views for name, preset in CATALOGUE.items() if preset.views != "weak"}
 
 
 def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
@@ -90,29 +55,54 @@ def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
     return tuple(objective)
 
 
-def build_objective(objective: str | Sequence[Spec], student_dim: int, teacher_dim: int) -> WeightedSum:
-    """Build a preset or a list of terms for these widths. UserError names a wrong key and what is allowed."""
+def build_objective(
+    objective: str | Sequence[Spec], student_dim: int | Widths, teacher_dim: int | Widths
+) -> WeightedSum:
+    """Build a preset or a list of terms for these widths. UserError names a wrong key and what is allowed.
+
+    A bare number is the embedding's width, and that of the tokens where a term reads them; `Widths.of(features)` tells
+    all widths, which terms on tapped layers need.
+    """
     terms: list[nn.Module] = []
-    weights: list[float] = []
+    weights: list[Weight] = []
     names: list[str] = []
+    heads: dict[str, nn.Module] = {}
     for spec in terms_of(objective):
         options = dict(spec)
         kind = options.pop("term", None)
         if kind not in TERMS:
             raise UserError(f"objective: each term needs `term`, one of {', '.join(TERMS)}; got {kind!r}")
-        weights.append(_weight(options.pop("weight", 1.0)))
+        head = options.pop("head", None)
+        weights.append(Weight.taken_from(options))
         if "projector" in options:
             options["projector_name"] = options.pop("projector")
         _check_keys(kind, options)
-        terms.append(TERMS[kind](student_dim, teacher_dim, **options))
+        term = TERMS[kind](student_dim, teacher_dim, **options)
+        if head is not None:
+            _share_head(term, str(head), heads)
+        terms.append(term)
         names.append(_name(kind, options, names))
     return WeightedSum(terms, weights, names)
 
 
-def _weight(value: Any) -> float:
-    if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise UserError(f"objective: weight must be a number above 0; got {value!r}")
-    return float(value)
+def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which layers of student and teacher an objective reads: what to ask the encoders for before it is built."""
+    found: tuple[dict[str, None], dict[str, None]] = ({}, {})
+    for spec in terms_of(objective):
+        for whose, seen in zip(("student", "teacher"), found, strict=True):
+            seen |= dict.fromkeys(spec.get(f"{whose}_layers", ()))
+    return tuple(found[0]), tuple(found[1])
+
+
+def _share_head(term: nn.Module, name: str, heads: dict[str, nn.Module]) -> None:
+    """Terms that name the same head use one and the same projector."""
+    own = getattr(term, "projector", None)
+    if own is None:
+        raise UserError(f"objective: a term without a projector cannot share head {name!r}")
+    shared = heads.setdefault(name, own)
+    if str(own) != str(shared):
+        raise UserError(f"objective: terms that share head {name!r} must name the same projector and widths")
+    term.projector = shared
 
 
 def _check_keys(kind: str, options: Mapping[str, Any]) -> None:
@@ -120,9 +110,8 @@ def _check_keys(kind: str, options: Mapping[str, Any]) -> None:
     for key in options:
         if key not in allowed:
             shown = ["projector" if a == "projector_name" else a for a in allowed]
-            raise UserError(
-                f"objective: term {kind} has no {key!r}; it knows weight, {', '.join(shown)}.{nearest(key, shown)}"
-            )
+            shown += ["weight", "share", "start", "until", "warmup", "head"]
+            raise UserError(f"objective: term {kind} has no {key!r}; it knows {', '.join(shown)}.{nearest(key, shown)}")
 
 
 def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
 
@@ -60,6 +60,16 @@ def _square(ds: int, dt: int) -> nn.Module:
     return nn.Sequential(nn.Linear(ds, ds), nn.BatchNorm1d(ds), nn.ReLU(inplace=True), nn.Linear(ds, ds))
 
 
+def _layernorm(ds: int, dt: int) -> nn.Module:
+    """LayerNorm, Linear Ds -> Dt (Proteus)."""
+    return nn.Sequential(nn.LayerNorm(ds), nn.Linear(ds, dt))
+
+
+def _seed(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> Ds, ReLU, Linear -> Dt; no batch norm (SEED's student head, MoCo v2's shape)."""
+    return nn.Sequential(nn.Linear(ds, ds), nn.ReLU(inplace=True), nn.Linear(ds, dt))
+
+
 PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
     "identity": _identity,
     "linear": _linear,
@@ -68,7 +78,11 @@ PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
     "simreg": _simreg,
     "dlkd": _dlkd,
     "square": _square,
+    "layernorm": _layernorm,
+    "seed": _seed,
 }
+
+KEEPS_WIDTH = ("identity", "square")  # these end at the student's width, whatever the teacher's
 
 
 def projector(name: str, student_dim: int, teacher_dim: int) -> nn.Module:
@@ -78,3 +92,13 @@ def projector(name: str, student_dim: int, teacher_dim: int) -> nn.Module:
             f"projector: expected one of {', '.join(PROJECTORS)}; got {name!r}.{nearest(name, list(PROJECTORS))}"
         )
     return PROJECTORS[name](student_dim, teacher_dim)
+
+
+def width_after(name: str, student_dim: int, teacher_dim: int) -> int:
+    """What comes out of that head."""
+    return student_dim if name in KEEPS_WIDTH else teacher_dim
+
+
+def over_rows(head: nn.Module, z: Tensor) -> Tensor:
+    """A head applied to the last axis of (..., Ds): tokens count as rows, also for batch norm."""
+    return head(z) if z.ndim == 2 else head(z.flatten(0, -2)).unflatten(0, z.shape[:-1])

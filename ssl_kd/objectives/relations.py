@@ -1,28 +1,52 @@
 """Relations: who is compared with whom. Each gives the student's and the teacher's similarity table, row by row.
 
-Tables are cosines in float32, (R, C). Rows of N = V x B samples are view-major: row v * B + i is view v of image i.
-A column that must not take part in a row holds -inf in both tables.
+Tables are float32, (R, C), cosines unless said otherwise. Rows of N = V x B samples are view-major: row v * B + i is view
+v of image i. A column that must not take part in a row holds -inf in both tables.
+
+Here: relations within the batch. Memories are in `queues`, patches and layers in `dense`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
+from ssl_kd.objectives.reading import Widths
 from ssl_kd.views import Views
 
 Tables = tuple[Tensor, Tensor]  # student's (R, C), teacher's (R, C)
 
 
 class Relation(nn.Module):
-    """What every relation says of itself: how many views it needs, and whether the student must have width Dt."""
+    """What every relation says of itself, and how it reads `Features`. Options are the arguments of its constructor."""
 
     min_views: int = 1
-    needs_teacher_width: bool = False
+    needs_teacher_width: bool = False  # the projected student must have the teacher's width
+    of: str = "embedding"  # what the projector sees: "embedding", "tokens" or nothing ("layers")
+    student_layers: tuple[str, ...] = ()  # taps this relation reads
+    teacher_layers: tuple[str, ...] = ()
+    student_momentum: float = 0.0  # above 0: reads what a moving average of the student says, from layers["ema"]
+
+    @classmethod
+    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
+        """Make the relation for these widths, which are those after the projector."""
+        return cls(**options)
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows (last axis) of length 1."""
+    return F.normalize(z, dim=-1)
+
+
+def without_diagonal(table: Tensor) -> Tensor:
+    """A square table with -inf on its diagonal."""
+    return table.masked_fill(torch.eye(len(table), dtype=torch.bool, device=table.device), -torch.inf)
 
 
 class ViewsTable(Relation):
@@ -36,7 +60,7 @@ class ViewsTable(Relation):
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, Ds), (N, Dt) -> two ((V-1) B, B) tables."""
         b = len(views)
-        s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
+        s, t = unit(s), unit(t)
         return s[b:] @ s[:b].T, t[b:] @ t[:b].T
 
 
@@ -45,64 +69,148 @@ class BatchTable(Relation):
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with -inf on the diagonal."""
-        s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
-        own = torch.eye(len(s), dtype=torch.bool, device=s.device)
-        return (s @ s.T).masked_fill(own, -torch.inf), (t @ t.T).masked_fill(own, -torch.inf)
+        s, t = unit(s), unit(t)
+        return without_diagonal(s @ s.T), without_diagonal(t @ t.T)
 
 
-class TeacherQueue(Relation):
-    """Both networks against what the teacher said of the batch and of earlier images, kept in a ring buffer.
-
-    The student is projected to the teacher's width, so this is a mixture of correlation and alignment. Empty slots never
-    take part, and no image meets an older view of itself: the own sample is counted once, as itself.
-    The memory, `size` x Dt float32, is part of the state that a run saves and restores.
-
-    Source: the teacher queue of SEED (Fang et al., ICLR 2021), CompRess-1q (Koohpayegani et al., NeurIPS 2020) and
-    LightlyTrain's distillation v1. Differs: a valid-count instead of random or zero slots, own sample masked by index.
-    """
-
-    min_views = 1
-    needs_teacher_width = True
-    bank: Tensor
-    index: Tensor
-    filled: Tensor
-    head: Tensor
-
-    def __init__(self, dim: int, size: int = 8192):
-        super().__init__()
-        if size < 1:
-            raise UserError(f"queue size: expected at least 1, got {size}")
-        self.size = size
-        self.register_buffer("bank", torch.zeros(size, dim))
-        self.register_buffer("index", torch.full((size,), -1, dtype=torch.long))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-        self.register_buffer("head", torch.zeros((), dtype=torch.long))
+class GramTable(Relation):
+    """Cosines of all samples of the batch, each with itself as well (PKT)."""
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
-        """(N, Dt), (N, Dt) -> two (N, N + filled) tables; the batch's columns come first."""
-        s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
-        rows = torch.as_tensor(views.index, device=t.device).repeat(len(t) // len(views))
-        filled = int(self.filled)
-        columns = torch.cat([t, self.bank[:filled]])
-        same = rows[:, None] == torch.cat([rows, self.index[:filled]])[None]
-        same[:, : len(t)] &= ~torch.eye(len(t), dtype=torch.bool, device=t.device)
-        tables = tuple((z @ columns.T).masked_fill(same, -torch.inf) for z in (s, t))
-        if self.training:
-            self._enqueue(t, rows)
-        return tables[0], tables[1]
-
-    @torch.no_grad()
-    def _enqueue(self, t: Tensor, index: Tensor) -> None:
-        t, index = t[-self.size :], index[-self.size :]
-        slots = (int(self.head) + torch.arange(len(t), device=t.device)) % self.size
-        self.bank[slots] = t
-        self.index[slots] = index
-        self.head.fill_((int(self.head) + len(t)) % self.size)
-        self.filled.fill_(min(int(self.filled) + len(t), self.size))
+        """(N, Ds), (N, Dt) -> two (N, N) tables with a diagonal of ones."""
+        s, t = unit(s), unit(t)
+        return s @ s.T, t @ t.T
 
 
-RELATIONS: dict[str, Callable[[int, int], Relation]] = {
-    "views": lambda dim, size: ViewsTable(),
-    "batch": lambda dim, size: BatchTable(),
-    "queue": TeacherQueue,
-}
+class ProductsTable(Relation):
+    """Inner products of all samples, lengths included (SP): compare them by `row_unit_l2`, which removes the scale."""
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Ds), (N, Dt) -> two (N, N) tables."""
+        return s @ s.T, t @ t.T
+
+
+class DistancesTable(Relation):
+    """Euclidean distances of all pairs, divided by the mean of the positive ones, each network by its own.
+
+    Source: relational knowledge distillation (RKD), read in RepDistiller's code.
+    """
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Ds), (N, Dt) -> two (N, N) tables with a diagonal of zeros."""
+        return self._relative(s), self._relative(t)
+
+    @staticmethod
+    def _relative(z: Tensor) -> Tensor:
+        distances = pairwise(z)
+        pairs = len(z) * (len(z) - 1)
+        return distances / (distances.sum() / pairs).clamp_min(1e-12)
+
+
+def pairwise(z: Tensor) -> Tensor:
+    """Euclidean distances (N, N) with a diagonal of exact zeros and a finite gradient there."""
+    z = z - z.mean(0)  # distances stay, and large means no longer eat the digits
+    squares = z.square().sum(1)
+    table = (squares[:, None] + squares[None] - 2 * z @ z.T).clamp_min(1e-12)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    return table.masked_fill(own, 1).sqrt().masked_fill(own, 0)
+
+
+class AnglesTable(Relation):
+    """Cosine of the angle at sample i between samples j and k, for all triplets of the first `rows` samples.
+
+    Source: RKD, read in RepDistiller's code. Differs: the cube grows as N^3, so only the first `rows` of the (shuffled)
+    batch enter; and it is made from inner products instead of N x N difference vectors.
+    """
+
+    def __init__(self, rows: int = 128):
+        super().__init__()
+        if rows < 3:
+            raise UserError(f"rows: angles need at least 3 samples, got {rows}")
+        self.rows = rows
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Ds), (N, Dt) -> two (n^2, n) tables, n = min(N, rows): row i n + j, column k."""
+        return self._angles(s[: self.rows]), self._angles(t[: self.rows])
+
+    @staticmethod
+    def _angles(z: Tensor) -> Tensor:
+        z = z - z.mean(0)
+        gram, distances = z @ z.T, pairwise(z)
+        # <j - i, k - i> = <j, k> - <i, j> - <i, k> + <i, i>
+        products = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
+        lengths = distances[:, :, None] * distances[:, None, :]
+        degenerate = lengths == 0
+        cosines = products / lengths.masked_fill(degenerate, 1)
+        return cosines.masked_fill(degenerate, 0).flatten(0, 1)
+
+
+class PearsonTable(Relation):
+    """Pearson correlations between samples over their dimensions, each network with itself: EGA's edges."""
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Ds), (N, Dt) -> two (N, N) tables."""
+        s, t = (unit(z - z.mean(1, keepdim=True)) for z in (s, t))
+        return s @ s.T, t @ t.T
+
+
+class AcrossTable(Relation):
+    """Pearson correlations of each teacher sample with each student sample, against the identity: EGA's nodes.
+
+    Not zero at a match: it asks other samples to be uncorrelated, as published.
+    """
+
+    needs_teacher_width = True
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Dt), (N, Dt) -> the (N, N) table of correlations and the identity."""
+        s, t = (unit(z - z.mean(1, keepdim=True)) for z in (s, t))
+        return t @ s.T, torch.eye(len(t), device=t.device)
+
+
+class KernelTable(Relation):
+    """A Gaussian kernel of the unit vectors, by its Taylor series up to `order`: correlation congruence.
+
+    exp(-2 gamma) sum_p (2 gamma)^p / p! cos^p, gamma 0.4 and order 2 as in public re-implementations (the authors' own
+    code was not available to us).
+    """
+
+    def __init__(self, gamma: float = 0.4, order: int = 2):
+        super().__init__()
+        self.gamma, self.order = gamma, order
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Ds), (N, Dt) -> two (N, N) tables."""
+        return self._kernel(s), self._kernel(t)
+
+    def _kernel(self, z: Tensor) -> Tensor:
+        z = unit(z)
+        cosines, twice = z @ z.T, 2 * self.gamma
+        series = sum(twice**p / math.factorial(p) * cosines**p for p in range(self.order + 1))
+        return math.exp(-twice) * torch.as_tensor(series)
+
+
+class DimensionsTable(Relation):
+    """Correlations between dimensions over the batch, after the projector: CLKD's class correlation, with dimensions.
+
+    Differs: Pearson correlations instead of covariances, so that scales play no part. Our form.
+    """
+
+    needs_teacher_width = True
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Dt), (N, Dt) -> two (Dt, Dt) tables."""
+        s, t = (F.normalize(z - z.mean(0), dim=0) for z in (s, t))
+        return s.T @ s, t.T @ t
+
+
+def keys_of(student: Features, needed: bool) -> Tensor | None:
+    """What the moving average of the student says of this batch; UserError where it is needed and not given."""
+    if not needed:
+        return None
+    if "ema" not in student.layers:
+        raise UserError(
+            "objective: this queue keeps what a moving average of the student says, and this run keeps no such average; "
+            "say momentum: 0 for a queue of the student's own embeddings"
+        )
+    return student.layers["ema"].detach()

@@ -1,0 +1,173 @@
+"""Comparisons: how far the student's similarity table is from the teacher's. A normaliser and its divergence.
+
+Tables are (R, C), float32. A column that takes no part in a row holds -inf in both tables; the gradient there is zero.
+All are zero when the tables are equal. Those without a softmax ignore the temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_kd.errors import UserError
+
+
+def _log_softmaxes(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> tuple[Tensor, Tensor]:
+    return F.log_softmax(student / tau_student, dim=1), F.log_softmax(teacher / tau_teacher, dim=1)
+
+
+def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Mean over rows of KL(p || q); what is impossible for p takes no part."""
+    taking_part = ~torch.isneginf(log_p)
+    gap = torch.where(taking_part, log_p, 0) - torch.where(taking_part, log_q, 0)
+    return (log_p.exp() * gap).sum() / len(log_p)
+
+
+def row_softmax_kl(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+    """Mean over rows of KL(softmax(teacher / tau) || softmax(student / tau)). No tau^2."""
+    return _kl(*_log_softmaxes(student, teacher, tau_student, tau_teacher))
+
+
+def row_pearson(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+    """1 - Pearson correlation of each row with the teacher's, mean over rows, in [0, 2]."""
+    taking_part = ~torch.isneginf(teacher)
+    count = taking_part.sum(1, keepdim=True)
+
+    def centred(z: Tensor) -> Tensor:
+        z = torch.where(taking_part, z, 0)
+        return torch.where(taking_part, z - z.sum(1, keepdim=True) / count, 0)
+
+    return 1 - F.cosine_similarity(centred(student), centred(teacher), dim=1).mean()
+
+
+def table_l2(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+    """Mean squared difference of the entries."""
+    taking_part = ~torch.isneginf(teacher)
+    return torch.where(taking_part, student - teacher, 0).square().sum() / taking_part.sum()
+
+
+def table_huber(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+    """Mean Huber distance of the entries, corner at 1 (RKD)."""
+    taking_part = ~torch.isneginf(teacher)
+    s, t = torch.where(taking_part, student, 0), torch.where(taking_part, teacher, 0)
+    return F.smooth_l1_loss(s, t, reduction="sum") / taking_part.sum()
+
+
+def frobenius(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+    """Square root of the sum of squared differences (EGA): grows with the batch."""
+    return torch.linalg.vector_norm(torch.where(torch.isneginf(teacher), 0, student - teacher))
+
+
+def row_unit_l2(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+    """Mean squared difference of the entries after each row was made a unit vector.
+
+    With relation "products" this is similarity-preserving distillation, as in RepDistiller's code (sum over N^2).
+    """
+    taking_part = ~torch.isneginf(teacher)
+    s, t = (F.normalize(torch.where(taking_part, z, 0), dim=1) for z in (student, teacher))
+    return F.mse_loss(s, t)
+
+
+def pkt(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1, eps: float = 1e-7) -> Tensor:
+    """Cosines moved to [0, 1], rows divided by their sums, then the mean over all entries of p log(p / q).
+
+    Source: probabilistic knowledge transfer, read in RepDistiller's code (mean over N^2 entries: small numbers).
+    """
+
+    def shares(table: Tensor) -> Tensor:
+        raised = torch.where(torch.isneginf(table), 0, (table + 1) / 2)
+        return raised / raised.sum(1, keepdim=True)
+
+    q, p = shares(student), shares(teacher)
+    return (p * torch.log((p + eps) / (q + eps))).mean()
+
+
+def rows_and_columns(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+    """1 - Pearson of the row softmaxes, row by row, plus the same column by column, weights 1 and 1 (DIST).
+
+    Source: DIST, read in hunto/DIST_KD, with a table of similarities for its class logits.
+    """
+    q, p = (z.exp() for z in _log_softmaxes(student, teacher, tau_student, tau_teacher))
+    return row_pearson(q, p) + row_pearson(q.T, p.T)
+
+
+def soft_rank(table: Tensor, tau: float) -> Tensor:
+    """How many entries of its row each entry exceeds, softly: sum over others of sigmoid(gap / tau). (R, C), cost R C^2."""
+    return torch.sigmoid((table[:, :, None] - table[:, None, :]) / tau).sum(2)
+
+
+def rank(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+    """1 - Pearson correlation of soft ranks, mean over rows: Spearman's in the limit of small temperatures.
+
+    The rank-based half of R2KD's correlation distance (its abstract; the soft rank is ours).
+    """
+    rows, columns = teacher.shape
+    taking_part = ~torch.isneginf(teacher)
+    kept = taking_part.sum(1)
+    if int(kept.min()) < columns:  # rows of equal length without the columns that take no part
+        if int(kept.min()) != int(kept.max()):
+            raise UserError("comparison rank: it needs as many columns in each row; take relation batch, gram or views")
+        student, teacher = (z[taking_part].view(rows, -1) for z in (student, teacher))
+    return row_pearson(soft_rank(student, tau_student), soft_rank(teacher, tau_teacher))
+
+
+def nearest_neighbours(
+    student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float, neighbours: int = 20
+) -> Tensor:
+    """KL over the teacher's k nearest columns, each by itself, and all others as one outcome.
+
+    Our stand-in for soft targets from k-NN densities (OSAKD's need classes): the k neighbours share the attention, and
+    that the rest is far away is kept as one number.
+    """
+    k = min(neighbours, student.shape[1])
+    log_q, log_p = _log_softmaxes(student, teacher, tau_student, tau_teacher)
+    columns = log_p.topk(k, dim=1).indices
+
+    def lumped(log: Tensor) -> Tensor:
+        rest = log.scatter(1, columns, -torch.inf)
+        near = log.gather(1, columns)
+        if k == log.shape[1]:
+            return near
+        nobody = torch.isneginf(rest).all(1, keepdim=True)
+        total = torch.where(nobody, 0, rest.masked_fill(nobody, 0)).logsumexp(1, keepdim=True)
+        return torch.cat([near, total.masked_fill(nobody, -torch.inf)], dim=1)
+
+    return _kl(lumped(log_q), lumped(log_p))
+
+
+def target_ratio(
+    student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float, strength: float = 1.0
+) -> Tensor:
+    """The teacher's nearest column plays the target: non-target KL + strength x (log p_target - log q_target)^2 / 2.
+
+    The two parts of decoupled distillation (DKD, read in mdistiller): how the others relate, renormalised, and how sure
+    one is of the target. The gradient of the second on the target's logit is -log(p / q) (1 - q): its strength follows
+    the teacher/student ratio. Our proposal for images without labels, after the idea in AEKT's abstract; not AEKT.
+    """
+    log_q, log_p = _log_softmaxes(student, teacher, tau_student, tau_teacher)
+    top = log_p.argmax(1, keepdim=True)
+    sure = (log_p.gather(1, top) - log_q.gather(1, top)).square().mean() / 2
+    others_q, others_p = (
+        (z / tau).scatter(1, top, -torch.inf) for z, tau in ((student, tau_student), (teacher, tau_teacher))
+    )
+    if bool(torch.isneginf(others_p).all(1).any()):  # nobody but the target
+        return strength * sure
+    return _kl(F.log_softmax(others_q, dim=1), F.log_softmax(others_p, dim=1)) + strength * sure
+
+
+COMPARISONS: dict[str, Callable[..., Tensor]] = {
+    "softmax_kl": row_softmax_kl,
+    "pearson": row_pearson,
+    "l2": table_l2,
+    "huber": table_huber,
+    "frobenius": frobenius,
+    "row_unit_l2": row_unit_l2,
+    "pkt": pkt,
+    "rows_and_columns": rows_and_columns,
+    "rank": rank,
+    "nearest": nearest_neighbours,
+    "target_ratio": target_ratio,
+}

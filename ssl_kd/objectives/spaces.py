@@ -1,0 +1,112 @@
+"""Spaces: how teacher features are laid out before a distance is measured. All work on rows (N, Dt), in float32.
+
+Statistics are buffers: a run saves and restores them, and in eval mode nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardise(nn.Module):
+    """The teacher's features with zero mean and unit variance per dimension, by running statistics.
+
+    The first batch sets the statistics; later ones move them by `momentum`. Source: the moving averages of UNIC
+    (Sariyildiz et al., ECCV 2024), with a constant momentum.
+    """
+
+    mean: Tensor
+    var: Tensor
+    seen: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.01):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("var", torch.ones(dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(N, Dt) -> (N, Dt)."""
+        if self.training:
+            rate = 1.0 if int(self.seen) == 0 else self.momentum
+            self.mean.lerp_(t.mean(0), rate)
+            self.var.lerp_(t.var(0, unbiased=False), rate)
+            self.seen += 1
+        return (t - self.mean) * torch.rsqrt(self.var + 1e-6)
+
+
+class Centre(nn.Module):
+    """The teacher's features without their running mean: cosines then measure directions from the centre of the data."""
+
+    mean: Tensor
+    seen: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.01):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(N, Dt) -> (N, Dt)."""
+        if self.training:
+            self.mean.lerp_(t.mean(0), 1.0 if int(self.seen) == 0 else self.momentum)
+            self.seen += 1
+        return t - self.mean
+
+
+class Whiten(nn.Module):
+    """The teacher's features with zero mean and (nearly) unit covariance, turned as little as possible (ZCA).
+
+    Mean and covariance are averages over the first `batches` batches and then stay. The matrix is made anew only when
+    the count of batches is a power of two: an eigendecomposition of Dt = 2048 takes seconds. `shrinkage` mixes in that
+    share of the mean variance, since a few batches do not fill all dimensions. Our own form.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    matrix: Tensor
+    seen: Tensor
+
+    def __init__(self, dim: int, batches: int = 1024, shrinkage: float = 0.1):
+        super().__init__()
+        self.batches, self.shrinkage = batches, shrinkage
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("covariance", torch.zeros(dim, dim))
+        self.register_buffer("matrix", torch.eye(dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(N, Dt) -> (N, Dt)."""
+        seen = int(self.seen)
+        if self.training and seen < self.batches:
+            self._learn(t, seen + 1)
+        return (t - self.mean) @ self.matrix
+
+    @torch.no_grad()
+    def _learn(self, t: Tensor, seen: int) -> None:
+        centre = t.mean(0)
+        moved, rate = centre - self.mean, 1 / seen
+        spread = (t - centre).T @ (t - centre) / len(t)
+        # Two sets of equal size: their covariances average, and the gap between their means adds to it.
+        self.covariance.lerp_(spread, rate).addr_(moved, moved, alpha=rate * (1 - rate))
+        self.mean.lerp_(centre, rate)
+        self.seen.fill_(seen)
+        if seen & (seen - 1) == 0:
+            share = self.shrinkage
+            values, vectors = torch.linalg.eigh(self.covariance)
+            shrunk = (1 - share) * values.clamp_min(0) + share * values.mean().clamp_min(1e-12)
+            self.matrix.copy_((vectors * shrunk.rsqrt()) @ vectors.T)
+
+
+# The space in which teacher features are compared; directions alone ("unit") are what the cosine distance sees anyway.
+SPACES: dict[str, Callable[[int], nn.Module]] = {
+    "raw": lambda dim: nn.Identity(),
+    "standardised": Standardise,
+    "centred": Centre,
+    "whitened": Whiten,
+}
