@@ -40,7 +40,7 @@ class LinearProtocol:
     strengths: tuple[float, ...]
     holdout: float
     tolerance: float = 1e-4
-    precision: float = 1e-4
+    precision: float = 3e-4
     max_passes: int = 1000
     source: str = ""
 

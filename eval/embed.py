@@ -1,0 +1,105 @@
+"""Write the features of any pictures to a file: `python -m eval.embed`, `ssl-kd embed`.
+
+    python -m eval.embed --weights student.safetensors --images photos/ --out photos.npz
+
+The file is a feature bank: `features` (N, D) float32, `ids` (N,), and `key`, which names weights, feature,
+preprocessing, precision and images. `eval.features.load_bank` reads it, and so does `numpy.load`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_kd.errors import UserError
+from ssl_kd.parsing import parse
+
+EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
+
+
+@dataclass
+class EmbedConfig:
+    """Write the features of any pictures to one .npz file.
+
+    Args:
+        weights: checkpoint file, or a name such as dino_vits16
+        images: folder, zip or data set of pictures
+        out: .npz file to write
+        feature: which of the network's features (cls, pool, ...); empty: its family's default
+        size: side in pixels that the network receives; 0: its own
+        crop_ratio: share of the shorter side that the centre crop keeps, above 0 to 1; 0: its own
+        batch_size: images per forward pass
+        threads: decoding threads
+        device: cpu or cuda
+        precision: 32-true or bf16-mixed
+        max_unreadable: share of images that may fail to decode before it stops, 0 to 1
+        overwrite: replace a file that is there
+        quiet: no progress bar
+    """
+
+    weights: str = ""
+    images: str = ""
+    out: str = ""
+    feature: str = ""
+    size: int = 0
+    crop_ratio: float = 0.0
+    batch_size: int = 64
+    threads: int = 2
+    device: str = "cpu"
+    precision: str = "32-true"
+    max_unreadable: float = 0.01
+    overwrite: bool = False
+    quiet: bool = False
+
+
+def embed_images(config: EmbedConfig) -> Path:
+    """Write the bank that a configuration describes and return its path. UserError for bad input, before any work."""
+    for name in ("weights", "images", "out"):
+        if not getattr(config, name):
+            raise UserError(f"{name}: expected a path; got nothing (see --help)")
+    out = Path(config.out)
+    if out.suffix != ".npz":
+        raise UserError(f"out: expected a file that ends in .npz, got {config.out}")
+    if out.exists() and not config.overwrite:
+        raise UserError(f"out: {out} is there already; remove it or pass --overwrite")
+    if config.batch_size < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
+        raise UserError("expected batch_size of at least 1, size of at least 0 and crop_ratio from 0 to 1")
+    from eval.features import extract
+    from ssl_kd.checkpoint import load_teacher
+    from ssl_kd.images import open_images
+
+    images = open_images(config.images, config.max_unreadable)
+    encoder = load_teacher(config.weights, feature=config.feature or None)
+    if config.size or config.crop_ratio:
+        size = config.size or encoder.preprocessing.size
+        encoder.preprocessing = encoder.preprocessing.at(size, config.crop_ratio or None)
+    bank = extract(
+        encoder,
+        images,
+        None,
+        config.batch_size,
+        config.device,
+        config.precision,
+        config.threads,
+        config.quiet,
+        f"features of {images.name}",
+    )
+    return bank.save(out)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m eval.embed") -> int:
+    """Run from a command line; returns the exit code (2 for bad input)."""
+    try:
+        config = parse(EmbedConfig, sys.argv[1:] if argv is None else argv, prog, examples=EXAMPLES)
+        path = embed_images(config)
+    except UserError as error:
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
