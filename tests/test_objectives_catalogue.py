@@ -46,7 +46,6 @@ def grammar():
 
 
 CASES = {name: name for name in PRESETS} | dict(grammar())
-CASES = {name: spec for name, spec in CASES.items() if spec is not None}
 
 
 def built(name, ds=6, dt=10):

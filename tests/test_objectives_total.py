@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-
 from small_features import features, rand, views
+
 from ssl_kd.errors import UserError
 from ssl_kd.objectives import build_objective
 from ssl_kd.objectives.total import CALIBRATION, gradient_norm
@@ -75,7 +75,9 @@ def test_gradient_norms_are_told_on_request_and_change_nothing():
     assert torch.equal(s_a.grad, s_b.grad)
     s = rand(8, 6).requires_grad_()
     value = objective.terms["alignment"](features(s), features(rand(8, 10, seed=100)), views(8))
-    assert told_b["alignment_gradient"].item() == pytest.approx(torch.autograd.grad(value, s)[0].norm().item(), rel=1e-5)
+    assert told_b["alignment_gradient"].item() == pytest.approx(
+        torch.autograd.grad(value, s)[0].norm().item(), rel=1e-5
+    )
 
 
 def test_a_term_that_ignores_the_student_has_no_gradient():

@@ -1,0 +1,90 @@
+"""Several teachers at once: each has its own objective, with its own heads, statistics and queues; the student is one.
+
+objective = build_several({"dino": "unic", "swav": "default"}, student_width, {"dino": 384, "swav": 2048}, drop=0.5)
+total, terms = objective(student_features, {"dino": dino_features, "swav": swav_features}, views)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssl_kd.encoder import Features
+from ssl_kd.errors import UserError
+from ssl_kd.objectives.presets import build_objective
+from ssl_kd.objectives.reading import Widths
+from ssl_kd.objectives.rows import Spec
+from ssl_kd.objectives.total import WeightedSum
+from ssl_kd.views import Views, uniform
+
+_DROPPING = 0x7EAC4E5  # names the stream of random numbers
+
+
+class SeveralTeachers(nn.Module):
+    """The mean over teachers of weight x total; in training the easier teachers of a step are dropped with `drop`.
+
+    The teacher with the largest weighted total always stays. Which others do is a function of the batch (its first
+    sample and the epoch), so that runs resume to the same bits and all processes of a run agree.
+    Source: teacher dropping of UNIC (Sariyildiz et al., ECCV 2024), read in naver/unic with p = 0.5. Differs: there
+    each image drops its own teachers, here the whole batch does.
+    """
+
+    def __init__(
+        self, objectives: Mapping[str, WeightedSum], weights: Mapping[str, float] | None = None, drop: float = 0
+    ):
+        super().__init__()
+        if not objectives or any("." in name or not name for name in objectives):
+            raise UserError(f"teachers: expected names without dots, got {', '.join(map(repr, objectives)) or 'none'}")
+        if not 0 <= drop < 1:
+            raise UserError(f"teachers: drop is a probability from 0 to below 1, got {drop}")
+        self.weights = dict.fromkeys(objectives, 1.0) | dict(weights or {})
+        if set(self.weights) != set(objectives) or not all(0 < w < float("inf") for w in self.weights.values()):
+            raise UserError(
+                f"teachers: weights need a number above 0 for names among {', '.join(objectives)}; got {weights}"
+            )
+        self.objectives = nn.ModuleDict(dict(objectives))
+        self.drop = drop
+        parts = list(objectives.values())
+        self.min_views = max(part.min_views for part in parts)
+        self.student_momentum = max(part.student_momentum for part in parts)
+        self.student_layers = tuple(dict.fromkeys(name for part in parts for name in part.student_layers))
+        self.teacher_layers = {name: part.teacher_layers for name, part in objectives.items()}
+
+    def forward(
+        self, student: Features, teachers: Mapping[str, Features], views: Views
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features of the student and of each teacher on the same rows -> scalar total, {"teacher.term": value}."""
+        totals: list[Tensor] = []
+        told: dict[str, Tensor] = {}
+        for name, objective in self.objectives.items():
+            total, terms = objective(student, teachers[name], views)
+            totals.append(self.weights[name] * total)
+            told |= {f"{name}.{term}": value for term, value in terms.items()}
+        stacked = torch.stack(totals)
+        kept = self._kept(stacked.detach(), views)
+        return (stacked * kept).sum() / kept.sum(), told
+
+    def _kept(self, totals: Tensor, views: Views) -> Tensor:
+        """(teachers,) ones and zeros."""
+        kept = torch.ones_like(totals)
+        if self.training and self.drop:
+            drawn = [float(uniform(_DROPPING, int(views.index[0]), views.epoch, i)) for i in range(len(totals))]
+            kept = (torch.tensor(drawn) >= self.drop).to(totals)
+            kept[totals.argmax()] = 1
+        return kept
+
+
+def build_several(
+    objectives: Mapping[str, str | Sequence[Spec]],
+    student_dim: int | Widths,
+    teacher_dims: Mapping[str, int | Widths],
+    weights: Mapping[str, float] | None = None,
+    drop: float = 0,
+) -> SeveralTeachers:
+    """One objective per teacher name, each as `build_objective` makes it."""
+    if set(objectives) != set(teacher_dims):
+        raise UserError(f"teachers: objectives for {', '.join(objectives)}, but teachers are {', '.join(teacher_dims)}")
+    parts = {name: build_objective(spec, student_dim, teacher_dims[name]) for name, spec in objectives.items()}
+    return SeveralTeachers(parts, weights, drop)
