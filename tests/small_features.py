@@ -1,9 +1,12 @@
-"""Tiny features of made-up networks, for the tests of objectives."""
+"""Tiny features of made-up networks, and presets at work on them, for the tests of objectives."""
+
+import math
 
 import numpy as np
 import torch
 
 from ssl_kd.encoder import Features
+from ssl_kd.objectives import build_objective
 from ssl_kd.objectives.reading import Widths
 from ssl_kd.views import Views
 
@@ -45,3 +48,67 @@ def widths(width):
 
 def rows(leaves, order):
     return {name: leaf[order] for name, leaf in leaves.items()}
+
+
+B, DS, DT = 5, 6, 7
+
+
+def unit(z, axis=1):
+    return z / np.linalg.norm(z, axis=axis, keepdims=True)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def kl(p, q):
+    """Mean over rows of KL(p || q)."""
+    return float(
+        np.mean(
+            [sum(a * math.log(a / b) for a, b in zip(x, y, strict=True) if a > 0) for x, y in zip(p, q, strict=True)]
+        )
+    )
+
+
+class Case:
+    """A preset at work: batches of teacher and student, heads in eval mode so that they can be applied twice."""
+
+    def __init__(self, name, v=1, ds=DS, dt=DT, b=B):
+        torch.manual_seed(0)
+        self.objective = build_objective(name, widths(ds), widths(dt))
+        for module in self.objective.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.eval()
+        self.terms = list(self.objective.terms.values())
+        self.v, self.b = v, b
+        self.make = lambda step: (everything(v * b, ds, 10 * step), everything(v * b, dt, 10 * step + 100))
+
+    def batch(self, step):
+        s, t = self.make(step)
+        return as_features(s), as_features(t)
+
+    def answer(self, step, epoch=0):
+        total, values = self.objective(*self.batch(step), views(self.b, self.v, start=step * self.b, epoch=epoch))
+        return total.item(), [v.item() for v in values.values()]
+
+    @torch.no_grad()
+    def projected(self, step, term=0, of="embedding"):
+        z = getattr(self.batch(step)[0], of)
+        return self.terms[term].projector(z).numpy().astype(np.float64)
+
+    def teacher(self, step, of="embedding"):
+        return getattr(self.batch(step)[1], of).numpy().astype(np.float64)
+
+    def student(self, step, of="embedding"):
+        return getattr(self.batch(step)[0], of).numpy().astype(np.float64)
+
+
+def standardised(t):
+    return (t - t.mean(0)) / t.std(0)
+
+
+def gram_kl(s, t, tau):
+    """Patch by patch, image by image."""
+    rows = [(softmax(unit(b) @ unit(b).T / tau), softmax(unit(a) @ unit(a).T / tau)) for a, b in zip(s, t, strict=True)]
+    return float(np.mean([kl(p, q) for p, q in rows]))

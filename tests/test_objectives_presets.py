@@ -6,63 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_features import ATTENTION, as_features, everything, rand, views, widths
+from small_features import (
+    ATTENTION,
+    DT,
+    B,
+    Case,
+    gram_kl,
+    kl,
+    rand,
+    softmax,
+    standardised,
+    unit,
+    views,
+)
 
 from ssl_kd.encoder import Features
-from ssl_kd.objectives import PRESETS, build_objective
-
-B, DS, DT = 5, 6, 7
-
-
-def unit(z, axis=1):
-    return z / np.linalg.norm(z, axis=axis, keepdims=True)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def kl(p, q):
-    """Mean over rows of KL(p || q)."""
-    return float(
-        np.mean(
-            [sum(a * math.log(a / b) for a, b in zip(x, y, strict=True) if a > 0) for x, y in zip(p, q, strict=True)]
-        )
-    )
-
-
-class Case:
-    """A preset at work: batches of teacher and student, heads in eval mode so that they can be applied twice."""
-
-    def __init__(self, name, v=1, ds=DS, dt=DT, b=B):
-        torch.manual_seed(0)
-        self.objective = build_objective(name, widths(ds), widths(dt))
-        for module in self.objective.modules():
-            if isinstance(module, torch.nn.BatchNorm1d):
-                module.eval()
-        self.terms = list(self.objective.terms.values())
-        self.v, self.b = v, b
-        self.make = lambda step: (everything(v * b, ds, 10 * step), everything(v * b, dt, 10 * step + 100))
-
-    def batch(self, step):
-        s, t = self.make(step)
-        return as_features(s), as_features(t)
-
-    def answer(self, step, epoch=0):
-        total, values = self.objective(*self.batch(step), views(self.b, self.v, start=step * self.b, epoch=epoch))
-        return total.item(), [v.item() for v in values.values()]
-
-    @torch.no_grad()
-    def projected(self, step, term=0, of="embedding"):
-        z = getattr(self.batch(step)[0], of)
-        return self.terms[term].projector(z).numpy().astype(np.float64)
-
-    def teacher(self, step, of="embedding"):
-        return getattr(self.batch(step)[1], of).numpy().astype(np.float64)
-
-    def student(self, step, of="embedding"):
-        return getattr(self.batch(step)[0], of).numpy().astype(np.float64)
+from ssl_kd.objectives import PRESETS
 
 
 def queue_kl(s, t, queue, tau_s, tau_t, own=False):
@@ -127,12 +86,6 @@ def test_lightly_v1_is_the_kl_over_a_queue_that_holds_the_batch():
     assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), case.teacher(1), queue, 0.07, 0.07), rel=1e-4)
 
 
-def gram_kl(s, t, tau):
-    """Patch by patch, image by image."""
-    rows = [(softmax(unit(b) @ unit(b).T / tau), softmax(unit(a) @ unit(a).T / tau)) for a, b in zip(s, t, strict=True)]
-    return float(np.mean([kl(p, q) for p, q in rows]))
-
-
 def test_lightly_v3_adds_the_patches_of_each_image():
     case = Case("lightly_v3")
     total, (world, local) = case.answer(0)
@@ -195,10 +148,6 @@ def cosine_and_l1(s, t, cosine, l1):
     return cosine * (1 - np.mean((unit(s) * unit(t)).sum(1))) + l1 * huber
 
 
-def standardised(t):
-    return (t - t.mean(0)) / t.std(0)
-
-
 def rows_of_tokens(case, term):
     tokens = case.batch(0)[0].tokens.flatten(0, 1)
     with torch.no_grad():
@@ -237,183 +186,6 @@ def test_attn_distill_brings_other_heads_and_grids_together():
     assert a.shape == b.shape == (B, 5)
     by_hand = softmax(np.log(own.numpy()).sum(1) / 10)
     assert np.allclose(a.exp().numpy(), by_hand, atol=1e-5)
-
-
-# ------------------------------------------------------------------- classics
-
-
-def test_fitnets_is_a_hundred_times_the_squared_distance_of_the_maps():
-    case = Case("fitnets")
-    mse = np.mean((case.projected(0, of="tokens") - case.teacher(0, "tokens")) ** 2)
-    assert case.answer(0)[0] == pytest.approx(100 * mse, rel=1e-4)
-
-
-def test_at_compares_unit_maps_of_energy():
-    case = Case("at")
-    s, t = (unit((z**2).mean(2)) for z in (case.student(0, "tokens"), case.teacher(0, "tokens")))
-    assert case.answer(0)[0] == pytest.approx(1000 * np.mean((s - t) ** 2), rel=1e-4)
-
-
-def test_fsp_compares_the_flow_from_one_stage_to_the_next():
-    objective = build_objective("fsp", widths(DT), widths(DT))  # equal widths: no heads, as published
-    assert not list(objective.parameters())
-
-    def flow(given):
-        early, late = (given.layers[n].numpy() for n in ("layer3", "layer4"))
-        early = early.reshape(B, -1, 2, 2, 2, 2).mean((3, 5))  # 4 x 4 cells to 2 x 2
-        return np.einsum("bmhw,bnhw->bmn", early, late) / 4
-
-    s, t = (as_features(everything(B, DT, seed=seed)) for seed in (0, 100))
-    total, _ = objective(s, t, views(B))
-    assert total.item() == pytest.approx(50 * np.mean((flow(s) - flow(t)) ** 2), rel=1e-4)
-
-
-def test_sp_compares_unit_rows_of_gram_matrices():
-    case = Case("sp")
-    s, t = (unit(z @ z.T) for z in (case.student(0), case.teacher(0)))
-    assert case.answer(0)[0] == pytest.approx(3000 * ((s - t) ** 2).sum() / B**2, rel=1e-3)
-
-
-def test_rkd_compares_relative_distances_and_angles_of_triplets():
-    def distances(z):
-        d = np.linalg.norm(z[:, None] - z[None], axis=2)
-        return d / d[d > 0].mean()
-
-    def angles(z):
-        out = np.zeros((B, B, B))
-        for i in range(B):
-            for j in range(B):
-                for k in range(B):
-                    if i not in (j, k):
-                        a, b = z[j] - z[i], z[k] - z[i]
-                        out[i, j, k] = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-        return out
-
-    def huber(gap):
-        gap = np.abs(gap)
-        return np.mean(np.where(gap < 1, gap**2 / 2, gap - 0.5))
-
-    case = Case("rkd")
-    s, t = case.student(0), case.teacher(0)
-    by_hand = 25 * huber(distances(s) - distances(t)) + 50 * huber(angles(s) - angles(t))
-    assert case.answer(0)[0] == pytest.approx(by_hand, rel=1e-3)
-
-
-def test_pkt_compares_rows_of_raised_cosines():
-    def shares(z):
-        raised = (unit(z) @ unit(z).T + 1) / 2
-        return raised / raised.sum(1, keepdims=True)
-
-    case = Case("pkt")
-    q, p = shares(case.student(0)), shares(case.teacher(0))
-    assert case.answer(0)[0] == pytest.approx(30000 * np.mean(p * np.log(p / q)), rel=1e-3)
-
-
-def test_cc_compares_truncated_gaussian_kernels():
-    def kernel(z):
-        cosines = unit(z) @ unit(z).T
-        return math.exp(-0.8) * (1 + 0.8 * cosines + 0.8**2 / 2 * cosines**2)
-
-    case = Case("cc")
-    by_hand = np.mean((kernel(case.student(0)) - kernel(case.teacher(0))) ** 2)
-    assert case.answer(0)[0] == pytest.approx(by_hand, rel=1e-3)
-
-
-def test_dist_correlates_rows_and_columns_of_softmaxes():
-    case = Case("dist")
-    case.answer(0)
-    queue = unit(np.concatenate([case.teacher(1), case.teacher(0)]))
-    q, p = (softmax(unit(z) @ queue.T / 0.1) for z in (case.projected(1), case.teacher(1)))
-    rows = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
-    columns = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
-    assert case.answer(1)[0] == pytest.approx(2 - rows - columns, rel=1e-3)
-
-
-# -------------------------------------------------------------------- systems
-
-
-def test_r2kd_correlates_values_and_ranks():
-    case = Case("r2kd")
-    _, (values, ranks) = case.answer(0)
-    rho = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(case.projected(0), case.teacher(0), strict=True)])
-    assert values == pytest.approx(1 - rho, rel=1e-4)
-
-    def soft_ranks(z):
-        cosines = unit(z) @ unit(z).T
-        rows = [np.delete(row, i) for i, row in enumerate(cosines)]
-        return [[sum(1 / (1 + math.exp((y - x) / 0.1)) for y in row) for x in row] for row in rows]
-
-    pairs = zip(soft_ranks(case.projected(0, 1)), soft_ranks(case.teacher(0)), strict=True)
-    assert ranks == pytest.approx(1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]), rel=1e-3)
-
-
-def test_ckd_is_the_mean_over_pairs_that_it_never_forms():
-    case = Case("ckd")
-    s, t = case.projected(0), standardised(case.teacher(0))
-    pairs = [np.mean(((s[i] - s[j]) - (t[i] - t[j])) ** 2) for i in range(B) for j in range(B) if i != j]
-    assert case.answer(0)[0] == pytest.approx(np.mean(pairs), rel=1e-3)
-
-
-def test_trg_relates_patches_within_and_across_images_and_to_their_mean():
-    case = Case("trg")
-    s, t = case.student(0, "tokens"), case.teacher(0, "tokens")
-    _, (local, everywhere, context) = case.answer(0)
-    assert local == pytest.approx(gram_kl(s, t, 0.1), rel=1e-4)
-
-    def rows(z):
-        z = unit(z[:, [2, 6, 10, 14]].reshape(4 * B, -1))
-        return softmax(np.stack([np.delete(row, i) for i, row in enumerate(z @ z.T)]) / 0.1)
-
-    assert everywhere == pytest.approx(kl(rows(t), rows(s)), rel=1e-4)
-
-    def to_mean(z):
-        z = unit(z, 2)
-        return np.einsum("nld,nd->nl", z, unit(z.mean(1)))
-
-    assert context == pytest.approx(np.mean((to_mean(s) - to_mean(t)) ** 2), rel=1e-4)
-
-
-def test_clkd_compares_unit_rows_unit_columns_and_correlations_of_dimensions():
-    case = Case("clkd")
-    s, t = case.projected(0), case.teacher(0)
-    by_hand = [np.mean((unit(s) - unit(t)) ** 2), np.mean((unit(s, 0) - unit(t, 0)) ** 2)]
-    by_hand.append(np.mean((np.corrcoef(s.T) - np.corrcoef(t.T)) ** 2))
-    assert case.answer(0)[1] == pytest.approx(by_hand, rel=1e-3)
-    assert len({id(term.projector) for term in case.terms}) == 1
-
-
-def test_residual_teaches_its_assistant_what_the_first_head_misses():
-    case = Case("residual")
-    s, _ = case.batch(0)
-    t = standardised(case.teacher(0))
-    with torch.no_grad():
-        first, second = (head(s.embedding).numpy() for head in (case.terms[0].projector, case.terms[0].assistant))
-    by_hand = np.mean((first - t) ** 2) + np.mean((second - (t - first)) ** 2)
-    total, _ = case.objective(*case.batch(0), views(B))
-    assert total.item() == pytest.approx(by_hand, rel=1e-4)
-    total.backward()
-    grown = [p.grad for p in case.terms[0].projector.parameters()]
-    alone = Case("residual")
-    value = torch.nn.functional.mse_loss(alone.terms[0].projector(s.embedding), torch.from_numpy(t).float())
-    value.backward()  # the assistant's part sends nothing to the first head
-    assert all(
-        torch.allclose(a, p.grad, atol=1e-5) for a, p in zip(grown, alone.terms[0].projector.parameters(), strict=True)
-    )
-
-
-def test_uncertainty_forgives_where_the_teacher_wavers_between_views():
-    case = Case("uncertainty", v=3)
-    s, t = case.projected(0).reshape(3, B, DT), standardised(case.teacher(0)).reshape(3, B, DT)
-    total = 0.0
-    for i in range(B):
-        mean, var = t[:, i].mean(0), t[:, i].var(0)
-        total += sum(np.mean((s[v, i] - mean) ** 2 / (var + 0.1)) for v in range(3))
-    assert case.answer(0)[0] == pytest.approx(total / (3 * B), rel=1e-3)
-
-
-def test_hint_dynamic_begins_with_equal_weights():
-    total, values = Case("hint_dynamic").answer(0)
-    assert total == pytest.approx(sum(values) + 3 * math.log(2), rel=1e-5)
 
 
 # ----------------------------------------------------------------------- ours
@@ -464,6 +236,7 @@ def test_the_pull_on_the_target_follows_the_ratio_of_teacher_and_student():
 
 
 def test_every_preset_is_named_in_a_test_of_its_formula():
-    text = Path(__file__).read_text() + Path(__file__).with_name("test_objectives.py").read_text()
+    files = (Path(__file__).with_name(f"test_objectives{which}.py") for which in ("", "_presets", "_classics"))
+    text = "".join(path.read_text() for path in files)
     alike = {"mlkd": "dlkd", "dlkd_light": "dlkd", "queue": "default"}  # the same parts
     assert [name for name in PRESETS if f'"{alike.get(name, name)}"' not in text] == []
