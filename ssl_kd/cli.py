@@ -83,6 +83,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return main(list(argv), prog="ssl-kd eval")
 
 
+def embed(argv: Sequence[str]) -> int:
+    """Write the features of any pictures to one .npz file."""
+    from eval.embed import main
+
+    return main(list(argv), prog="ssl-kd embed")
+
+
 def inspect(argv: Sequence[str]) -> int:
     """Say what a checkpoint file is, or why it is not one we know."""
     import argparse
@@ -150,6 +157,7 @@ def zoo(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "distill": distill,
+    "embed": embed,
     "eval": evaluate,
     "inspect": inspect,
     "pretrain": pretrain,

@@ -9,6 +9,7 @@ state holds the student, the heads, the queues, the optimiser, the position and 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_kd import ranks
 from ssl_kd.checkpoint import load_teacher, save_student
 from ssl_kd.config import DistillConfig, check
 from ssl_kd.encoder import Encoder, Features, build
@@ -27,7 +29,7 @@ from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.images import Images, open_images
 from ssl_kd.objectives import WeightedSum, build_objective
 from ssl_kd.objectives.presets import PRESET_VIEWS
-from ssl_kd.precision import make_fabric
+from ssl_kd.precision import device_kind, make_fabric
 from ssl_kd.progress import Progress
 from ssl_kd.run import LAST, STUDENT, RunFolder, atomic_text, environment
 from ssl_kd.targets import TargetStore
@@ -66,7 +68,12 @@ class Pair(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its terms on one batch of views."""
-        return self.objective(self.student(torch.cat(batch.views.pixels)), batch.teacher, batch.views)
+        views, pixels = len(batch.views.pixels), torch.cat(batch.views.pixels)
+        sizes = ranks.counts(len(batch.views), pixels.device)
+        student = ranks.whole_batch(self.student(pixels), views, sizes)
+        teacher = ranks.whole_batch(batch.teacher, views, sizes)
+        index = ranks.whole_index(batch.views.index, sizes, pixels.device)
+        return self.objective(student, teacher, Views(index, batch.views.epoch, batch.views.pixels))
 
 
 def distill(
@@ -124,10 +131,14 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
         )
     loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay)
     loader.batches_per_epoch()  # says that there are too few images before anything is written
+    device_kind(config.accelerator)  # and this, that there is no such device
     settings = asdict(config) | {"teacher_digest": teacher.digest, "images_digest": images.digest}
-    run = RunFolder(config.out, settings, config.overwrite)
+    run = RunFolder(config.out, settings, config.overwrite, writes=os.environ.get("RANK", "0") == "0")
     try:
-        yield _Loop(config, run, teacher, student, objective, loader)
+        saved = None if config.overwrite else run.restore()
+        # An interrupted run goes on in the precision it began with, whatever a new probe would say.
+        fabric, precision = make_fabric(config.accelerator, saved["precision"] if saved else config.precision)
+        yield _Loop(fabric, precision, config, run, teacher, student, objective, loader)
     finally:
         run.close()
 
@@ -167,16 +178,30 @@ def _views_name(config: DistillConfig) -> str:
 class _Loop:
     """One run from its first (or next) step to the saved student."""
 
-    def __init__(self, config: DistillConfig, run: RunFolder, teacher: Encoder, student: Encoder, objective, loader):
-        self.fabric, self.precision = make_fabric(config.accelerator, config.precision)
+    def __init__(
+        self,
+        fabric,
+        precision,
+        config: DistillConfig,
+        run: RunFolder,
+        teacher: Encoder,
+        student: Encoder,
+        objective,
+        loader,
+    ):
+        self.fabric, self.precision = fabric, precision
+        loader.share = (ranks.rank(), ranks.world_size())
+        ranks.synchronise_norms(student)
         self.config, self.run_folder, self.loader = config, run, loader
-        self.store = _store(config, run, teacher, loader, self.precision) if config.replay else None
+        with fabric.rank_zero_first():
+            self.store = _store(config, run, teacher, loader, self.precision) if config.replay else None
         self.teacher = teacher.to(self.fabric.device).to(memory_format=torch.channels_last)
         pair = Pair(student, objective).to(memory_format=torch.channels_last)
         self.bare = pair
         self.pair, self.optimizer = self.fabric.setup(pair, _optimizer(pair, config))
         self.steps_per_epoch = loader.batches_per_epoch()
         self.total = self.steps_per_epoch * config.epochs
+        self.quiet = config.quiet or not fabric.is_global_zero
         self.step = 0  # steps done
         self.seconds = 0.0  # of earlier sessions of this run and of this one
         self.waited = 0.0
@@ -184,6 +209,7 @@ class _Loop:
 
     def run(self) -> Distilled:
         """Train to the end and save the student."""
+        self.fabric.barrier()  # every rank begins from what the first has on disk
         saved = self.run_folder.restore()
         if saved is not None:
             self._load(saved)
@@ -191,7 +217,7 @@ class _Loop:
         count = len(self.loader.images)
         self.pair.train()
         with (
-            Progress("distill", count * self.config.epochs, quiet=self.config.quiet, start=self._images_done()) as bar,
+            Progress("distill", count * self.config.epochs, quiet=self.quiet, start=self._images_done()) as bar,
             _stop_signals() as stop,
         ):
             saved_at = time.monotonic()
@@ -200,13 +226,18 @@ class _Loop:
                 record = self._train_step(views)
                 self.step += 1
                 self.seconds += time.monotonic() - started
-                bar.advance(len(views), loss=f"{record['loss']:.4f}", epoch=1 + (self.step - 1) // self.steps_per_epoch)
+                bar.advance(
+                    len(views) * ranks.world_size(),
+                    loss=f"{record['loss']:.4f}",
+                    epoch=1 + (self.step - 1) // self.steps_per_epoch,
+                )
                 if self.step % self.config.log_every == 0 or self.step == self.total:
                     self._log(record, bar.rate)
-                if stop:
+                if ranks.any_rank(bool(stop), self.fabric.device):
                     self._save()
+                    why = stop[0] if stop else "a signal to another process"
                     raise Interrupted(
-                        f"stopped by {stop[0]} after step {self.step} of {self.total}; give the same command to go on"
+                        f"stopped by {why} after step {self.step} of {self.total}; give the same command to go on"
                     )
                 if time.monotonic() - saved_at > self.config.save_minutes * 60 and self.step < self.total:
                     self._save()
@@ -265,7 +296,7 @@ class _Loop:
         """Ask the teacher about every view that will be replayed, without training."""
         assert self.store is not None
         count = len(self.loader.images) * self.config.replay
-        with Progress("targets", count, quiet=self.config.quiet) as bar, _stop_signals() as stop:
+        with Progress("targets", count, quiet=self.quiet) as bar, _stop_signals() as stop:
             for epoch in range(self.config.replay):
                 for raw in self.loader.epoch(epoch):
                     self._teacher_says(self.loader.finish_all(raw, self.fabric.device))
@@ -304,6 +335,7 @@ class _Loop:
     def _save(self) -> None:
         state = {
             "step": self.step,
+            "precision": self.precision,
             "seconds": self.seconds,
             "waited": self.waited,
             "last": self.last,
@@ -330,17 +362,18 @@ class _Loop:
         student.origin = f"distilled from {self.teacher.origin}"
         path = self.run_folder.path / STUDENT
         unreadable = self.loader.images.unreadable
-        save_student(
-            student,
-            path,
-            teacher=self.teacher.origin,
-            teacher_digest=self.teacher.digest,
-            teacher_arch=self.teacher.arch,
-            objective=self.config.objective,
-            images=len(self.loader.images) - len(unreadable),
-            epochs=self.config.epochs,
-        )
-        atomic_text(self.run_folder.path / "README.md", self._card(student, unreadable))
+        if self.run_folder.writes:
+            save_student(
+                student,
+                path,
+                teacher=self.teacher.origin,
+                teacher_digest=self.teacher.digest,
+                teacher_arch=self.teacher.arch,
+                objective=self.config.objective,
+                images=len(self.loader.images) - len(unreadable),
+                epochs=self.config.epochs,
+            )
+            atomic_text(self.run_folder.path / "README.md", self._card(student, unreadable))
         return Distilled(student, path, self.run_folder.path, self.seconds, rate, self.last)
 
     def _card(self, student: Encoder, unreadable: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,8 @@ def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
         raise UserError(
             f"method: expected one of {', '.join(METHODS)}; got {config.method!r}.{nearest(config.method, list(METHODS))}"
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("pretrain runs in one process; start it without torchrun")
     recipes = scheme(config.views)
     if len(recipes) != 2:
         raise UserError(f"views: contrast needs a scheme of two views, but {config.views!r} gives {len(recipes)}")

@@ -67,9 +67,12 @@ class RunFolder:
     A folder with a state inside is gone on with if the settings that matter are equal; otherwise UserError names them.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False):
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False, writes: bool = True):
         self.path = Path(path)
         self.settings = dict(settings)
+        self.writes = writes  # of several processes only the first writes
+        if not writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,17 +117,21 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace last.ckpt, atomically."""
+        if not self.writes:
+            return
         atomic_save(self.path / LAST, state)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop metric lines later than `step`: they belong to work that was lost and will be done again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not self.writes or not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -137,7 +144,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the lock."""
-        self._lock.close()
+        if self.writes:
+            self._lock.close()
 
 
 def _lock(folder: Path) -> IO[bytes]:

@@ -250,7 +250,10 @@ class ViewLoader:
 
     seed: names the whole stream of views. threads: decoding and resizing release the interpreter lock.
     replay: after so many epochs the views come round again (0: never), though in another order.
+    `share` = (rank, ranks) makes it cut only this process's part of every batch.
     """
+
+    share = (0, 1)
 
     def __init__(
         self,
@@ -272,7 +275,9 @@ class ViewLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Views]:
         """Batches of one epoch from batch `start` on, uint8, in a fixed order."""
         jobs = epoch_batches(len(self.images), self.batch_size, self.seed, epoch)[start:]
-        return prefetch(lambda index: self._cut_batch(index, epoch), jobs, threads=self.threads)
+        rank, ranks = self.share
+        mine = [np.array_split(job, ranks)[rank] for job in jobs]
+        return prefetch(lambda index: self._cut_batch(index, epoch), mine, threads=self.threads)
 
     def _cut_batch(self, index: np.ndarray, epoch: int) -> Views:
         kept, rows = [], []
@@ -287,7 +292,7 @@ class ViewLoader:
                     for v, recipe in enumerate(self.recipes)
                 ]
             )
-        if len(kept) < 2:
+        if len(kept) < (2 if self.share[1] == 1 else 1):
             raise ImagesError(
                 f"a batch of {len(index)} images had {len(kept)} readable ones; see the list of bad files"
             )

@@ -256,3 +256,24 @@ def test_every_setting_has_a_description_and_round_trips_through_yaml(tmp_path):
         == 7
     )
     check(config)
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(teacher, tmp_path, monkeypatch):
+    from ssl_kd import precision
+    from ssl_kd.loop import _Loop
+
+    settings = QUICK | {"precision": "auto"}
+    step = _Loop._train_step
+
+    def stop_at_once(self, views):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, views)
+
+    monkeypatch.setattr(precision, "bf16_pays", lambda device: True)
+    monkeypatch.setattr(_Loop, "_train_step", stop_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **settings)
+    monkeypatch.setattr(_Loop, "_train_step", step)
+    monkeypatch.setattr(precision, "bf16_pays", lambda device: False)
+    ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **settings)
+    assert "bf16-mixed on cpu" in (tmp_path / "run/README.md").read_text()

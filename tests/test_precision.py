@@ -23,9 +23,3 @@ def test_the_probe_answers_on_this_machine():
 def test_a_missing_gpu_is_said():
     with pytest.raises(UserError, match="sees no GPU"):
         precision.make_fabric("cuda", "auto")
-
-
-def test_several_processes_are_refused_for_now(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one device so far"):
-        precision.make_fabric("cpu", "32-true")
