@@ -71,7 +71,7 @@ class DistillConfig:
         student_weights: a student file to start from; empty: random weights
         images: folder, zip or data set of unlabelled images
         out: run folder; the same command goes on with an interrupted run
-        objective: dlkd, dlkd_light, simreg, queue, default, or a list of terms
+        objective: default, dlkd, simreg, seed, compress_1q, rkd, ... (36 presets: docs/objectives.md), or a list of terms
         views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
         replay: views of each image whose teacher outputs are kept and replayed in turn; 0: new views, teacher always online
         size: side of the square views, in pixels; 0: the teacher's

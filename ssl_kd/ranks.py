@@ -111,9 +111,10 @@ def _normalise(module: _BatchNorm, x: Tensor) -> Tensor:
     # Two passes, as in one process: the mean of squares minus the square of the mean loses digits.
     centred = x - mean.view(shape)
     var = _Sum.apply(centred.square().sum(dims)) / count
-    if module.track_running_stats and module.running_mean is not None and module.running_var is not None:
-        module.num_batches_tracked += 1  # type: ignore[operator]
-        rate = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
+    steps = module.num_batches_tracked
+    if module.running_mean is not None and module.running_var is not None and steps is not None:
+        steps.add_(1)
+        rate = 1 / steps.item() if module.momentum is None else module.momentum
         with torch.no_grad():
             module.running_mean.lerp_(mean, rate)
             module.running_var.lerp_(var * count / (count - 1), rate)

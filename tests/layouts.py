@@ -57,7 +57,11 @@ def moco(name):
     net = resnet(name)
     head = {"module.encoder_q.fc.weight": torch.randn(8, 4), "module.queue": torch.randn(4, 4)}
     momentum = {"module.encoder_k.conv1.weight": torch.randn(64, 3, 7, 7)}
-    return {"arch": name, "state_dict": {**head, **momentum, **prefixed(net.state_dict(), "module.encoder_q.")}}, net, 64
+    return (
+        {"arch": name, "state_dict": {**head, **momentum, **prefixed(net.state_dict(), "module.encoder_q.")}},
+        net,
+        64,
+    )
 
 
 def dino_resnet_full():
@@ -171,7 +175,10 @@ def lone_moco():
 
 def moco_v3(depth=12):
     net = vit(embed_dim=96, depth=depth, num_heads=12)
-    base = {**prefixed(net.state_dict(), "module.base_encoder."), "module.base_encoder.head.0.weight": torch.randn(4, 96)}
+    base = {
+        **prefixed(net.state_dict(), "module.base_encoder."),
+        "module.base_encoder.head.0.weight": torch.randn(4, 96),
+    }
     return {"state_dict": {**base, **prefixed(vit(embed_dim=96).state_dict(), "module.momentum_encoder.")}}, net, 32
 
 

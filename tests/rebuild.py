@@ -115,7 +115,9 @@ def build(node, path, wanted):
     if kind == "npfloat":
         return np.float64(node["value"])
     items = [(key, build(value, [*path, str(key)], wanted)) for key, value in node["items"]]
-    return {"dict": dict, "odict": OrderedDict, "namespace": lambda pairs: argparse.Namespace(**dict(pairs))}[kind](items)
+    return {"dict": dict, "odict": OrderedDict, "namespace": lambda pairs: argparse.Namespace(**dict(pairs))}[kind](
+        items
+    )
 
 
 def checkpoint(manifest):
@@ -135,7 +137,7 @@ def write(manifest, folder, saved=None):
 
         save_file(dict(saved), path, metadata={"format": "pt"})
         return path
-    with mock.patch("torch.serialization.location_tag", lambda storage: manifest.get("location", "cpu")):
+    with mock.patch("torch.serialization.location_tag", lambda storage: manifest.get("location", "cpu")):  # noqa: PT008
         torch.save(saved, path, _use_new_zipfile_serialization=kind == "zip")
     if any("numpy" in name for name in manifest["globals"]):
         rename_numpy(path, kind)

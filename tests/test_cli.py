@@ -25,7 +25,9 @@ def test_help_lists_every_field_with_its_default(name, capsys):
     assert done.value.code == 0
     shown = capsys.readouterr().out
     assert "default:" in shown
-    for field in {"distill": ("--teacher", "--objective", "--warmup"), "pretrain": ("--queue",), "eval": ("--tasks",)}[name]:
+    for field in {"distill": ("--teacher", "--objective", "--warmup"), "pretrain": ("--queue",), "eval": ("--tasks",)}[
+        name
+    ]:
         assert field in shown
 
 

@@ -37,7 +37,9 @@ def test_the_whole_road(digits, tmp_path, capsys):
 
     config = tmp_path / "distill.yaml"
     config.write_text(
-        yaml.safe_dump({"student_args": {"channels": [8, 8, 16, 16]}, "objective": "default", "views": "upright", "epochs": 9})
+        yaml.safe_dump(
+            {"student_args": {"channels": [8, 8, 16, 16]}, "objective": "default", "views": "upright", "epochs": 9}
+        )
     )
     asked = ["--teacher", str(teacher), "--student", "resnet18", *shared, "--crop-ratio", "1", "--out", str(run)]
     assert main(["distill", "--config", str(config), *asked, "--epochs", "4", "--batch-size", "16"]) == 0
@@ -60,7 +62,9 @@ def test_the_whole_road(digits, tmp_path, capsys):
     assert main(["eval", "--config", str(config)]) == 0
     with open(report / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    figures = {(r["encoder"], r["evaluator"].split("/")[0]): float(r["value"]) for r in rows if r["headline"] in ("True", "1")}
+    figures = {
+        (r["encoder"], r["evaluator"].split("/")[0]): float(r["value"]) for r in rows if r["headline"] in ("True", "1")
+    }
     assert {name for name, _ in figures} == {"teacher", "student", "random"}
     assert {kind for _, kind in figures} == {"knn", "linear"}
     assert figures["student", "knn"] > 0.25 + 0.1  # four classes: well above chance
