@@ -5,11 +5,21 @@ Exit codes: 0 done, 2 bad input (one line on standard error), 130 stopped by Ctr
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ssl_kd.errors import UserError, nearest
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Complains in one line, through UserError, instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def distill(argv: Sequence[str]) -> int:
@@ -92,9 +102,7 @@ def embed(argv: Sequence[str]) -> int:
 
 def inspect(argv: Sequence[str]) -> int:
     """Say what a checkpoint file is, or why it is not one we know."""
-    import argparse
-
-    parser = argparse.ArgumentParser("ssl-kd inspect", description=inspect.__doc__)
+    parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
     parser.add_argument("file", help="checkpoint, in any supported layout")
     parser.add_argument("--format", help="read it as this format, where two would claim it")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -108,9 +116,7 @@ def inspect(argv: Sequence[str]) -> int:
 
 def demo(argv: Sequence[str]) -> int:
     """Run the whole road on images that ship with scikit-learn: teach, distil, measure, show."""
-    import argparse
-
-    parser = argparse.ArgumentParser("ssl-kd demo", description=demo.__doc__)
+    parser = OneLineParser("ssl-kd demo", description=demo.__doc__)
     parser.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the student, shuffling and views (default: %(default)s)"

@@ -76,6 +76,7 @@ def mistakes(tmp_path, folder):
         "inspect a missing file": (["inspect", str(tmp_path / "none.pth")], "none.pth"),
         "inspect text": (["inspect", str(text)], "notes.pth"),
         "eval without anything": (["eval"], "eval"),
+        "an option the demo lacks": (["demo", "--bogus"], "--bogus"),
         "pretrain nothing": (["pretrain"], "images: expected"),
     }
 
@@ -97,6 +98,7 @@ def mistakes(tmp_path, folder):
         "inspect a missing file",
         "inspect text",
         "eval without anything",
+        "an option the demo lacks",
         "pretrain nothing",
     ],
 )
