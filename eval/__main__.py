@@ -1,6 +1,12 @@
-"""`python -m eval CONFIG.yaml`: see eval/run.py."""
+"""`python -m eval CONFIG.yaml`."""
 
-from eval.run import main
+import sys
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from eval.config import read_config
+
+        read_config(sys.argv[1:], "python -m eval")  # prints and leaves, without waking numpy
+    from eval.run import main
+
+    sys.exit(main())

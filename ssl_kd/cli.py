@@ -88,6 +88,9 @@ def pretrain(argv: Sequence[str]) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Measure encoders on tasks with k-NN and linear probes."""
+    from eval.config import read_config
+
+    read_config(list(argv), "ssl-kd eval")  # help and mistakes need none of what follows
     from eval.run import main
 
     return main(list(argv), prog="ssl-kd eval")
