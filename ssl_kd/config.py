@@ -92,6 +92,8 @@ class DistillConfig:
         save_minutes: minutes between saved states (and at each end of an epoch that long apart)
         overwrite: start again in a run folder that already holds something
         quiet: no progress bar
+        teacher_digest: SHA-256 that the teacher must have, as a run's config.yaml records it; empty: any
+        images_digest: digest that the images must have, likewise; empty: any
     """
 
     teacher: str = ""
@@ -123,6 +125,8 @@ class DistillConfig:
     save_minutes: float = 5.0
     overwrite: bool = False
     quiet: bool = False
+    teacher_digest: str = ""
+    images_digest: str = ""
 
 
 def check(config: DistillConfig) -> None:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ssl_kd import ranks
 from ssl_kd.checkpoint import load_teacher, save_student
 from ssl_kd.config import DistillConfig, check
-from ssl_kd.encoder import Encoder, Features, build
-from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, build
+from ssl_kd.errors import NonFinite, UserError, nearest
 from ssl_kd.images import Images, open_images
 from ssl_kd.objectives import WeightedSum, build_objective
 from ssl_kd.objectives.presets import PRESET_VIEWS
@@ -132,7 +132,7 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
     loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay)
     loader.batches_per_epoch()  # says that there are too few images before anything is written
     device_kind(config.accelerator)  # and this, that there is no such device
-    settings = asdict(config) | {"teacher_digest": teacher.digest, "images_digest": images.digest}
+    settings = asdict(config) | _inputs(config, teacher, images)
     run = RunFolder(config.out, settings, config.overwrite, writes=os.environ.get("RANK", "0") == "0")
     try:
         saved = None if config.overwrite else run.restore()
@@ -143,12 +143,20 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
         run.close()
 
 
+def _inputs(config: DistillConfig, teacher: Encoder, images: Images) -> dict[str, str]:
+    """The digests of what goes in; UserError where the config asks for others, as a copied config.yaml does."""
+    found = {"teacher_digest": teacher.digest, "images_digest": images.digest}
+    for key, digest in found.items():
+        if (asked := getattr(config, key)) not in ("", digest):
+            what = key.removesuffix("_digest")
+            raise UserError(f"{what}: the config asks for digest {asked}, but {getattr(config, what)} has {digest}")
+    return found
+
+
 def _merge(config: DistillConfig | None, teacher, student, images, settings: dict[str, Any]) -> DistillConfig:
     known = [f.name for f in fields(DistillConfig)]
     for key in settings:
         if key not in known:
-            from ssl_kd.errors import nearest
-
             raise UserError(f"distill has no setting {key!r}.{nearest(key, known)} It knows: {', '.join(known)}")
     named = {
         "teacher": teacher.origin if isinstance(teacher, Encoder) else teacher and str(teacher),
@@ -165,7 +173,7 @@ def _student(config: DistillConfig, contract) -> Encoder:
     """A new student (or a saved one to go on from) that sees what the teacher sees, by ImageNet's mean and std."""
     if config.student_weights:
         return load_teacher(config.student_weights).train().requires_grad_(True)
-    contract = replace(contract, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    contract = replace(contract, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return build(config.student, preprocessing=contract, **config.student_args)
 
 

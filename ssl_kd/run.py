@@ -164,6 +164,12 @@ def _lock(folder: Path) -> IO[bytes]:
     return file
 
 
+def _program() -> list[str]:
+    """How this process was called: a script's name, or `python -m PACKAGE`."""
+    path = Path(sys.argv[0])
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process."""
     import platform
@@ -171,7 +177,7 @@ def environment() -> dict[str, Any]:
 
     names = ("ssl-kd", "torch", "torchvision", "timm", "lightly", "faiss-cpu", "numpy")
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,

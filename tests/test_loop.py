@@ -277,3 +277,36 @@ def test_a_run_goes_on_in_the_precision_it_began_with(teacher, tmp_path, monkeyp
     monkeypatch.setattr(precision, "bf16_pays", lambda device: False)
     ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **settings)
     assert "bf16-mixed on cpu" in (tmp_path / "run/README.md").read_text()
+
+
+def test_the_config_of_a_run_reproduces_it(teacher, tmp_path):
+    first = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
+    config = parse(
+        DistillConfig, ["--config", str(tmp_path / "run/config.yaml"), "--out", str(tmp_path / "again")], "x"
+    )
+    again = ssl_kd.distill(teacher, images=images(), config=config)
+    assert same(weights(first.student), weights(again.student))
+
+
+def test_another_teacher_or_other_images_than_the_config_records_are_refused(teacher, tmp_path):
+    ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
+    config = parse(
+        DistillConfig, ["--config", str(tmp_path / "run/config.yaml"), "--out", str(tmp_path / "again")], "x"
+    )
+    with pytest.raises(UserError, match="images: the config asks for digest"):
+        ssl_kd.distill(teacher, images=images(seed=1), config=config)
+    other = ssl_kd.build("resnet18", channels=[8, 8, 16, 24]).eval()
+    with pytest.raises(UserError, match="teacher: the config asks for digest"):
+        ssl_kd.distill(other, images=images(), config=config)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_run_says_how_it_was_called(monkeypatch):
+    from ssl_kd import run
+
+    for argv, want in (
+        (["/x/ssl-kd", "distill"], "ssl-kd distill"),
+        (["/x/ssl_kd/__main__.py", "distill"], "python -m ssl_kd distill"),
+    ):
+        monkeypatch.setattr("sys.argv", argv)
+        assert run.environment()["command"] == want
