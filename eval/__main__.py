@@ -1,12 +1,6 @@
-"""`python -m eval CONFIG.yaml`."""
+"""`python -m eval CONFIG.yaml`: see eval/cli.py."""
 
-import sys
+from eval.cli import main
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        from eval.config import read_config
-
-        read_config(sys.argv[1:], "python -m eval")  # prints and leaves, without waking numpy
-    from eval.run import main
-
-    sys.exit(main())
+    raise SystemExit(main())

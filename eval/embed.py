@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_kd.errors import UserError
-from ssl_kd.parsing import parse
+from ssl_kd.parsing import guarded, parse
 
 EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
 
@@ -91,14 +91,12 @@ def embed_images(config: EmbedConfig) -> Path:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m eval.embed") -> int:
     """Run from a command line; returns the exit code (2 for bad input)."""
-    try:
-        config = parse(EmbedConfig, sys.argv[1:] if argv is None else argv, prog, examples=EXAMPLES)
-        path = embed_images(config)
-    except UserError as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
+
+    def run(words: Sequence[str]) -> int:
+        print(embed_images(parse(EmbedConfig, words, prog, examples=EXAMPLES)))
+        return 0
+
+    return guarded(run, sys.argv[1:] if argv is None else argv, prog)
 
 
 if __name__ == "__main__":

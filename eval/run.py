@@ -22,7 +22,6 @@ from eval.config import (
     TaskConfig,
     check,
     encoders_of,
-    read_config,
     tasks_of,
 )
 from eval.evaluators import EVALUATORS, split_evaluator
@@ -53,28 +52,6 @@ class Settings:
     cells: Path | None = None
     features: Path | None = None
     looks: bool = False
-
-
-def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
-    """Run an evaluation from a command line and print its table; returns the exit code (2 for bad input)."""
-    try:
-        config = read_config(sys.argv[1:] if argv is None else argv, prog)
-        results = evaluate(config, quiet=config.quiet)
-    except UserError as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{prog}: stopped; the same command goes on with what is unfinished", file=sys.stderr)
-        return 130
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(results.table())
-    for note in results.notes:
-        print(f"note: {note}")
-    print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
-    if config.report:
-        print(f"{Path(config.out) / 'report.html'} shows them")
-    return 0
 
 
 def evaluate(config: EvalConfig, quiet: bool = False) -> Results:

@@ -5,27 +5,17 @@ Exit codes: 0 done, 2 bad input (one line on standard error), 130 stopped by Ctr
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ssl_kd.errors import UserError, nearest
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Complains in one line, through UserError, instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(f"{message} (see {self.prog} --help)")
+from ssl_kd.parsing import OneLineParser, guarded, parse
 
 
 def distill(argv: Sequence[str]) -> int:
     """Distil a teacher into a student on unlabelled images."""
     from ssl_kd.config import DistillConfig, check
-    from ssl_kd.parsing import parse
 
     config = parse(
         DistillConfig,
@@ -51,7 +41,6 @@ def distill(argv: Sequence[str]) -> int:
 def targets(argv: Sequence[str]) -> int:
     """Store the teacher's word on replayed views ahead of distill (same settings)."""
     from ssl_kd.config import DistillConfig
-    from ssl_kd.parsing import parse
 
     config = parse(
         DistillConfig,
@@ -69,7 +58,6 @@ def targets(argv: Sequence[str]) -> int:
 def pretrain(argv: Sequence[str]) -> int:
     """Train a small self-supervised teacher (MoCo v2, SimCLR) on unlabelled images."""
     from ssl_kd.config import PretrainConfig
-    from ssl_kd.parsing import parse
 
     config = parse(
         PretrainConfig,
@@ -88,10 +76,7 @@ def pretrain(argv: Sequence[str]) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Measure encoders on tasks with k-NN and linear probes."""
-    from eval.config import read_config
-
-    read_config(list(argv), "ssl-kd eval")  # help and mistakes need none of what follows
-    from eval.run import main
+    from eval.cli import main
 
     return main(list(argv), prog="ssl-kd eval")
 
@@ -206,25 +191,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return guarded(COMMANDS[name], rest, f"ssl-kd {name}")
-
-
-def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
-    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130."""
-    try:
-        return run(argv)
-    except UserError as error:
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"{name}: {_one_line(error) or 'stopped'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,44 @@
-"""Settings from the command line and YAML, by jsonargparse: a dataclass's docstring is its help text."""
+"""What every command line shares: settings from words and YAML by jsonargparse (a dataclass's docstring is its help text),
+mistakes in one line, exit codes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from ssl_kd.errors import UserError, nearest
+
+
+def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
+    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130."""
+    try:
+        return run(argv)
+    except UserError as error:
+        print(f"{name}: {_joined(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"{name}: {_joined(error) or 'stopped'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _joined(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Complains in one line, through UserError, instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Any:

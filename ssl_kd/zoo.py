@@ -11,7 +11,6 @@ first seen and holds from then on (trust on first use).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from ssl_kd.download import Check, DownloadError, MissingError, digest_of, download
 from ssl_kd.errors import CheckpointError, nearest
+from ssl_kd.parsing import OneLineParser
 from ssl_kd.zoo_entries import ZOO, Entry
 
 RECORD = "origin.json"  # beside each file: where it came from, when, and its digest
@@ -141,7 +141,7 @@ def fetch_checked(name: str, quiet: bool = False) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ssl-kd zoo list|show|download`; return the exit code. UserErrors are left to the caller."""
-    parser = argparse.ArgumentParser(prog="ssl-kd zoo", description="Published teachers: list, show, download.")
+    parser = OneLineParser(prog="ssl-kd zoo", description="Published teachers: list, show, download.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("list", help="one line a teacher: network, published scores, licence")
     verb.add_argument("words", nargs="*", help="show only lines with all of these words, such as: swav w2")

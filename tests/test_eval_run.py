@@ -18,9 +18,10 @@ from PIL import Image
 from torch import nn
 
 from eval import run
+from eval.cli import main
 from eval.config import EvalConfig
 from eval.evaluators import EVALUATORS
-from eval.run import evaluate, evaluate_encoders, main, random_like
+from eval.run import evaluate, evaluate_encoders, random_like
 from eval.tasks import ArrayTask
 from ssl_kd.checkpoint import save_student
 from ssl_kd.encoder import Encoder, Preprocessing, build
@@ -328,7 +329,7 @@ def test_a_wrong_command_line_gives_one_line(argv, capsys):
 
 def test_help_wakes_no_torch():
     code = (
-        "import sys; from eval.run import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+        "import sys; from eval.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--evaluators" in out.stdout

@@ -1,0 +1,34 @@
+"""The evaluation's command line: parsed before anything heavy is imported, so that help and mistakes are answered at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.config import read_config
+from ssl_kd.parsing import guarded
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
+    """Run an evaluation from a command line and print its table; returns the exit code (2 for bad input)."""
+    return guarded(lambda words: _run(words, prog), sys.argv[1:] if argv is None else argv, prog)
+
+
+def _run(argv: Sequence[str], prog: str) -> int:
+    config = read_config(argv, prog)
+    from rich.console import Console
+
+    from eval.run import evaluate
+
+    try:
+        results = evaluate(config, quiet=config.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on with what is unfinished") from None
+    Console(width=None if sys.stdout.isatty() else 160).print(results.table())
+    for note in results.notes:
+        print(f"note: {note}")
+    print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
+    if config.report:
+        print(f"{Path(config.out) / 'report.html'} shows them")
+    return 0
