@@ -1,8 +1,13 @@
 """Errors that a person can mend: one line that says what was expected, what came and what to do.
 
 The command line prints such an error without a traceback and exits with code 2. Anything else that
-escapes is our own mistake and keeps its traceback. This file imports nothing, so every room may use it.
+escapes is our own mistake and keeps its traceback. This file imports nothing of ours, so every room may use it.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -31,6 +36,14 @@ class ImagesError(UserError):
 
 class NonFinite(UserError):
     """A loss, a gradient or a feature stopped being a number."""
+
+
+def one_of(what: str, name: str, known: "Iterable[str]") -> str:
+    """Return `name` if it is among the known ones (a table's keys, say); UserError with all of them and the near ones."""
+    names = list(known)
+    if name not in names:
+        raise UserError(f"{what}: expected one of {', '.join(names)}; got {name!r}.{nearest(name, names)}")
+    return name
 
 
 def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:

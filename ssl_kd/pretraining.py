@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_kd.config import PretrainConfig
 from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD
-from ssl_kd.errors import NonFinite, UserError, nearest
+from ssl_kd.errors import NonFinite, UserError, one_of
 from ssl_kd.images import Images, open_images
 from ssl_kd.precision import make_fabric
 from ssl_kd.progress import Progress
@@ -131,10 +131,7 @@ def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
     SGD with momentum 0.9, one epoch of warm-up, cosine to 0. Raises UserError for bad settings, NonFinite for a loss
     that is no number; the checkpoint then holds the last whole epoch.
     """
-    if config.method not in METHODS:
-        raise UserError(
-            f"method: expected one of {', '.join(METHODS)}; got {config.method!r}.{nearest(config.method, list(METHODS))}"
-        )
+    one_of("method", config.method, METHODS)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("pretrain runs in one process; start it without torchrun")
     recipes = scheme(config.views)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_kd.errors import ImagesError, UserError, nearest
+from ssl_kd.errors import ImagesError, one_of
 from ssl_kd.images import Images, prefetch
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
@@ -74,9 +74,7 @@ SCHEMES: dict[str, tuple[Recipe, ...]] = {
 
 def scheme(name: str) -> tuple[Recipe, ...]:
     """The recipes of a scheme by name; UserError with near names when there is none."""
-    if name not in SCHEMES:
-        raise UserError(f"views: expected one of {', '.join(SCHEMES)}; got {name!r}.{nearest(name, list(SCHEMES))}")
-    return SCHEMES[name]
+    return SCHEMES[one_of("views", name, SCHEMES)]
 
 
 # ------------------------------------------------------------------------------------------- random numbers

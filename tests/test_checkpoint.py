@@ -19,15 +19,6 @@ from ssl_kd.formats.dino import read_vit
 from ssl_kd.formats.weights import select
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches of two are not worth a second thread, which waits busily where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny_student():
     torch.manual_seed(0)
     arch = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}

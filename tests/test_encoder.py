@@ -17,15 +17,6 @@ from ssl_kd.networks import POSITIONS
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches of two are not worth a second thread, which waits busily where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small_vit(**options):
     torch.manual_seed(0)
     encoder = build("vit_tiny_patch16_224", **{**SMALL_VIT, **options}).eval()

@@ -26,15 +26,6 @@ def marked(names):
 CASES = marked([name for name in MANIFESTS if rebuild.expected(name)])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches of two are not worth a second thread, which waits busily where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """(name, manifest, path of the file, what load_teacher makes of it); the file is gone after its tests."""

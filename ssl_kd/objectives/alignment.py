@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.projectors import KEEPS_WIDTH, over_rows, projector
 from ssl_kd.objectives.reading import Widths, to_grid, tokens
 from ssl_kd.objectives.spaces import SPACES
@@ -108,12 +108,11 @@ class Alignment(nn.Module):
     ):
         super().__init__()
         for what, name, known in (
-            ("space", space, list(SPACES)),
-            ("distance", distance, list(DISTANCES)),
-            ("of", of, ["embedding", "tokens"]),
+            ("space", space, SPACES),
+            ("distance", distance, DISTANCES),
+            ("of", of, ("embedding", "tokens")),
         ):
-            if name not in known:
-                raise UserError(f"{what}: expected one of {', '.join(known)}; got {name!r}.{nearest(name, known)}")
+            one_of(what, name, known)
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         self.of = of
         self.widths = (student.embedding, teacher.embedding) if of == "embedding" else (student.token, teacher.token)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.alignment import must_reach_the_teacher
 from ssl_kd.objectives.comparisons import COMPARISONS
 from ssl_kd.objectives.dense import (
@@ -98,10 +98,7 @@ class Correlation(nn.Module):
         given = {k: v for k, v in locals().items() if k in OWN_OPTIONS and v is not None}
         super().__init__()
         for what, name, table in (("relation", relation, RELATIONS), ("comparison", comparison, COMPARISONS)):
-            if name not in table:
-                raise UserError(
-                    f"{what}: expected one of {', '.join(table)}; got {name!r}.{nearest(name, list(table))}"
-                )
+            one_of(what, name, table)
         if min(tau_student, tau_teacher) <= 0:
             raise UserError(f"temperatures: expected above 0, got {tau_student} (student) and {tau_teacher} (teacher)")
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)

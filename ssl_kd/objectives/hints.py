@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.alignment import DISTANCES, must_reach_the_teacher
 from ssl_kd.objectives.projectors import projector
 from ssl_kd.objectives.reading import Widths
@@ -37,8 +37,8 @@ class Residual(nn.Module):
         must_reach_the_teacher(projector_name, ds, dt)
         self.projector = projector(projector_name, ds, dt)
         self.assistant = projector(projector_name, ds, dt)
-        self.space = SPACES[_known("space", space, list(SPACES))](dt)
-        self.distance = DISTANCES[_known("distance", distance, list(DISTANCES))]
+        self.space = SPACES[one_of("space", space, SPACES)](dt)
+        self.distance = DISTANCES[one_of("distance", distance, DISTANCES)]
 
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
         """Scalar, float32, 0 where the first head is at the teacher and the second at 0."""
@@ -73,7 +73,7 @@ class Uncertainty(nn.Module):
         if eps <= 0:
             raise UserError(f"eps: expected above 0, got {eps}")
         self.projector = projector(projector_name, ds, dt)
-        self.space = SPACES[_known("space", space, list(SPACES))](dt)
+        self.space = SPACES[one_of("space", space, SPACES)](dt)
         self.eps = eps
 
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
@@ -140,9 +140,3 @@ class HardPairs(nn.Module):
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances (N, M) of unit rows, never quite 0 so that the root has a gradient."""
     return (2 - 2 * a @ b.T).clamp_min(1e-12).sqrt()
-
-
-def _known(what: str, name: str, known: list[str]) -> str:
-    if name not in known:
-        raise UserError(f"{what}: expected one of {', '.join(known)}; got {name!r}.{nearest(name, known)}")
-    return name

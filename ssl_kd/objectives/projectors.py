@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import one_of
 
 
 def _identity(ds: int, dt: int) -> nn.Module:
@@ -87,11 +87,7 @@ KEEPS_WIDTH = ("identity", "square")  # these end at the student's width, whatev
 
 def projector(name: str, student_dim: int, teacher_dim: int) -> nn.Module:
     """Build a head by name: (N, Ds) -> (N, Dt), but for `identity` and `square`, which stay at Ds."""
-    if name not in PROJECTORS:
-        raise UserError(
-            f"projector: expected one of {', '.join(PROJECTORS)}; got {name!r}.{nearest(name, list(PROJECTORS))}"
-        )
-    return PROJECTORS[name](student_dim, teacher_dim)
+    return PROJECTORS[one_of("projector", name, PROJECTORS)](student_dim, teacher_dim)
 
 
 def width_after(name: str, student_dim: int, teacher_dim: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.reading import Widths
 from ssl_kd.objectives.relations import Relation, Tables, unit
 from ssl_kd.views import Views
@@ -45,9 +45,7 @@ class TeacherQueue(Relation):
         least = 2 if batch == "none" else 1  # alone with itself, a sample would have nothing to look at
         if size < least:
             raise UserError(f"queue size: expected at least {least}, got {size}")
-        if batch not in BATCH_PLACES:
-            known = list(BATCH_PLACES)
-            raise UserError(f"batch: expected one of {', '.join(known)}; got {batch!r}.{nearest(batch, known)}")
+        one_of("batch", batch, BATCH_PLACES)
         self.size, self.batch = size, batch
         self.register_buffer("bank", torch.zeros(size, dim))
         self.register_buffer("index", torch.full((size,), -1, dtype=torch.long))
