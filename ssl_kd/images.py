@@ -41,6 +41,7 @@ from ssl_kd.listing import (
     picture_paths,
     some_files,
 )
+from ssl_kd.order import Order, Shuffled
 
 SAMPLED = 64  # pictures of a data set that its digest looks at
 HASHED_ROWS = 1 << 16  # pictures of an array that its digest looks at
@@ -80,6 +81,10 @@ class Images(ABC):
         except UnreadableError as reason:
             self._remember(self.ids[i], str(reason))
             return None
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """The shuffle of an epoch, a function of (seed, epoch). A subclass may keep what lies together together."""
+        return Shuffled(len(self), seed, epoch)
 
     @property
     def allowed(self) -> int:

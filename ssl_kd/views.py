@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssl_kd.errors import ImagesError, one_of
 from ssl_kd.images import Images, prefetch
+from ssl_kd.order import Batches
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
 LUMA = (0.299, 0.587, 0.114)
@@ -232,17 +233,6 @@ class Views:
         return len(self.index)
 
 
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Shuffled index batches of one epoch: each index once, sizes equal to within one, none above `batch_size`.
-
-    The shuffle depends on (seed, epoch) alone, so an interrupted epoch goes on at the very batch where it stopped.
-    """
-    if count < 2:
-        raise ImagesError(f"expected at least 2 images to relate to each other, got {count}; point to a larger folder")
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return np.array_split(order, -(-count // batch_size))
-
-
 class ViewLoader:
     """Cuts batches of views in worker threads, ahead of the consumer; `finish_all` completes them on the device.
 
@@ -267,14 +257,19 @@ class ViewLoader:
         self.batch_size, self.seed, self.threads, self.replay = batch_size, seed, threads, replay
 
     def batches_per_epoch(self) -> int:
-        """Number of batches in every epoch."""
-        return len(epoch_batches(len(self.images), self.batch_size, self.seed, 0))
+        """Number of batches in every epoch. Raises ImagesError where there are too few images for one."""
+        count = len(self.images)
+        if count < 2:
+            raise ImagesError(
+                f"expected at least 2 images to relate to each other, got {count}; point to a larger folder"
+            )
+        return -(-count // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Views]:
         """Batches of one epoch from batch `start` on, uint8, in a fixed order."""
-        jobs = epoch_batches(len(self.images), self.batch_size, self.seed, epoch)[start:]
+        jobs = Batches(self.images.order(self.seed, epoch), self.batch_size).since(start)
         rank, ranks = self.share
-        mine = [np.array_split(job, ranks)[rank] for job in jobs]
+        mine = (np.array_split(job, ranks)[rank] for job in jobs)
         return prefetch(lambda index: self._cut_batch(index, epoch), mine, threads=self.threads)
 
     def _cut_batch(self, index: np.ndarray, epoch: int) -> Views:

@@ -16,7 +16,6 @@ from ssl_kd.views import (
     ViewLoader,
     crop_box,
     cut,
-    epoch_batches,
     finish,
     scheme,
     uniform,
@@ -160,23 +159,9 @@ def test_blur_keeps_the_mean_and_smooths():
     assert out.diff(dim=-1).abs().mean() < x.diff(dim=-1).abs().mean()
 
 
-@pytest.mark.parametrize(("count", "size"), [(10, 4), (10, 10), (10, 64), (7, 3), (2, 2)])
-def test_an_epoch_covers_every_index_once_in_near_equal_batches(count, size):
-    batches = epoch_batches(count, size, seed=1, epoch=3)
-    assert sorted(np.concatenate(batches)) == list(range(count))
-    lengths = [len(b) for b in batches]
-    assert max(lengths) <= size
-    assert max(lengths) - min(lengths) <= 1
-
-
-def test_epochs_and_seeds_shuffle_differently():
-    orders = {tuple(np.concatenate(epoch_batches(50, 8, s, e))) for s in (0, 1) for e in (0, 1)}
-    assert len(orders) == 4
-
-
 def test_one_image_is_refused():
     with pytest.raises(ImagesError, match="at least 2 images"):
-        epoch_batches(1, 8, 0, 0)
+        ViewLoader(some_images(1), (WEAK,), size=8, batch_size=8).batches_per_epoch()
 
 
 def test_loader_starts_in_the_middle_of_an_epoch_where_it_stopped():
