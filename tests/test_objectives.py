@@ -194,6 +194,18 @@ def test_a_full_queue_with_the_batch_inside_is_what_the_queue_holds_afterwards()
     )
 
 
+def test_a_queue_that_shows_every_slot_holds_the_newest_first_of_each_batch_and_zeros():
+    relation = TeacherQueue(4, size=8, batch="inside", every_slot=True)
+    seen = torch.zeros(8, 4)  # newest first; a batch keeps its order, and the last ones fall out at the end
+    for step in range(4):
+        s, t = (torch.nn.functional.normalize(rand(3, 4, seed=20 * k + step), dim=1) for k in range(2))
+        seen = torch.cat([t, seen])[:8]
+        for table, z in zip(relation(s, t, views(3, start=step % 2)), (s, t), strict=True):
+            assert torch.allclose(table.sort(1).values, (z @ seen.T).sort(1).values, atol=1e-6)
+    with pytest.raises(UserError, match="batch inside"):
+        TeacherQueue(4, every_slot=True)
+
+
 def test_gaussian_kernels_are_what_the_series_goes_to():
     s = torch.nn.functional.normalize(rand(5, 7), dim=1)
     table, _ = KernelTable(gamma=0.4, order=12)(s, s, views(5))
@@ -210,6 +222,8 @@ def test_student_tokens_on_a_finer_grid_are_averaged_and_on_a_coarser_one_spread
     cells = z.view(2, 2, 2, 2, 2, 3).mean((2, 4)).view(2, 4, 3)
     assert torch.allclose(to_grid(z, 4), cells, atol=1e-6)
     assert torch.allclose(to_grid(torch.ones(2, 4, 3), 16), torch.ones(2, 16, 3))
+    centre = rand(2, 9, 3)
+    assert torch.allclose(to_grid(centre, 1, sampled=True), centre[:, 4:5])
     with pytest.raises(UserError, match="square grids"):
         to_grid(rand(2, 6, 3), 16)
 

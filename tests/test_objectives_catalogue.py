@@ -251,6 +251,6 @@ def test_the_page_shows_the_catalogue_as_it_is():
 
 
 def test_options_of_a_relation_are_those_it_knows():
-    assert options_of("queue", "nearest") == ["size", "batch", "neighbours"]
+    assert options_of("queue", "nearest") == ["size", "batch", "neighbours", "every_slot"]
     assert options_of("batch", "softmax_kl") == []
     assert set(KEEPS_WIDTH) == {"identity", "square"}

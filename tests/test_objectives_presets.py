@@ -79,10 +79,10 @@ def test_rrd_looks_at_both_networks_in_128_dimensions_with_the_batch_in_the_queu
     assert case.answer(1)[0] == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_lightly_v1_is_the_kl_over_a_queue_that_holds_the_batch():
+def test_lightly_v1_is_the_kl_over_a_queue_that_holds_the_batch_and_zeros_where_it_is_empty():
     case = Case("lightly_v1")
     case.answer(0)
-    queue = unit(np.concatenate([case.teacher(0), case.teacher(1)]))
+    queue = np.concatenate([unit(case.teacher(0)), unit(case.teacher(1)), np.zeros((8192 - 2 * B, DT))])
     assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), case.teacher(1), queue, 0.07, 0.07), rel=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_lightly_v3_adds_the_patches_of_each_image():
     case = Case("lightly_v3")
     total, (world, local) = case.answer(0)
     assert local == pytest.approx(gram_kl(case.projected(0, 1, "tokens"), case.teacher(0, "tokens"), 0.07), rel=1e-4)
-    queue = unit(case.teacher(0))
+    queue = np.concatenate([unit(case.teacher(0)), np.zeros((8192 - B, DT))])
     assert world == pytest.approx(queue_kl(case.projected(0), case.teacher(0), queue, 0.07, 0.07), rel=1e-4)
     assert total == pytest.approx(world + local, rel=1e-5)
 

@@ -10,6 +10,9 @@ _DLKD_CORRELATION = correlation("views", "square", tau=0.5, weight=50.0)
 _SIMREG = alignment("simreg")
 _QUEUE = correlation("queue", "simreg", size=8192)
 
+# Empty slots as zeros and no image hidden from itself, which we would do otherwise: see TeacherQueue.
+_LIGHTLY = correlation("queue", "linear", batch="inside", size=8192, every_slot=True)
+
 _DLKD = Preset(
     (_DLKD_ALIGNMENT, _DLKD_CORRELATION),
     "Ding et al., DLKD (first MLKD), TNNLS 35(2):2425-2435; ifding/DLKD",
@@ -115,19 +118,19 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "queue length ours; used beside CE in the paper",
     ),
     "lightly_v1": Preset(
-        (correlation("queue", "linear", batch="inside", size=8192),),
+        (_LIGHTLY,),
         "LightlyTrain, distillation v1",
         "code",
         "KL(softmax(t Q / 0.07) || softmax(g(s) Q / 0.07)), g linear, Q: 8,192 with the batch in it",
-        differs="empty slots take no part (there they add a logit of 0); no mixup of the inputs; an older view of the own "
-        "image is masked",
+        differs="the loss is equal to float precision (`benchmarks.lightly_train`); no mixup of the inputs, other "
+        "first weights of g",
     ),
     "lightly_v3": Preset(
-        (correlation("queue", "linear", batch="inside", size=8192), correlation("tokens", "linear")),
+        (_LIGHTLY, correlation("tokens", "linear", sampled=True)),
         "LightlyTrain, distillation v3",
         "code",
-        "v1 + per image KL of row softmaxes of the patch Gram matrices, tau 0.07",
-        differs="as v1; student patches are laid over the teacher's grid bilinearly",
+        "v1 + per image KL of row softmaxes of the patch Gram matrices, tau 0.07; g(s) laid over the teacher's grid bilinearly",
+        differs="as v1",
     ),
     "ega": Preset(
         (

@@ -94,6 +94,8 @@ class Correlation(nn.Module):
         teacher_layers: Sequence[str] | None = None,
         neighbours: int | None = None,
         strength: float | None = None,
+        every_slot: bool | None = None,
+        sampled: bool | None = None,
     ):
         given = {k: v for k, v in locals().items() if k in OWN_OPTIONS and v is not None}
         super().__init__()
@@ -143,7 +145,10 @@ class Correlation(nn.Module):
         if self.of == "embedding":
             return self.projector(student.embedding), teacher.embedding
         s, t = tokens(student, "student", self.widths[0]), tokens(teacher, "teacher", self.widths[1])
-        s, t = onto_coarser(s, t) if isinstance(self.relation, AttentionMapTable) else (to_grid(s, t.shape[1]), t)
+        if isinstance(self.relation, AttentionMapTable):
+            s, t = onto_coarser(s, t)
+        else:
+            s = to_grid(s, t.shape[1], sampled=getattr(self.relation, "sampled", False))
         return over_rows(self.projector, s), t
 
 

@@ -25,10 +25,15 @@ from ssl_kd.views import Views
 class TokensTable(Relation):
     """Cosines of all patches of an image with each other, image by image, each network with itself.
 
+    sampled: a student's finer grid is read at the centres of the teacher's cells, as published, instead of averaged.
     Source: the local term of LightlyTrain's distillation v3 (its code), a row softmax of the patch Gram matrix.
     """
 
     of = "tokens"
+
+    def __init__(self, sampled: bool = False):
+        super().__init__()
+        self.sampled = sampled
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N L, L) tables."""

@@ -32,6 +32,8 @@ class TeacherQueue(Relation):
 
     Source: the teacher queue of SEED (Fang et al., ICLR 2021), CompRess-1q (Koohpayegani et al., NeurIPS 2020) and
     LightlyTrain's distillation v1. Differs: a valid-count instead of random or zero slots, own sample masked by index.
+    `every_slot` takes both differences back as LightlyTrain has them, for comparisons with it: slots that are still
+    empty are zero vectors (a cosine of 0), and older views of the own image take part.
     """
 
     needs_teacher_width = True
@@ -40,13 +42,17 @@ class TeacherQueue(Relation):
     filled: Tensor
     head: Tensor
 
-    def __init__(self, dim: int, size: int = 8192, batch: str = "beside"):
+    def __init__(self, dim: int, size: int = 8192, batch: str = "beside", every_slot: bool = False):
         super().__init__()
         least = 2 if batch == "none" else 1  # alone with itself, a sample would have nothing to look at
         if size < least:
             raise UserError(f"queue size: expected at least {least}, got {size}")
         one_of("batch", batch, BATCH_PLACES)
-        self.size, self.batch = size, batch
+        if every_slot and batch != "inside":
+            raise UserError(
+                f"every_slot: only a queue with the batch inside shows all of its slots, got batch {batch!r}"
+            )
+        self.size, self.batch, self.every_slot = size, batch, every_slot
         self.register_buffer("bank", torch.zeros(size, dim))
         self.register_buffer("index", torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
@@ -61,6 +67,12 @@ class TeacherQueue(Relation):
         """(N, Dt), (N, Dt) -> two (N, N + filled) tables; what stands for the batch comes first."""
         s, t = unit(s), unit(t)
         rows = rows_of(views, t)
+        if self.every_slot:
+            columns, newest = self.bank.clone(), t.flip(0)  # of a batch the last are forgotten first, as there
+            columns[self.next_slots(len(t))] = newest[-self.size :]
+            if self.training:
+                self.enqueue(newest, rows.flip(0))
+            return s @ columns.T, t @ columns.T
         # A copy: the bank changes below, before the gradient is taken.
         queue, hidden = self.bank[: int(self.filled)].clone(), self.hidden_from(rows)
         if self.batch in ("beside", "inside"):

@@ -95,15 +95,18 @@ def layer_tokens(features: Features, name: str, whose: str) -> Tensor:
     return tap[:, tap.shape[1] - math.isqrt(tap.shape[1]) ** 2 :]
 
 
-def to_grid(z: Tensor, length: int) -> Tensor:
-    """Tokens (N, L, D) of a square grid onto one of `length` cells: bilinear to a finer, means to a coarser one."""
+def to_grid(z: Tensor, length: int, sampled: bool = False) -> Tensor:
+    """Tokens (N, L, D) of a square grid onto one of `length` cells: bilinear to a finer, means to a coarser one.
+
+    sampled: bilinear to a coarser one as well, which leaves out what lies between the samples.
+    """
     if z.shape[1] == length:
         return z
     side, wanted = math.isqrt(z.shape[1]), math.isqrt(length)
     if side * side != z.shape[1] or wanted * wanted != length:
         raise UserError(f"objective: {z.shape[1]} tokens cannot be laid over {length}: both must be square grids")
     grid = z.transpose(1, 2).unflatten(2, (side, side))
-    if wanted > side:
+    if wanted > side or sampled:
         grid = F.interpolate(grid, size=(wanted, wanted), mode="bilinear")
     else:
         grid = F.adaptive_avg_pool2d(grid, wanted)
