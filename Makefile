@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow check bench bench-distill clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# With LIGHTLY=path/to/python, an interpreter that has lightly-train and timm, against that as well.
+bench-distill: install
+	$(BIN)/python -m benchmarks distill_speed $(if $(LIGHTLY),--python $(LIGHTLY))
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,7 @@ NAMES = {
     "images_decode": "reading and resizing JPEGs, against PIL + torchvision transforms + DataLoader",
     "eval_knn": "k-NN evaluation, against faiss alone, DINO's loop and lightly's",
     "eval_probe": "linear probes, against scikit-learn",
+    "distill_speed": "the training loop, against the networks alone, the usual script and lightly-train",
 }
 WHEN_NAMED = {
     "lightly_train": "lightly-train beside us: its losses against our presets, its own recipe on our teacher",

@@ -13,14 +13,16 @@ own: its data set, transforms, mix-up, queue, loss, optimiser, schedule and trai
 
 from __future__ import annotations
 
+import itertools
 import json
-import resource
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import lightly_train
+import psutil
 import timm
 import torch
 from lightly_train._methods.distillation import distillation as v1
@@ -87,23 +89,25 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 class Clock:
-    """When each training step ended."""
+    """When each training step ended: seconds by the wall, and of processor, data workers included."""
 
     def __init__(self):
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
         theirs = Method.on_train_batch_end
 
         def on_train_batch_end(method, outputs, batch, batch_idx):
             theirs(method, outputs, batch, batch_idx)
-            self.ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), cpu_seconds()))
 
         Method.on_train_batch_end = on_train_batch_end
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its workers that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)
+    """Of this process and of its children, living or not."""
+    process = psutil.Process()
+    living = [child.cpu_times() for child in process.children(recursive=True)]
+    own = process.cpu_times()
+    return own.user + own.system + own.children_user + own.children_system + sum(c.user + c.system for c in living)
 
 
 def distil(folder: Path, request: dict) -> dict:
@@ -144,14 +148,16 @@ def distil(folder: Path, request: dict) -> dict:
         wrapped = package_helpers.get_wrapped_model(student, num_input_channels=3)
         said = wrapped.forward_pool(wrapped.forward_features(normalised(probe["pixels"])))["pooled_features"]
     save_file({"student": said.flatten(1).contiguous()}, folder / "said.safetensors")
-    gaps = sorted(b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False))[: max(len(clock.ends) - 2, 1)]
+    steady = clock.ends[min(3, len(clock.ends) - 1) :]  # threads, workers and memory have settled
+    gaps = [b[0] - a[0] for a, b in itertools.pairwise(steady)]
     return {
         "steps": len(clock.ends),
         "seconds": whole,
         "cpu_seconds": cpu,
         "images_per_second": request["batch"] * len(clock.ends) / whole,
-        # The slowest gap is where an epoch began or a checkpoint was written: counted above, not here.
-        "images_per_second_steady": request["batch"] / gaps[len(gaps) // 2] if gaps else None,
+        # By the median step, so without the beginnings of epochs and checkpoints, which are counted above.
+        "images_per_second_steady": request["batch"] / statistics.median(gaps) if gaps else None,
+        "cpu_seconds_per_step": (steady[-1][1] - steady[0][1]) / len(gaps) if gaps else None,
     }
 
 
