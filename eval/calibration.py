@@ -1,7 +1,6 @@
-"""Reliability of a frozen representation: is a linear probe as sure as it should be, and do strangers look strange?
+"""Reliability of a frozen representation: is a linear probe as sure as it should be? (Strangers: eval/ood.py.)
 
 Calibration()(train, test)                     # ECE, NLL, Brier, and ECE after temperature scaling
-ood_auroc(train, test, other)                  # can the distance to the k-th neighbour tell other images apart?
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.features import FeatureBank, blocks, check_finite
-from eval.knn import Search
+from eval.features import FeatureBank
 from eval.linear_probe import LinearProbe
 from eval.metrics import DRAWS, Score, Scores, mean_score
-from ssl_kd.errors import UserError
 
 BINS = 15
 FOLDS = 5
@@ -114,33 +111,6 @@ def scale(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[np.nda
         found.append(temperature(logits[~own], labels[~own]))
         scaled[own] = logits[own] / found[-1]
     return scaled, found
-
-
-def ood_auroc(train: FeatureBank, inside: FeatureBank, outside: FeatureBank, k: int = 50, seed: int = 0) -> Score:
-    """Return how well the cosine to the k-th nearest train row ranks `inside` above `outside` rows: 0.5 is chance.
-
-    Source: Sun et al. 2022 (deep nearest neighbours). The interval is a bootstrap's over both sets of rows.
-    """
-    for name, bank in (("train", train), ("inside", inside), ("outside", outside)):
-        if not len(bank) or bank.width != train.width:
-            raise UserError(f"{name}: {len(bank)} rows, {bank.width} wide; expected at least one, {train.width} wide")
-        check_finite(bank, name)
-    search, k = Search(train.features), min(k, len(train))
-    near, far = (
-        np.concatenate([search(bank.features[part], k)[0][:, -1] for part in blocks(len(bank), search.block)])
-        for bank in (inside, outside)
-    )
-    rng = np.random.default_rng(seed)
-    draws = [_auroc(rng.choice(near, len(near)), rng.choice(far, len(far))) for _ in range(DRAWS // 10)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Score("ood auroc", _auroc(near, far), float(low), float(high), len(near) + len(far), k)
-
-
-def _auroc(high: np.ndarray, low: np.ndarray) -> float:
-    """Return the share of pairs in which `high` is above `low`; ties count half (Mann-Whitney)."""
-    ordered = np.sort(low)
-    below, up_to = np.searchsorted(ordered, high, "left"), np.searchsorted(ordered, high, "right")
-    return float((below + up_to).mean() / (2 * len(low)))
 
 
 def _ece_score(metric: str, log_probability: np.ndarray, labels: np.ndarray, seed: int) -> Score:

@@ -41,6 +41,11 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str,
     write_atomically(folder / f"{key}.npz", content.getvalue())
 
 
+def has_cell(folder: Path | None, key: str) -> bool:
+    """Return whether something is kept under the key."""
+    return folder is not None and (folder / f"{key}.npz").is_file()
+
+
 def load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | None:
     """Return what was kept under the key; None when there is nothing, or nothing that can be read."""
     if folder is None or not (path := folder / f"{key}.npz").is_file():

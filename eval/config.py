@@ -10,13 +10,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.parsing import parse
 
 EXAMPLES = (
     "python -m eval configs/eval/cifar10.yaml",
     "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
 )
+MAPS = ("pca", "tsne", "umap")
 
 
 @dataclass
@@ -26,17 +27,20 @@ class EvalConfig:
     Args:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
         tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
-        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint) or {name, like, seed} (the architecture of another one with random weights)
+        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels) or {name, like, seed} (the architecture of another one with random weights)
         evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
+        ood: list of [inside, outside], names of tasks: how well each encoder tells the second's test images from the first's
         reference: name of the encoder that the others are compared with; empty: the first
         cache: folder for features, shared by any number of evaluations; empty: features in out; none: keep none
         batch_size: images per forward pass
         threads: decoding threads
+        workers: processes that share the cells, and the processor's threads among them; figures are the same with any number
         device: cpu or cuda
         precision: 32-true or bf16-mixed; published protocols are 32-true
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
         seed: of the part of train that chooses a probe's strength
         report: write report.html, with maps and neighbours of every encoder
+        maps: list of pca, tsne, umap: projections that the report shows; umap needs pip install 'ssl-kd[umap]'
         quiet: no progress bars
     """  # noqa: E501  the parser takes each setting's help from one line
 
@@ -44,21 +48,24 @@ class EvalConfig:
     tasks: list[Any] = field(default_factory=list)
     encoders: list[Any] = field(default_factory=list)
     evaluators: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    ood: list[Any] = field(default_factory=list)
     reference: str = ""
     cache: str = ""
     batch_size: int = 64
     threads: int = 2
+    workers: int = 1
     device: str = "cpu"
     precision: str = "32-true"
     max_unreadable: float = 0.01
     seed: int = 0
     report: bool = True
+    maps: list[str] = field(default_factory=lambda: ["pca"])
     quiet: bool = False
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Where one task lies: `path`, or `train` and `test`, or `root` of a torchvision data set."""
+    """Where one task lies: `path`, or `train` and `test`, or `root` of a set of the literature as its archive unpacks."""
 
     name: str = ""
     path: str = ""
@@ -73,7 +80,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         ways = [bool(self.path), bool(self.train or self.test), bool(self.root)]
         if sum(ways) != 1 or bool(self.train) != bool(self.test):
-            raise UserError(f"task {self.name or '?'}: give path, or train and test, or root of a torchvision data set")
+            raise UserError(f"task {self.name or '?'}: give path, or train and test, or root of a known data set")
         if not self.name and not self.path:
             raise UserError(f"task: a name is needed beside {'root' if self.root else 'train and test'}")
         if self.metric not in ("", "top1", "mean_per_class"):
@@ -88,10 +95,14 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """One row of the table: a checkpoint, or the architecture of the row called `like` with random weights."""
+    """One row of the table: a checkpoint, or the architecture of the row called `like` with random weights.
+
+    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels.
+    """
 
     name: str = ""
     weights: str = ""
+    supervised: str = ""
     feature: str | None = None
     format: str | None = None
     size: int | None = None
@@ -100,8 +111,11 @@ class EncoderConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if bool(self.weights) == bool(self.like):
-            raise UserError(f"encoder {self.name or '?'}: give either weights (a checkpoint) or like (another's name)")
+        if sum(map(bool, (self.weights, self.supervised, self.like))) != 1:
+            raise UserError(
+                f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
+                "or like (another's name)"
+            )
         if self.size is not None and self.size < 1:
             raise UserError(f"encoder {self.title}: size is a side in pixels, got {self.size}")
         if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
@@ -112,7 +126,16 @@ class EncoderConfig:
     @property
     def title(self) -> str:
         """The name that tables show."""
-        return self.name or (Path(self.weights).stem if self.weights else f"random {self.like}")
+        if self.name:
+            return self.name
+        if self.supervised:
+            return f"supervised {Path(self.supervised).stem}"
+        return Path(self.weights).stem if self.weights else f"random {self.like}"
+
+    @property
+    def source(self) -> str:
+        """The checkpoint's file or name; empty for random weights."""
+        return self.weights or self.supervised
 
 
 def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig:
@@ -134,13 +157,25 @@ def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
     """Return the encoders, checked, with every `like` and the reference pointing at one; a plain string is a file."""
     entries = _entries(EncoderConfig, config.encoders, "encoders", "weights")
     names = [entry.title for entry in entries]
-    files = [entry.title for entry in entries if entry.weights]
+    files = [entry.title for entry in entries if entry.source]
     for entry in entries:
         if entry.like and entry.like not in files:
             raise UserError(f"encoder {entry.title}: like: {entry.like!r} is no encoder.{nearest(entry.like, files)}")
     if config.reference and config.reference not in names:
         raise UserError(f"reference: {config.reference!r} is no encoder here.{nearest(config.reference, names)}")
     return entries
+
+
+def ood_of(config: EvalConfig) -> list[tuple[str, str]]:
+    """Return the pairs of tasks for out-of-distribution detection, checked."""
+    names, pairs = [task.title for task in tasks_of(config)], []
+    for i, pair in enumerate(config.ood):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(f"ood[{i}]: expected [inside, outside], two tasks' names, got {pair!r}")
+        for name in pair:
+            one_of(f"ood[{i}]", str(name), names)
+        pairs.append((str(pair[0]), str(pair[1])))
+    return list(dict.fromkeys(pairs))
 
 
 def _entries(kind: type, given: Any, what: str, short: str) -> list[Any]:
@@ -185,7 +220,13 @@ def check(config: EvalConfig) -> None:
     """Raise UserError for the first plain setting that cannot be right."""
     rules: tuple[tuple[bool, str], ...] = (
         (bool(config.out), "out: expected a run folder; got nothing"),
-        (bool(config.evaluators), "evaluators: expected at least one of knn, linear"),
+        (bool(config.evaluators or config.ood), "evaluators: expected at least one of knn, linear"),
+        (1 <= config.workers, f"workers: expected at least 1, got {config.workers}"),
+        (
+            config.workers == 1 or config.cache != "none",
+            "workers: processes share features through the cache; drop cache: none, or take workers: 1",
+        ),
+        (set(config.maps) <= set(MAPS), f"maps: expected some of {', '.join(MAPS)}, got {config.maps}"),
         (config.batch_size >= 1, f"batch_size: expected at least 1, got {config.batch_size}"),
         (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
         (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),

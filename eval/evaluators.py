@@ -16,13 +16,15 @@ class Kind:
     """How an evaluator is made.
 
     `find` gives a protocol by name, with all its constants. `make(protocol, metric, seed, device)` gives the evaluator:
-    a call on train and test bank, and for a `paired` one on the reference's two banks after them.
+    a call on train and test bank, and for a `paired` one on the reference's two banks after them. `several`, where
+    images of several classes can be judged, finds the protocol for them.
     """
 
     default: str
     find: Callable[[str], Any]
     make: Callable[..., Callable[..., Scores]]
     paired: bool = False
+    several: Callable[[str], Any] | None = None
 
 
 def _knn_protocol(name: str) -> Any:
@@ -45,8 +47,17 @@ def _linear_protocol(name: str) -> Any:
 
 def _linear(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
     from eval.linear_probe import LinearProbe
+    from eval.multilabel import MultiLabelProbe
 
+    if metric == "map11":
+        return MultiLabelProbe(protocol, seed, device)
     return LinearProbe(protocol, metric=metric, seed=seed, device=device)
+
+
+def _multilabel_protocol(name: str) -> Any:
+    from eval.multilabel import multilabel_protocol
+
+    return multilabel_protocol(name)
 
 
 def _retrieval_protocol(name: str) -> Any:
@@ -117,7 +128,7 @@ def _calibration(protocol: Any, metric: str, seed: int, device: str, quiet: bool
 
 EVALUATORS: dict[str, Kind] = {
     "knn": Kind("dino", _knn_protocol, _knn),
-    "linear": Kind("simclr-lbfgs", _linear_protocol, _linear),
+    "linear": Kind("simclr-lbfgs", _linear_protocol, _linear, several=_multilabel_protocol),
     "fewshot": Kind("shots", _fewshot_protocol, _fewshot),
     "robustness": Kind("label-noise", _damage, _robustness),
     "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
@@ -127,9 +138,40 @@ EVALUATORS: dict[str, Kind] = {
 }
 
 
+def _ood_protocol(name: str) -> Any:
+    from eval.ood import ood_protocol
+
+    return ood_protocol(name)
+
+
+def _ood(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+    from eval.ood import OutOfDistribution
+
+    return OutOfDistribution(protocol)
+
+
+OOD = "ood"  # judged on pairs of tasks, so it is no choice among EVALUATORS: see EvalConfig.ood
+KINDS = {**EVALUATORS, OOD: Kind("knn50", _ood_protocol, _ood)}
+
+
+def unfit(kind: str, protocol: str, several: bool) -> str:
+    """Return why an evaluator cannot judge a task, in words; empty when it can."""
+    if not several:
+        return ""
+    if KINDS[kind].several is None:
+        return "it needs one class per image"
+    try:
+        KINDS[kind].several(protocol)  # type: ignore[misc]
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def split_evaluator(name: str) -> tuple[str, str]:
     """Return kind and protocol of an evaluator's name: "knn" is "knn/dino". UserError for unknown ones."""
     kind, _, protocol = name.partition("/")
+    if kind == OOD:
+        raise UserError("evaluators: ood judges pairs of tasks; give them as ood: [[inside, outside], ...]")
     if kind not in EVALUATORS:
         known = list(EVALUATORS)
         raise UserError(f"no evaluator {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")

@@ -33,13 +33,15 @@ PRECISIONS = ("32-true", "bf16-mixed")
 class FeatureBank:
     """Features (N, D) float, labels (N,) of any kind or None, and the name of each row; `key` names its making.
 
-    Raises UserError when the parts do not belong together.
+    `held` (N,), booleans, marks the rows of a data set's own validation split, which a probe then chooses by. Raises
+    UserError when the parts do not belong together.
     """
 
     features: np.ndarray
     labels: np.ndarray | None = None
     ids: Sequence[str] = ()
     key: str = ""
+    held: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.features.dtype.kind != "f":
@@ -47,7 +49,7 @@ class FeatureBank:
                 f"features: expected floats of shape (rows, width), got {self.features.dtype} of shape "
                 f"{self.features.shape}; convert them first"
             )
-        for name, part in (("labels", self.labels), ("ids", self.ids)):
+        for name, part in (("labels", self.labels), ("ids", self.ids), ("held", self.held)):
             if part is not None and len(part) not in (len(self.features), 0 if name == "ids" else -1):
                 raise UserError(f"{name}: {len(part)} for {len(self.features)} rows of features; both must be equal")
 
@@ -138,6 +140,8 @@ def match(train: FeatureBank, test: FeatureBank) -> Matched:
             f"train features are {train.width} wide and test features {test.width}: two different encoders?"
         )
     y_train, y_test = np.asarray(train.labels), np.asarray(test.labels)
+    if y_train.ndim != 1 or y_test.ndim != 1:
+        raise UserError(f"labels of shape {y_train.shape} hold several classes per row; use eval.multilabel for them")
     if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
         raise UserError(f"train labels are {y_train.dtype} and test labels {y_test.dtype}: both must be of one kind")
     classes, y = np.unique(y_train, return_inverse=True)

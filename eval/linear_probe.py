@@ -106,7 +106,7 @@ class LinearProbe:
         x, y = _tensor(banks.x, self.device), torch.from_numpy(banks.y).to(self.device)
         x_test, classes = _tensor(banks.x_test, self.device), len(banks.classes)
         given = self.strength if self.strength is not None or len(protocol.choices) > 1 else protocol.choices[0]
-        sweep = self._sweep(protocol, banks.y, x, y, classes) if given is None else []
+        sweep = self._sweep(protocol, banks.y, x, y, classes, train.held) if given is None else []
         chosen = float(given) if given is not None else _best(sweep, self.metric, protocol.knob)[protocol.knob]
         final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test)
         if not torch.isfinite(final.weights).all():
@@ -130,10 +130,10 @@ class LinearProbe:
         return scores, final, x_test
 
     def _sweep(
-        self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor, y: torch.Tensor, classes: int
+        self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor, y: torch.Tensor, classes: int, own: Any
     ) -> list[dict[str, Any]]:
-        """Fit every choice on a part of train and judge it on the rest."""
-        held = holdout(labels, protocol.holdout, self.seed)
+        """Fit every choice on a part of train and judge it on the rest: the set's `own` validation split if it has one."""
+        held = holdout(labels, protocol.holdout, self.seed) if own is None else own
         rest = torch.from_numpy(held).to(x.device)
         fits, (x_held,) = self._fit(protocol, x[~rest], y[~rest], classes, protocol.choices, x[rest])
         guesses, losses = _judge(fits, x_held, y[rest])

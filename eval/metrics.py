@@ -22,6 +22,8 @@ METRICS = {
     "map": "mean average precision",
     "overlap": "neighbours in common",
     "ece": "calibration error",
+    "map11": "11-point mAP",
+    "auroc": "AUROC",
 }
 ERRORS = ("ece", "nll", "brier")  # smaller is better: a share kept of them would read the wrong way
 
@@ -210,3 +212,111 @@ def share_kept_per_class(
     only, missed = int((right & ~reference).sum()), int((~right & reference).sum())
     p = binomtest(only, only + missed).pvalue if only + missed else 1.0
     return Share(float(value / base), float(low), float(high), float(p))
+
+
+def eleven_point(relevant: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return VOC 2007's average precision of one class: the mean over recalls 0, 0.1, ..., 1 of the best precision there on.
+
+    `relevant` (Q,) is 1, -1 or 0 for rows that are not judged, `scores` (Q,) rank them; `weights` (R, Q) count each row
+    that often, for R resamplings at once. The answer is (R,), or (1,) without weights; NaN where nothing is relevant.
+    Rows of equal score are taken together, so that their order does not matter. Source: Everingham et al. 2010, and the
+    devkit's VOCevalcls, which ranks equal scores by chance.
+    """
+    judged = relevant != 0
+    order = np.argsort(-scores[judged], kind="stable")
+    hits, ranked = relevant[judged][order] > 0, scores[judged][order]
+    counts = np.ones((1, len(hits))) if weights is None else weights[:, judged][:, order].astype(np.float64)
+    ends = np.append(ranked[1:] != ranked[:-1], True) if len(ranked) else np.zeros(0, bool)
+    found, seen = np.cumsum(counts * hits, 1)[:, ends], np.cumsum(counts, 1)[:, ends]
+    total = (counts * hits).sum(1)
+    precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
+    onward = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # the best precision at this recall or a higher one
+    areas = np.zeros(len(counts))
+    for tenth in range(11):
+        reached = found * 10 >= total[:, None] * tenth - 1e-9  # whole numbers: no threshold is missed by rounding
+        areas += np.where(reached.any(1), np.take_along_axis(onward, reached.argmax(1)[:, None], 1)[:, 0], 0) / 11
+    return np.where(total > 0, areas, np.nan)
+
+
+def _map11_draws(labels: np.ndarray, scores: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Return the mean over classes (draws,) of the 11-point average precision of resampled rows; equal for equal seeds."""
+    weights = np.random.default_rng(seed).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), draws)
+    columns = [eleven_point(labels[:, c], scores[:, c], weights) for c in range(labels.shape[1])]
+    return np.nanmean(columns, 0)
+
+
+def mean_area(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the mean of `eleven_point` over the classes that have something relevant; labels and scores are (Q, C)."""
+    areas = [eleven_point(labels[:, c], scores[:, c])[0] for c in range(labels.shape[1])]
+    return float(np.nanmean(areas)) if np.isfinite(areas).any() else 0.0
+
+
+def map11(labels: np.ndarray, scores: np.ndarray, draws: int = DRAWS // 10, seed: int = 0) -> Score:
+    """Return the mean over classes of VOC 2007's 11-point average precision, with a bootstrap's interval over rows.
+
+    `labels` (Q, C) are 1, -1 or 0 (not judged), `scores` (Q, C) rank rows for each class.
+    """
+    value = mean_area(labels, scores)
+    drawn = _map11_draws(labels, scores, draws, seed)
+    low, high = np.quantile(drawn, [0.025, 0.975]) - (float(drawn.mean()) - value)  # the bootstrap's own bias taken out
+    return Score("map11", value, max(0.0, min(value, float(low))), min(1.0, max(value, float(high))), len(labels))
+
+
+def share_of_map11(labels: np.ndarray, scores: np.ndarray, reference: np.ndarray, seed: int = 0) -> Share:
+    """Do as `share_kept` for the 11-point mAP of two encoders' scores (Q, C); `p` is the paired bootstrap's, two-sided."""
+    draws = DRAWS // 10
+    mine, theirs = mean_area(labels, scores), mean_area(labels, reference)
+    if not theirs:
+        return Share(math.nan, math.nan, math.nan, 1.0)
+    drawn, base = (_map11_draws(labels, one, draws, seed) for one in (scores, reference))
+    low, high = np.quantile(drawn / np.maximum(base, 1e-12), [0.025, 0.975])
+    below, above = ((drawn <= base).sum(), (drawn >= base).sum())
+    return Share(mine / theirs, float(low), float(high), float(min(1.0, 2 * (1 + min(below, above)) / (1 + draws))))
+
+
+def placements(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Return for each of `high` (N,) the share of `low` below it, ties counting half: their mean is the AUROC."""
+    ordered = np.sort(low)
+    below, up_to = np.searchsorted(ordered, high, "left"), np.searchsorted(ordered, high, "right")
+    return (below + up_to) / (2 * len(low))
+
+
+def auroc(inside: np.ndarray, outside: np.ndarray, k: int | None = None) -> tuple[Score, np.ndarray]:
+    """Return how well scores rank `inside` (N,) above `outside` (M,) rows, and each row's placement (N + M,).
+
+    0.5 is chance. The interval is DeLong's on the logit scale, so that it stays within 0 and 1.
+    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 1988.
+    """
+    each = np.concatenate([placements(inside, outside), 1 - placements(outside, inside)])
+    n, m = len(inside), len(outside)
+    value = float(each[:n].mean())
+    error = math.sqrt(_covariance(each[:n], each[:n]) / n + _covariance(each[n:], each[n:]) / m)
+    if not 0 < value < 1 or not error:
+        low, high = wilson(value * min(n, m), min(n, m))  # DeLong's variance is nothing at 0 and 1
+    else:
+        centre, arm = math.log(value / (1 - value)), Z95 * error / (value * (1 - value))
+        low, high = (1 / (1 + math.exp(-edge)) for edge in (centre - arm, centre + arm))
+    return Score("auroc", value, low, high, n + m, k), each
+
+
+def share_of_auroc(mine: np.ndarray, theirs: np.ndarray, inside: np.ndarray) -> Share:
+    """Compare two AUROCs on the same rows by their placements (N + M,); `inside` says which rows are of which kind.
+
+    The share's interval is the delta method's on its logarithm, `p` DeLong's test of equal areas.
+    """
+    a, b = float(mine[inside].mean()), float(theirs[inside].mean())
+    if not a or not b:
+        return Share(math.nan, math.nan, math.nan, 1.0)
+
+    def error(x: float, y: float) -> float:
+        """Return the standard error of x times one area minus y times the other."""
+        parts = (x * mine - y * theirs)[inside], (x * mine - y * theirs)[~inside]
+        return math.sqrt(sum(_covariance(part, part) / len(part) for part in parts))
+
+    arm, apart = Z95 * error(1 / a, 1 / b), error(1, 1)
+    p = math.erfc(abs(a - b) / apart / math.sqrt(2)) if apart else float(a == b)
+    return Share(a / b, a / b * math.exp(-arm), a / b * math.exp(arm), p)
+
+
+def _covariance(x: np.ndarray, y: np.ndarray) -> float:
+    return float(((x - x.mean()) * (y - y.mean())).sum() / (len(x) - 1)) if len(x) > 1 else 0.0

@@ -1,77 +1,86 @@
-"""The report: one HTML file that needs no network, no script and no other file.
+"""The report: one HTML file that needs no network and no other file.
 
-What can be folded is a `<details>` element, so that a keyboard opens it; colours follow the reader's light or dark
-setting; wide tables scroll by themselves on a phone. Charts are SVG with their figures in words beside them.
+What can be folded is a `<details>` element and tables are sorted by buttons, so that a keyboard does it all; colours
+follow the reader's light or dark setting, or a button; wide tables scroll by themselves on a phone. Looks and manners
+are `report.css` and `report.js`, which go into the file; `eval/charts.py` draws.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from eval.looks import Look
+from eval.calibration import BINS
+from eval.charts import (
+    NAMED,
+    figure,
+    intervals_chart,
+    legend,
+    lines_chart,
+    map_chart,
+    matrix_chart,
+    matrix_picture,
+    points_chart,
+    reliability_chart,
+    row_of,
+    text,
+)
+from eval.curves import HEALTH
+from eval.looks import Look, Picture
 from eval.report import Cell, Results
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d1f", "#999999")  # Okabe and Ito's
-STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --soft: #5a5a5a; --line: #d5d5d5; --panel: #f5f5f3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececec; --paper: #161616; --soft: #a8a8a8; --line: #3c3c3c; --panel: #212121; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 70rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; }
-h3 { font-size: 1.05rem; margin: 1.2rem 0 .4rem; }
-p, figcaption, caption { color: var(--soft); max-width: 46rem; } caption, figcaption { text-align: left; font-size: .9rem; }
-.scroll { overflow-x: auto; } figure { margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, th.left, td.left { text-align: left; white-space: normal; } th { font-weight: 600; }
-tr.new td, tr.new th { border-top: 2px solid var(--line); }
-details { background: var(--panel); border-radius: .5rem; padding: .5rem .9rem; margin: .6rem 0; }
-summary { cursor: pointer; font-weight: 600; } summary:focus-visible { outline: 3px solid #0072b2; outline-offset: 3px; }
-svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
-svg .soft { fill: var(--soft); } svg .axis { stroke: var(--line); stroke-width: 1; }
-.row { display: flex; gap: .35rem; align-items: flex-end; flex-wrap: wrap; margin: .3rem 0; }
-.row figure { margin: 0; width: 76px; } .row img { display: block; width: 72px; height: 72px; object-fit: contain;
-  border: 3px solid transparent; border-radius: .3rem; background: var(--panel); }
-.row figcaption { font-size: .7rem; line-height: 1.15; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.hit img { border-color: #009e73; } .miss img { border-color: #d55e00; border-style: dashed; }
-.query { margin-right: .8rem !important; } .maps { display: flex; flex-wrap: wrap; gap: 1rem; }
-pre { overflow-x: auto; background: var(--panel); padding: .8rem; border-radius: .5rem; font-size: .85rem; }
-"""
+DRAWN = 20  # classes that a confusion matrix names
 
 
-def page(results: Results, looks: Sequence[Look] = (), settings: str = "", title: str = "Evaluation") -> str:
-    """Return the whole report. `looks` add maps and galleries, `settings` is the configuration to print."""
+def page(results: Results, settings: str = "", title: str = "Evaluation") -> str:
+    """Return the whole report; `settings` is the configuration to print."""
     sections = [
         ("Results", _headline(results)),
         ("Share kept", _shares(results)),
-        ("Accuracy and size", _sizes(results)),
-        ("Neighbours", _galleries(looks)),
-        ("Maps", _maps(looks)),
+        ("Accuracy, size and speed", _sizes(results)),
+        ("Paired tests", _comparisons(results)),
+        ("Training", _curves(results, health=False)),
+        ("Health without labels", _curves(results, health=True)),
+        ("Neighbours", _galleries(results.looks)),
+        ("Maps", _maps(results.looks)),
         ("Confusions", _confusions(results)),
         ("Calibration", _calibrations(results)),
         ("Strengths", _sweeps(results)),
         ("All figures", _everything(results)),
-        ("Notes", "".join(f"<p>{_text(note)}</p>" for note in results.notes)),
+        ("Notes", "".join(f"<p>{text(note)}</p>" for note in results.notes)),
         ("How to reproduce", _reproduce(results, settings)),
     ]
-    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    shown = [(f"s{i}", name, content) for i, (name, content) in enumerate(sections) if content]
+    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in shown)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}h"><h2 id="{key}h">{name}</h2>{content}</section>'
+        for key, name, content in shown
+    )
+    style, script = ((files("eval") / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1><p>{_text(_summary(results))}</p>{body}</body></html>\n"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # nothing is fetched, whatever a name in the results may hold
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f"<title>{text(title)}</title><style>{style}</style></head>"
+        f'<body><a class="skip" href="#s0">Skip to the results</a><header><div><h1>{text(title)}</h1>'
+        f"<p>{text(_summary(results))}</p></div></header>"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav><main>{body}</main><script>{script}</script></body></html>\n'
     )
 
 
+def _numbers(results: Results) -> dict[str, int]:
+    """Return each encoder's colour, the same in every drawing."""
+    return {name: i for i, name in enumerate(dict.fromkeys(cell.encoder for cell in results.cells))}
+
+
 def _summary(results: Results) -> str:
-    encoders = list(dict.fromkeys(cell.encoder for cell in results.cells))
+    encoders = list(_numbers(results))
     tasks = list(dict.fromkeys(cell.task for cell in results.cells))
     against = f" Shares are of {results.reference}." if results.reference else ""
     return f"{', '.join(encoders)} on {', '.join(tasks)}.{against} Intervals are at 95 %, over the test images."
@@ -79,116 +88,152 @@ def _summary(results: Results) -> str:
 
 def _headline(results: Results) -> str:
     header, lines = results.grid()
-    head = "".join(
-        f'<th scope="col"{" class=left" if i == 1 else ""}>{_text(name)}</th>' for i, name in enumerate(header)
-    )
-    body = []
-    for before, line in zip([None, *lines], lines, strict=False):
-        mark = ' class="new"' if before and before[0] != line[0] else ""
-        cells = "".join(f"<td>{_text(value)}</td>" for value in line[2:])
-        body.append(
-            f'<tr{mark}><th scope="row">{_text(line[0])}</th><td class="left">{_text(line[1])}</td>{cells}</tr>'
-        )
-    caption = f"<caption>{_text(results.caption())}</caption>"
-    return _scroll(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>")
+    marks = [before is not None and before[0] != line[0] for before, line in zip([None, *lines], lines, strict=False)]
+    return _table(header, lines, 2, results.caption(), marks)
+
+
+def _evaluator(row: Any) -> str:
+    return f"{row['evaluator']}/{row['protocol']}"
 
 
 def _shares(results: Results) -> str:
-    """Dots with intervals: the share of the reference that each encoder keeps, by task and evaluator."""
-    rows = [
-        r for r in results.rows if r["headline"] and r["share_kept"] is not None and r["encoder"] != results.reference
-    ]
-    rows = [r for r in rows if math.isfinite(r["share_kept"])]
-    if not rows:
+    """Dots with intervals: the share of the reference that each encoder keeps, a drawing per task."""
+    rows = [r for r in results.rows if r["headline"] and r["encoder"] != results.reference]
+    rows = [r for r in rows if r["share_kept"] is not None and math.isfinite(r["share_kept"])]
+    numbers, charts = _numbers(results), []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        groups = [
+            (
+                name,
+                [
+                    (r["encoder"], r["share_kept"], r["share_low"], r["share_high"])
+                    for r in own
+                    if _evaluator(r) == name
+                ],
+            )
+            for name in dict.fromkeys(map(_evaluator, own))
+        ]
+        charts.append(figure(intervals_chart(groups, f"Shares kept on {task}", numbers), text(task)))
+    if not charts:
         return ""
-    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
-    ends = [row[key] for row in rows for key in ("share_kept", "share_low", "share_high") if math.isfinite(row[key])]
-    low, high = max(0.0, min([*ends, 1.0]) - 0.03), max([*ends, 1.0]) + 0.03
-    groups = list(dict.fromkeys((row["task"], f"{row['evaluator']}/{row['protocol']}") for row in rows))
-    left, width, step = 300, 460, 14 + 10 * len(encoders)
-
-    def x(share: float) -> float:
-        return left + width * (share - low) / (high - low)
-
-    marks = [f'<line class="axis" x1="{x(1):.1f}" x2="{x(1):.1f}" y1="24" y2="{30 + step * len(groups)}"/>']
-    marks += [f'<text x="{x(1):.1f}" y="16" text-anchor="middle">100 %</text>']
-    if x(1) - left > 60:  # room for a second label
-        marks.append(f'<text class="soft" x="{left}" y="16">{100 * low:.0f} %</text>')
-    for g, (task, evaluator) in enumerate(groups):
-        top = 34 + step * g
-        marks.append(f'<text x="0" y="{top + step / 2:.0f}">{_text(task)} · {_text(evaluator)}</text>')
-        for e, encoder in enumerate(encoders):
-            for row in rows:
-                if (row["task"], f"{row['evaluator']}/{row['protocol']}", row["encoder"]) == (task, evaluator, encoder):
-                    y, colour = top + 8 + 10 * e, COLOURS[e % len(COLOURS)]
-                    if math.isfinite(row["share_low"]):
-                        marks.append(
-                            f'<line x1="{x(row["share_low"]):.1f}" x2="{x(row["share_high"]):.1f}" y1="{y}" y2="{y}" '
-                            f'stroke="{colour}" stroke-width="3" stroke-opacity=".7"/>'
-                        )
-                    words = f"{encoder}, {task}, {evaluator}: keeps {100 * row['share_kept']:.1f} %"
-                    marks.append(
-                        f'<circle cx="{x(row["share_kept"]):.1f}" cy="{y}" r="4.5" fill="{colour}"><title>{_text(words)}</title></circle>'
-                    )
-    height = 44 + step * len(groups)
-    what = f"Share of {results.reference} kept by {', '.join(encoders)}, with 95 % intervals (paired over test images)."
-    return _figure(_svg(left + width + 20, height, marks, what), _legend(encoders) + _text(what))
+    told = f"<p>Share of {text(results.reference)}'s figure, with intervals paired over the test images.</p>"
+    return told + legend({row["encoder"]: numbers[row["encoder"]] for row in rows}) + row_of(charts)
 
 
 def _sizes(results: Results) -> str:
-    """Points: mean headline figure over tasks against parameters, one mark per encoder."""
-    charts = []
-    for evaluator in dict.fromkeys(f"{c.scores.evaluator}/{c.scores.protocol}" for c in results.cells):
-        rows = [r for r in results.rows if r["headline"] and f"{r['evaluator']}/{r['protocol']}" == evaluator]
-        encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    """Points: mean headline figure over tasks against parameters and against the time for one image."""
+    numbers, charts = _numbers(results), []
+    for evaluator in dict.fromkeys(cell.evaluator for cell in results.cells):
+        cells = [cell for cell in results.cells if cell.evaluator == evaluator]
+        encoders = list(dict.fromkeys(cell.encoder for cell in cells))
         if evaluator.split("/")[0] not in ("knn", "linear") or len(encoders) < 2:
             continue
-        points = []
-        for encoder in encoders:
-            own = [row for row in rows if row["encoder"] == encoder]
-            points.append((max(1, own[0]["parameters"]), float(np.mean([row["value"] for row in own])), encoder))
-        sizes, values = [math.log10(p[0]) for p in points], [p[1] for p in points]
-        span, rise = max(max(sizes) - min(sizes), 0.3), max(max(values) - min(values), 0.02)
-        marks = [
-            '<line class="axis" x1="50" x2="400" y1="210" y2="210"/><line class="axis" x1="50" x2="50" y1="10" y2="210"/>'
-        ]
-        for i, (parameters, value, encoder) in enumerate(points):
-            x = 80 + 260 * (math.log10(parameters) - min(sizes)) / span
-            y = 190 - 160 * (value - min(values)) / rise
-            words = f"{encoder}: {parameters:,} parameters, {100 * value:.1f} %"
-            marks.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{COLOURS[i % len(COLOURS)]}"><title>{_text(words)}</title></circle>'
-            )
-            marks.append(f'<text x="{x + 9:.1f}" y="{y + 4:.1f}">{_text(encoder)} {100 * value:.1f} %</text>')
-        marks.append('<text class="soft" x="400" y="228" text-anchor="end">parameters (log)</text>')
-        what = f"{evaluator}: mean over tasks against parameters."
-        charts.append(_figure(_svg(460, 240, marks, what), _text(what)))
-    return f'<div class="maps">{"".join(charts)}</div>' if charts else ""
+        for what, unit in (("parameters", "parameters"), ("latency", "ms per image")):
+            points = []
+            for name in encoders:
+                own = [cell for cell in cells if cell.encoder == name]
+                at = own[0].parameters if what == "parameters" else results.latencies.get(name)
+                if at:
+                    points.append((name, float(at), *_mean([results.headline(name, c.task, evaluator) for c in own])))
+            if points:
+                words = f"{evaluator}: mean over tasks against {unit}"
+                charts.append(figure(points_chart(points, unit, words, numbers), text(words)))
+    if not charts:
+        return ""
+    told = "<p>Bars are 95 % intervals of the mean over tasks."
+    if results.latencies:
+        slow = ", ".join(f"{name} {ms:.1f} ms" for name, ms in results.latencies.items())
+        told += f" One image at a time, in fp32, without reading it from disk: {text(slow)}."
+    return told + "</p>" + legend(numbers) + row_of(charts)
+
+
+def _mean(rows: Sequence[Any]) -> tuple[float, float, float]:
+    """Return the mean of several tasks' figures with its interval: independent test sets, so their arms join as squares."""
+    value = float(np.mean([row["value"] for row in rows]))
+    down, up = (math.sqrt(sum((row[side] - row["value"]) ** 2 for row in rows)) / len(rows) for side in ("low", "high"))
+    return value, value - down, value + up
+
+
+def _comparisons(results: Results) -> str:
+    lines = [
+        (
+            row["task"],
+            row["evaluator"],
+            f"{row['second']} against {row['first']}",
+            _percent(row["share"]),
+            f"{_percent(row['low'])} to {_percent(row['high'])}" if math.isfinite(row["low"]) else "",
+            f"{row['p']:.2g}" if math.isfinite(row["p"]) else "",
+        )
+        for row in results.comparisons()
+    ]
+    if not lines:
+        return ""
+    told = (
+        "<p>Every pair of encoders on the same test images: the share that one keeps of the other's figure, and the p-value of "
+        "“no difference” (McNemar's exact test, a paired t-test for means, DeLong's for AUROC). No correction for many tests.</p>"
+    )
+    header = ("task", "evaluator", "encoders", "share", "95 % interval", "p")
+    return told + f"<details><summary>{len(lines)} pairs</summary>{_table(header, lines, 3)}</details>"
+
+
+def _curves(results: Results, health: bool) -> str:
+    """One small chart per logged key, all encoders that logged it in one."""
+    numbers, charts = _numbers(results), []
+    known = dict.fromkeys(key for found in results.curves.values() for key in found)
+    for key in known:
+        if key.startswith(HEALTH) == health:
+            own = {name: found[key] for name, found in results.curves.items() if key in found}
+            title = key.removeprefix(HEALTH).replace("_", " ")
+            last = ", ".join(f"{name} ends at {values[-1]:.3g}" for name, (_, values) in own.items())
+            words = f"{title}; {last}"
+            charts.append(figure(lines_chart(own, words, numbers), text(words)))
+    if not charts:
+        return ""
+    told = (
+        "<p>Watched while training, on images without labels.</p>"
+        if health
+        else "<p>From metrics.jsonl beside the weights. Long runs are drawn as means of 300 stretches.</p>"
+    )
+    return told + legend({name: numbers[name] for name in results.curves if name in numbers}) + row_of(charts)
 
 
 def _galleries(looks: Sequence[Look]) -> str:
+    """A query to open, and under it each encoder's nearest train images."""
     parts: list[str] = []
     for task in dict.fromkeys(one.task for one in looks):
-        rows = []
-        for one in (one for one in looks if one.task == task):
-            rows.append(f"<h3>{_text(one.encoder)}</h3>" + "".join(_neighbours(row) for row in one.rows))
-        parts.append(
-            f"<details{' open' if not parts else ''}><summary>{_text(task)}</summary>{''.join(rows)}</details>"
-        )
+        here = [one for one in looks if one.task == task]
+        parts.append(f"<h3>{text(task)}</h3>")
+        for i, rows in enumerate(zip(*(one.rows for one in here), strict=True)):
+            query = rows[0][0]
+            hits = [
+                f"{one.encoder} {sum(bool(p.hit) for p in row[1:])} of {len(row) - 1}"
+                for one, row in zip(here, rows, strict=True)
+            ]
+            said = f'<span class="said">{text(", ".join(hits))}</span>'
+            head = (
+                f'<span class="query"><img src="{query.url}" alt=""><span>{text(query.label)}<br>{said}</span></span>'
+            )
+            body = "".join(
+                f"<h4>{text(one.encoder)}</h4>{_neighbours(row[1:])}" for one, row in zip(here, rows, strict=True)
+            )
+            parts.append(f"<details{' open' if i == 0 else ''}><summary>{head}</summary>{body}</details>")
     if not parts:
         return ""
-    told = "<p>Left: a test image. Right: its nearest train images. Full green edge: same class; dashed orange edge: another.</p>"
+    told = (
+        "<p>A test image, and how many of its nearest train images show its class. Open it to see them: a full green edge is the "
+        "same class, a dashed orange one another.</p>"
+    )
     return told + "".join(parts)
 
 
-def _neighbours(row: Sequence[Any]) -> str:
+def _neighbours(pictures: Sequence[Picture]) -> str:
     parts = []
-    for i, picture in enumerate(row):
-        kind = "query" if i == 0 else "hit" if picture.hit else "miss"
-        said = "query" if i == 0 else "same class" if picture.hit else "other class"
+    for picture in pictures:
+        kind, said = ("hit", "same class") if picture.hit else ("miss", "other class")
         parts.append(
-            f'<figure class="{kind}"><img src="{picture.url}" alt="{_text(picture.label)} ({said})">'
-            f"<figcaption>{_text(picture.label)}</figcaption></figure>"
+            f'<figure class="{kind}"><img src="{picture.url}" alt="{text(picture.label)} ({said})">'
+            f'<figcaption title="{text(picture.label)}">{text(picture.label)}</figcaption></figure>'
         )
     return f'<div class="row">{"".join(parts)}</div>'
 
@@ -196,39 +241,55 @@ def _neighbours(row: Sequence[Any]) -> str:
 def _maps(looks: Sequence[Look]) -> str:
     parts: list[str] = []
     for task in dict.fromkeys(one.task for one in looks):
-        charts = []
         here = [one for one in looks if one.task == task]
         names = sorted({name for one in here for name in one.labels})
-        for one in here:
-            # more classes than colours would only mislead: the first ones are coloured, the rest grey
-            colours = {name: COLOURS[i] if i < 7 else COLOURS[7] for i, name in enumerate(names)}
-            marks = [
-                f'<circle cx="{150 + 140 * x:.1f}" cy="{150 - 140 * y:.1f}" r="2.6" fill="{colours[name]}" fill-opacity=".75">'
-                f"<title>{_text(name)}</title></circle>"
-                for (x, y), name in zip(one.points, one.labels, strict=True)
-            ]
-            what = f"{one.encoder}: two principal components, {100 * sum(one.explained):.0f} % of the variance"
-            charts.append(_figure(_svg(300, 300, marks, what), _text(what)))
-        shown = names[:7] + (["others"] if len(names) > 7 else [])
+        # more classes than colours would only mislead: the first ones are coloured, the rest grey
+        numbers = {name: min(i, NAMED) for i, name in enumerate(names)}
+        shown = {name: numbers[name] for name in names[:NAMED]}
+        shown |= {"others": NAMED} if len(names) > NAMED else {}
+        charts = [
+            figure(
+                map_chart(one.points, look.labels, numbers, f"{look.encoder}, {task}: {one.told}"),
+                text(f"{look.encoder}: {one.told}"),
+            )
+            for one_kind in dict.fromkeys(m.name for look in here for m in look.maps)
+            for look in here
+            for one in look.maps
+            if one.name == one_kind
+        ]
         parts.append(
-            f"<details{' open' if not parts else ''}><summary>{_text(task)}</summary>{_legend(shown)}"
-            f'<div class="maps">{"".join(charts)}</div></details>'
+            f"<details{' open' if not parts else ''}><summary>{text(task)}</summary>{legend(shown)}{row_of(charts)}</details>"
         )
     return "".join(parts)
 
 
 def _confusions(results: Results) -> str:
-    """The most frequent wrong guesses of each encoder, by task and evaluator."""
+    """A matrix per encoder and the most frequent wrong guesses, by task."""
     parts = []
     for task in dict.fromkeys(cell.task for cell in results.cells):
-        rows = []
+        charts, rows = [], []
         for cell in (cell for cell in results.cells if cell.task == task and cell.scores.predicted):
-            for true, guess, count, of in worst_confusions(cell):
-                rows.append((cell.encoder, cell.evaluator, true, guess, f"{count} of {of}"))
+            if cell.scores.evaluator in ("knn", "linear"):
+                charts.append(_matrix(cell))
+                rows += [
+                    (cell.encoder, cell.evaluator, true, guess, f"{n} of {of}")
+                    for true, guess, n, of in worst_confusions(cell)
+                ]
         if rows:
-            table = _table(("encoder", "evaluator", "true class", "taken for", "test images"), rows, left=4)
-            parts.append(f"<details><summary>{_text(task)}</summary>{table}</details>")
-    return "".join(parts)
+            table = _table(("encoder", "evaluator", "true class", "taken for", "test images"), rows, 4)
+            parts.append(f"<details><summary>{text(task)}</summary>{row_of(charts)}{table}</details>")
+    return f"<p>Rows are true classes, columns guesses.</p>{''.join(parts)}" if parts else ""
+
+
+def _matrix(cell: Cell) -> str:
+    classes = [str(name) for name in cell.scores.classes]
+    guess = cell.scores.predicted[cell.scores.headline_k]
+    counts = np.zeros((len(classes), len(classes)), int)
+    np.add.at(counts, (cell.scores.labels, guess), 1)
+    words = f"{cell.encoder}, {cell.evaluator}: {len(classes)} classes"
+    words += "" if len(classes) <= 10 else ", darker is more often"
+    draw = matrix_chart(counts, classes, words) if len(classes) <= DRAWN else matrix_picture(counts, words)
+    return figure(draw, text(words if len(classes) > 10 else f"{words}, percent of the true class"))
 
 
 def worst_confusions(cell: Cell, most: int = 5) -> list[tuple[str, str, int, int]]:
@@ -250,27 +311,14 @@ def worst_confusions(cell: Cell, most: int = 5) -> list[tuple[str, str, int, int
 def _calibrations(results: Results) -> str:
     charts = []
     for cell in results.cells:
-        if cell.scores.evaluator != "calibration":
-            continue
-        marks = [
-            '<line class="axis" x1="30" y1="230" x2="230" y2="30"/><rect class="axis" x="30" y="30" width="200" height="200" fill="none"/>'
-        ]
-        total = sum(part["rows"] for part in cell.scores.details["bins"])
-        for part in cell.scores.details["bins"]:
-            x, y = 30 + 200 * part["confidence"], 230 - 200 * part["accuracy"]
-            words = (
-                f"sure {100 * part['confidence']:.0f} %, right {100 * part['accuracy']:.0f} %, {part['rows']} images"
-            )
-            size = 2 + 8 * math.sqrt(part["rows"] / total)
-            marks.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}" fill="#0072b2" fill-opacity=".8"><title>{words}</title></circle>'
-            )
-        marks.append('<text class="soft" x="130" y="250" text-anchor="middle">how sure (0 to 1)</text>')
-        what = (
-            f"{cell.task}, {cell.encoder}: how often right against how sure; ECE {100 * cell.scores.value('ece'):.1f} %"
-        )
-        charts.append(_figure(_svg(250, 260, marks, what), _text(what)))
-    return f'<div class="maps">{"".join(charts)}</div>' if charts else ""
+        if cell.scores.evaluator == "calibration":
+            ece, scaled = (100 * cell.scores.value(name) for name in ("ece", "ece scaled"))
+            words = f"{cell.task}, {cell.encoder}: ECE {ece:.1f} %, {scaled:.1f} % after temperature scaling"
+            charts.append(figure(reliability_chart(cell.scores.details["bins"], 1 / BINS, words), text(words)))
+    if not charts:
+        return ""
+    told = "<p>How often the probe is right (bars) against how sure it is; on the dashed line both agree.</p>"
+    return told + row_of(charts)
 
 
 def _sweeps(results: Results) -> str:
@@ -281,21 +329,12 @@ def _sweeps(results: Results) -> str:
             knob = "strength" if "strength" in sweep[0] else "lr"
             best = max(row[cell.metric] for row in sweep if cell.metric in row)
             late = sum(not row["converged"] for row in sweep)
+            chosen = f"{cell.scores.details[knob]:.2g}"
             rows.append(
-                (
-                    cell.task,
-                    cell.encoder,
-                    cell.scores.protocol,
-                    f"{cell.scores.details[knob]:.2g}",
-                    f"{100 * best:.1f} %",
-                    str(len(sweep)),
-                    str(late),
-                )
+                (cell.task, cell.encoder, cell.scores.protocol, chosen, _percent(best), str(len(sweep)), str(late))
             )
-    if not rows:
-        return ""
     header = ("task", "encoder", "protocol", "chosen", "on the held-out part of train", "tried", "not converged")
-    return _table(header, rows, left=3)
+    return f"<details><summary>{len(rows)} probes</summary>{_table(header, rows, 3)}</details>" if rows else ""
 
 
 def _everything(results: Results) -> str:
@@ -304,7 +343,7 @@ def _everything(results: Results) -> str:
         lines = [
             (
                 row["encoder"],
-                f"{row['evaluator']}/{row['protocol']}",
+                _evaluator(row),
                 row["metric"] + (f", k = {row['k']}" if row["k"] else ""),
                 _number(row["metric"], row["value"]),
                 f"{_number(row['metric'], row['low'])} to {_number(row['metric'], row['high'])}",
@@ -318,55 +357,44 @@ def _everything(results: Results) -> str:
             if row["task"] == task
         ]
         header = ("encoder", "evaluator", "metric", "value", "95 % interval", "kept %", "p", "n")
-        parts.append(f"<details><summary>{_text(task)}</summary>{_table(header, lines, left=3)}</details>")
+        parts.append(f"<details><summary>{text(task)}</summary>{_table(header, lines, 3)}</details>")
     return "".join(parts)
 
 
 def _reproduce(results: Results, settings: str) -> str:
     facts = "".join(f"{key}: {value}\n" for key, value in results.facts.items())
     told = "<p>Save these settings as a file and run <code>python -m eval FILE</code>.</p>" if settings else ""
-    return told + "".join(f"<pre>{_text(block)}</pre>" for block in (settings, facts) if block)
+    return told + "".join(f'<pre tabindex="0">{text(block)}</pre>' for block in (settings, facts) if block)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    def mark(i: int) -> str:
-        return ' class="left"' if i < left else ""
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, caption: str = "", new: Sequence[bool] = ()
+) -> str:
+    """Return a table that scrolls by itself; the first `left` columns are words, rows marked `new` begin a group."""
+    lines = list(rows)
 
-    head = "".join(f'<th scope="col"{mark(i)}>{_text(name)}</th>' for i, name in enumerate(header))
+    def cells(values: Sequence[str], tag: str) -> str:
+        kinds = [(tag if i else 'th scope="row"', ' class="left"' if i < left else "") for i in range(len(values))]
+        return "".join(f"<{kind}{mark}>{text(v)}</{kind[:2]}>" for (kind, mark), v in zip(kinds, values, strict=True))
+
+    head = "".join(
+        f'<th scope="col"{" class=left" if i < left else ""}>{text(name)}</th>' for i, name in enumerate(header)
+    )
     body = "".join(
-        "<tr>" + "".join(f"<td{mark(i)}>{_text(v)}</td>" for i, v in enumerate(row)) + "</tr>" for row in rows
+        f"<tr{' class=new' if new and new[i] else ''}>{cells(line, 'td')}</tr>" for i, line in enumerate(lines)
     )
-    return _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-
-
-def _scroll(table: str) -> str:
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{table}</div>'
-
-
-def _legend(names: Sequence[str]) -> str:
-    marks = "".join(
-        f'<span style="white-space:nowrap"><svg width="12" height="12" aria-hidden="true"><circle cx="6" cy="6" r="5" '
-        f'fill="{COLOURS[i % len(COLOURS)]}"/></svg> {_text(name)}&ensp;</span> '
-        for i, name in enumerate(names)
-    )
-    return f"<div>{marks}</div>"
-
-
-def _svg(width: float, height: float, marks: Sequence[str], words: str) -> str:
+    told = f"<p>{text(caption)}</p>" if caption else ""
+    label = text(caption or ", ".join(header))
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{_text(words)}">{"".join(marks)}</svg>'
+        f'{told}<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def _number(metric: str, value: float) -> str:
     """Percent, but for what has no ceiling of 1."""
     return f"{value:.3f}" if metric.split()[0] in ("nll", "brier") else f"{100 * value:.2f} %"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

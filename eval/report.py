@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.metrics import ERRORS, METRICS, Scores, share_kept, share_kept_per_class, share_of_means
+from eval.metrics import (
+    ERRORS,
+    METRICS,
+    Scores,
+    Share,
+    share_kept,
+    share_kept_per_class,
+    share_of_auroc,
+    share_of_map11,
+    share_of_means,
+)
 
 WIDE = 3  # evaluators side by side that a terminal can show
 COLUMNS = (
@@ -41,6 +51,7 @@ COLUMNS = (
 )
 
 if TYPE_CHECKING:
+    from eval.curves import Curves
     from eval.looks import Look
 
 
@@ -66,13 +77,18 @@ class Cell:
 class Results:
     """All cells of an evaluation; shares are kept of `reference`'s figures.
 
-    `facts` say what made them (versions, digests of encoders and tasks), `looks` are pictures for the report.
+    `facts` say what made them (versions, digests of encoders and tasks), `left_out` which cells there cannot be. For
+    the report: `looks` are pictures, `curves` what was logged while an encoder was trained (key -> steps and values),
+    `latencies` milliseconds per single image.
     """
 
     cells: tuple[Cell, ...]
     reference: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     looks: tuple[Look, ...] = ()
+    left_out: tuple[str, ...] = ()
+    curves: Mapping[str, Curves] = field(default_factory=dict)
+    latencies: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -109,7 +125,8 @@ class Results:
         """Return the same table as markdown, followed by what a reader must know."""
         header, lines = self.grid()
         rule = ["---", "---", *["---:"] * (len(header) - 2)]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+        cells = [[text.replace("|", "\\|") for text in line] for line in [header, rule, *lines]]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
         return "\n\n".join([text, self.caption(), *[f"- {note}" for note in self.notes]]) + "\n"
 
     def latex(self) -> str:
@@ -123,10 +140,25 @@ class Results:
         head = [" & ".join(map(_escaped, header)) + r" \\", r"\midrule"]
         return "\n".join([*top, *head, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Return every pair of encoders on the headline figures: the share that the second keeps of the first, and p."""
+        found = []
+        for i, first in enumerate(self.cells):
+            for other in self.cells[i + 1 :]:
+                if (first.task, first.evaluator) != (other.task, other.evaluator):
+                    continue
+                metric, k = first.metric, first.scores.headline_k
+                share = paired(other.scores, first.scores, metric, k)
+                if share is not None:
+                    names = {"task": first.task, "evaluator": first.evaluator, "metric": metric, "k": k}
+                    figures = {"share": share.value, "low": share.low, "high": share.high, "p": share.p}
+                    found.append({**names, "first": first.encoder, "second": other.encoder, **figures})
+        return found
+
     @property
     def notes(self) -> list[str]:
-        """What evaluators had to say: clamped k, strengths that did not converge, and the like."""
-        return [
+        """What was left out, and what evaluators had to say: clamped k, strengths that did not converge, and the like."""
+        return [f"left out: {what}" for what in self.left_out] + [
             f"{cell.task}, {cell.encoder}, {cell.evaluator}: {note}"
             for cell in self.cells
             for note in cell.scores.notes
@@ -216,9 +248,11 @@ class Results:
         for task in dict.fromkeys(cell.task for cell in self.cells):
             for evaluator in evaluators:
                 cells = {c.encoder: c for c in self.cells if (c.task, c.evaluator) == (task, evaluator)}
+                if not cells:
+                    continue  # an evaluator that cannot judge this task
                 line = [task, _named(evaluator, next(iter(cells.values())))]
                 for name in encoders:
-                    shown = _shown(self.headline(name, task, evaluator))
+                    shown = _shown(self.headline(name, task, evaluator)) if name in cells else ["", ""]
                     line += shown[:1] if name == self.reference else shown
                 lines.append(line)
         return header, lines
@@ -240,23 +274,28 @@ class Results:
 def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
     """Return the share kept of the reference's figure; the interval is paired where the guesses can be compared."""
     mine, theirs = cell.scores, peer.scores
-    known = any(row.metric == metric and row.k == k for row in theirs.rows)
-    if not known or metric.split()[0] in ERRORS:
+    if metric.split()[0] in ERRORS or not any((row.metric, row.k) == (metric, k) for row in theirs.rows):
         return None
-    if (metric, k) in mine.each and len(mine.each[metric, k]) == len(theirs.each[metric, k]):
-        share = share_of_means(mine.each[metric, k], theirs.each[metric, k])
-        return {"share_kept": share.value, "share_low": share.low, "share_high": share.high, "p": share.p}
-    same = metric in ("top1", "mean_per_class") and k in mine.predicted and np.array_equal(mine.labels, theirs.labels)
-    if not same:
+    share = paired(mine, theirs, metric, k)
+    if share is None:
         base = theirs.value(metric, k)
-        value = mine.value(metric, k) / base if base else math.nan
-        return {"share_kept": value, "share_low": math.nan, "share_high": math.nan, "p": math.nan}
+        share = Share(mine.value(metric, k) / base if base else math.nan, math.nan, math.nan, math.nan)
+    return {"share_kept": share.value, "share_low": share.low, "share_high": share.high, "p": share.p}
+
+
+def paired(mine: Scores, theirs: Scores, metric: str, k: int | None) -> Share | None:
+    """Compare two encoders' figures on the same rows; None where what each row contributed was not kept."""
+    each, base = mine.each.get((metric, k)), theirs.each.get((metric, k))
+    if each is not None and base is not None and each.shape == base.shape:
+        if metric == "auroc":
+            return share_of_auroc(each, base, mine.labels == 0)
+        return share_of_map11(mine.labels, each, base) if metric == "map11" else share_of_means(each, base)
+    if k not in mine.predicted or not np.array_equal(mine.labels, theirs.labels):
+        return None
     right, reference = mine.predicted[k] == mine.labels, theirs.predicted[k] == theirs.labels
     if metric == "mean_per_class":
-        share = share_kept_per_class(mine.labels, right, reference)
-    else:
-        share = share_kept(right, reference)
-    return {"share_kept": share.value, "share_low": share.low, "share_high": share.high, "p": share.p}
+        return share_kept_per_class(mine.labels, right, reference)
+    return share_kept(right, reference) if metric == "top1" else None
 
 
 def _shown(row: Mapping[str, Any]) -> list[str]:
@@ -271,10 +310,22 @@ def _named(what: str, cell: Cell) -> str:
     return what if cell.metric == "top1" else f"{what} ({METRICS.get(cell.metric, cell.metric)})"
 
 
+LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "\n": " ",
+    "[": "{[}",  # after a line's end it would be read as that line's spacing
+}
+
+
 def _escaped(text: str) -> str:
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, r"\textbackslash " if sign == "\\" else f"\\{sign}")
-    return text.replace("±", r"$\pm$")
+    return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 def _percent(value: float | None, low: float | None, high: float | None) -> str:

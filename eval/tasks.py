@@ -1,34 +1,37 @@
 """Tasks: where labelled images come from, how they are split, and which metric the literature uses for them.
 
     task = folder_task("data/cifar10.zip")          # train/<class>/<file> and test/<class>/<file>
-    task = torchvision_task("DTD", root="~/data")   # reads what lies there; downloads only when asked
     task = ArrayTask("mine", x_train, y_train, x_test, y_test)
 
 Labels exist from here on only: the readers of `ssl_kd.images` know none, so they are taken from the class folders'
-names, or from the data set's own list.
+names, or from the data set's own list. Sets of the literature in the layout of their archives: `eval/published.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from eval.features import content_key
-from ssl_kd.errors import ImagesError, UserError, nearest
-from ssl_kd.images import ArrayImages, DatasetImages, Images, open_images
+from eval.literature import TASKS, usual_metric
+from ssl_kd.errors import ImagesError, UserError
+from ssl_kd.images import ArrayImages, Images, open_images
 
 TEST_FOLDERS = ("test", "val", "validation", "valid")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and one label per image, of any kind that numpy can sort."""
+    """Images and one label per image (N,), of any kind that numpy can sort.
+
+    Where an image may show several classes, labels are (N, C): 1 shown, -1 not shown, 0 not to be judged.
+    """
 
     images: Images
     labels: np.ndarray
@@ -40,21 +43,52 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A named train and test split; `metric` (top1 or mean_per_class) is the one that tables show first."""
+    """A named train and test split; `metric` (top1, mean_per_class, map11) is the one that tables show first.
+
+    `held` (N,) marks the train images of the set's own validation split, where it has one: it chooses what a probe's
+    protocol leaves open. `classes` names the columns of labels (N, C).
+    """
 
     name: str
     train: Split
     test: Split
     metric: str = "top1"
+    held: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may show several classes."""
+        return self.train.labels.ndim == 2
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal name of all images and labels."""
+        """Hexadecimal name of all images and labels, and of the validation split."""
         total = hashlib.sha256()
         for split in (self.train, self.test):
             total.update(content_key(split.images).encode())
             total.update("\n".join(map(str, split.labels.tolist())).encode())
+        if self.held is not None:
+            total.update(np.packbits(self.held).tobytes())
         return total.hexdigest()
+
+
+class Chosen(Images):
+    """Some pictures of `images`, by their numbers, under their own ids."""
+
+    def __init__(self, images: Images, rows: np.ndarray, name: str = ""):
+        self.images, self.rows = images, rows
+        for known in ("folder", "crcs"):  # what content_key looks at
+            if (found := getattr(images, known, None)) is not None:
+                setattr(self, known, found if known == "folder" else found[rows])
+        super().__init__(name or images.name, [images.ids[i] for i in rows.tolist()], images.max_unreadable)
+
+    def _load(self, i: int, shorter: int | None) -> Image.Image:
+        return self.images._load(int(self.rows[i]), shorter)
+
+    def _identity(self) -> Iterator[bytes]:
+        yield self.images.digest.encode()
+        yield self.rows.astype("<i8").tobytes()
 
 
 class ArrayTask(Task):
@@ -74,9 +108,15 @@ class ArrayTask(Task):
 
 
 def folder_task(path: str | Path, name: str = "", metric: str = "", max_unreadable: float = 0.01) -> Task:
-    """Make a task of a folder or zip that holds train/<class>/<file> and test/ (or val/) of the same shape."""
+    """Make a task of a folder or zip that holds train/<class>/<file> and test/ (or val/) of the same shape.
+
+    A set of the literature that comes unsplit (caltech101, eurosat) may also be a single folder of classes.
+    """
     path = str(path).rstrip("/")
     name = name or Path(path).stem
+    row = TASKS.get(name.lower())
+    if row and row.drawn and not _holds(path, "train", max_unreadable):
+        return drawn_task(open_images(path, max_unreadable), name, row.drawn, metric or row.metric)
     train = _open_first(path, ("train",), max_unreadable)
     test = _open_first(path, TEST_FOLDERS, max_unreadable)
     return Task(name, by_class_folder(train), by_class_folder(test), metric or usual_metric(name))
@@ -91,12 +131,32 @@ def folder_pair(train: str | Path, test: str | Path, name: str, metric: str = ""
     return Task(name, parts[0], parts[1], metric or usual_metric(name))
 
 
+def drawn_task(images: Images, name: str, size: float, metric: str = "top1", seed: int = 0) -> Task:
+    """Split a folder of classes: `size` train images per class, or that share of each when below 1; the rest is test."""
+    whole, rng = by_class_folder(images), np.random.default_rng(seed)
+    train = np.zeros(len(images), bool)
+    for label in np.unique(whole.labels):
+        rows = rng.permutation(np.flatnonzero(whole.labels == label))
+        wanted = int(size) if size >= 1 else round(size * len(rows))
+        if not 0 < wanted < len(rows):
+            raise UserError(f"{name}: class {label} has {len(rows)} images; the split needs more than {max(wanted, 1)}")
+        train[rows[:wanted]] = True
+    return Task(name, part_of(whole, train, f"{name} train"), part_of(whole, ~train, f"{name} test"), metric)
+
+
+def part_of(split: Split, rows: np.ndarray, name: str = "") -> Split:
+    """Return the chosen rows (indices or booleans) of a split."""
+    numbers = np.arange(len(split.labels))[rows]
+    return Split(Chosen(split.images, numbers, name), split.labels[numbers])
+
+
 def corrupted(task: Task, kind: str, severity: int = 3, name: str = "") -> Task:
     """Return the task with corrupted test images; train stays clean. See `eval.corruptions`."""
     from eval.corruptions import Corrupted
 
     test = Split(Corrupted(task.test.images, kind, severity), task.test.labels)
-    return Task(name or f"{task.name} + {kind} {severity}", task.train, test, task.metric)
+    title = name or f"{task.name} + {kind} {severity}"
+    return Task(title, task.train, test, task.metric, task.held, task.classes)
 
 
 def by_class_folder(images: Images) -> Split:
@@ -107,107 +167,12 @@ def by_class_folder(images: Images) -> Split:
     return Split(images, np.array([parts[0] for parts in names]))
 
 
-@dataclass(frozen=True)
-class TaskRow:
-    """One data set of the literature: its metric, its classes, and how torchvision calls its splits, if it has it.
-
-    `train` and `test` are keyword arguments of torchvision's class; several train entries are put one after another.
-    """
-
-    name: str
-    classes: int
-    metric: str = "top1"
-    kind: str = ""
-    train: tuple[dict[str, Any], ...] = ({"split": "train"},)
-    test: dict[str, Any] = field(default_factory=lambda: {"split": "test"})
-
-
-_FLAGS: dict[str, Any] = {"train": ({"train": True},), "test": {"train": False}}
-_BOTH: dict[str, Any] = {"train": ({"split": "train"}, {"split": "val"}), "test": {"split": "test"}}
-
-TASKS: dict[str, TaskRow] = {
-    row.name: row
-    for row in (
-        TaskRow("cifar10", 10, kind="CIFAR10", **_FLAGS),
-        TaskRow("cifar100", 100, kind="CIFAR100", **_FLAGS),
-        TaskRow("food101", 101, kind="Food101"),
-        TaskRow("dtd", 47, kind="DTD", **_BOTH),
-        TaskRow("flowers102", 102, "mean_per_class", kind="Flowers102", **_BOTH),
-        TaskRow("pets", 37, "mean_per_class", kind="OxfordIIITPet", train=({"split": "trainval"},)),
-        TaskRow("aircraft", 100, "mean_per_class", kind="FGVCAircraft", train=({"split": "trainval"},)),
-        TaskRow("cars", 196, kind="StanfordCars"),
-        TaskRow("stl10", 10, kind="STL10"),
-        TaskRow("svhn", 10, kind="SVHN"),
-        TaskRow("gtsrb", 43, kind="GTSRB"),
-        TaskRow("imagenette", 10, kind="Imagenette", test={"split": "val"}),
-        # no split of theirs in torchvision: folders of train/<class> and test/<class> (or val/<class>)
-        TaskRow("caltech101", 102, "mean_per_class"),
-        TaskRow("sun397", 397),
-        TaskRow("birdsnap", 500),
-        TaskRow("imagenet1k", 1000),
-        TaskRow("tinyimagenet", 200),
-        TaskRow("tinyimagenet100", 100),
-        TaskRow("eurosat", 10),
-        TaskRow("flowers40", 40, "mean_per_class"),
-    )
-}
-
-
-def usual_metric(name: str) -> str:
-    """Return the metric of the literature for a task of this name, top1 for unknown ones."""
-    row = TASKS.get(name.lower())
-    return row.metric if row else "top1"
-
-
-def torchvision_task(name: str, root: str | Path, download: bool = False) -> Task:
-    """Make a task of a torchvision data set that lies under `root`, by our name (cifar10) or theirs (CIFAR10)."""
-    from torchvision import datasets
-
-    known = {row.kind: row for row in TASKS.values() if row.kind}
-    row = TASKS.get(name.lower()) or known.get(name)
-    if row is None or not row.kind:
-        names = [*(row.name for row in known.values()), *known]
-        raise UserError(f"no task {name!r} from torchvision; known: {', '.join(names)}.{nearest(name, names)}")
-    kind, root = getattr(datasets, row.kind), Path(root).expanduser()
-    extra = {"download": True} if download else {}
-
-    def load(settings: dict[str, Any]) -> Any:
-        try:
-            return kind(str(root), **settings, **extra)
-        except (RuntimeError, OSError, ValueError, ImportError) as error:
-            hint = "" if download else " (nothing is downloaded unless download: true)"
-            raise UserError(f"{row.name}: {' '.join(str(error).split())} under {root}{hint}") from None
-
-    train, test = _Joined([load(settings) for settings in row.train]), _Joined([load(row.test)])
-    return Task(row.name, train.split(f"{row.name} train"), test.split(f"{row.name} test"), row.metric)
-
-
-class _Joined:
-    """Data sets one after another, with the labels that they list."""
-
-    def __init__(self, parts: Sequence[Any]):
-        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, i: int) -> Any:
-        which = int(np.searchsorted(self.ends, i, side="right"))
-        return self.parts[which][i - (int(self.ends[which - 1]) if which else 0)]
-
-    def split(self, name: str) -> Split:
-        return Split(DatasetImages(self, name=name), np.concatenate([labels_of(part) for part in self.parts]))
-
-
-def labels_of(dataset: Any) -> np.ndarray:
-    """Return a torchvision data set's labels (N,) without decoding an image, by the lists that its classes keep."""
-    for name in ("targets", "labels", "_labels", "y"):
-        if (found := getattr(dataset, name, None)) is not None and len(found) == len(dataset):
-            return np.asarray(found)
-    for name in ("_samples", "samples"):
-        if (found := getattr(dataset, name, None)) is not None and len(found) == len(dataset):
-            return np.asarray([sample[1] for sample in found])
-    return np.asarray([dataset[i][1] for i in range(len(dataset))])
+def _holds(path: str, name: str, max_unreadable: float) -> bool:
+    try:
+        open_images(f"{path}/{name}", max_unreadable)
+    except ImagesError:
+        return False
+    return True
 
 
 def _open_first(path: str, names: Sequence[str], max_unreadable: float) -> Images:

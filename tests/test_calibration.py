@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.calibration import Calibration, confidence, ece, log_softmax, ood_auroc, scale, temperature
+from eval.calibration import Calibration, confidence, ece, log_softmax, scale, temperature
 from eval.features import FeatureBank
 from eval.linear_probe import LinearProbe
-from ssl_kd.errors import UserError
 
 
 def logits(n=3000, classes=4, seed=0, sharpen=1.0):
@@ -68,20 +67,3 @@ def test_figures_agree_with_sklearn():
     for row in scores.rows:
         assert row.low <= row.value <= row.high
     assert sum(part["rows"] for part in scores.details["bins"]) == 300
-
-
-def test_auroc_agrees_with_sklearn_and_knows_its_ends():
-    from sklearn.metrics import roc_auc_score
-
-    train, test = banks()
-    rng = np.random.default_rng(1)
-    strange = FeatureBank(rng.normal(size=(200, 8)).astype(np.float32))
-    score = ood_auroc(train, test, strange, k=10)
-    unit = [b.features / np.linalg.norm(b.features, axis=1, keepdims=True) for b in (train, test, strange)]
-    tenth = [np.sort(u @ unit[0].T, 1)[:, -10] for u in unit[1:]]
-    expected = roc_auc_score([1] * 300 + [0] * 200, np.concatenate(tenth))
-    assert score.value == pytest.approx(expected, abs=1e-6)
-    assert score.low < score.value < score.high
-    assert ood_auroc(train, train, FeatureBank(-train.features), k=1).value > 0.9
-    with pytest.raises(UserError, match="outside"):
-        ood_auroc(train, test, FeatureBank(np.ones((3, 5), np.float32)))

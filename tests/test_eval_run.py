@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,17 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from eval import run
+from eval import measure
 from eval.cli import main
 from eval.config import EvalConfig
 from eval.evaluators import EVALUATORS
-from eval.run import evaluate, evaluate_encoders, random_like
-from eval.tasks import ArrayTask
+from eval.opening import random_like
+from eval.run import evaluate, evaluate_encoders
+from eval.tasks import ArrayTask, Split, Task
 from ssl_kd.checkpoint import save_student
 from ssl_kd.encoder import Encoder, Preprocessing, build
 from ssl_kd.errors import UserError
+from ssl_kd.images import ArrayImages
 
 SIZE = 16
 
@@ -138,7 +141,7 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("read images for a finished cell")
 
-    monkeypatch.setattr(run, "_banks", never)
+    monkeypatch.setattr(measure, "make_banks", never)
     again = evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)
     assert again.rows == first.rows
     assert again.cells[0].scores.details == first.cells[0].scores.details
@@ -149,7 +152,7 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
-    whole, made = run._banks, []
+    whole, made = measure.make_banks, []
 
     def breaks_at_the_second(name, *rest):
         made.append(name)
@@ -157,7 +160,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return whole(name, *rest)
 
-    monkeypatch.setattr(run, "_banks", breaks_at_the_second)
+    monkeypatch.setattr(measure, "make_banks", breaks_at_the_second)
     encoders = {"a": network(), "b": network(1)}
     with pytest.raises(KeyboardInterrupt):
         evaluate_encoders(encoders, [small()], ["knn"], quiet=True, out=tmp_path)
@@ -220,7 +223,7 @@ def test_the_command_line_runs_a_configuration(lab, tmp_path, capsys):
     assert {row["encoder"] for row in rows} == {"student", "random"}
     assert {row["task"] for row in rows} == {"hues"}
     text = (tmp_path / "out" / "report.html").read_text()
-    assert text.count("data:image/jpeg") == 2 * 3 * (1 + 5)  # encoders x classes x query and neighbours
+    assert text.count("data:image/jpeg") == 3 * (1 + 2 * 5)  # classes x query and neighbours of two encoders
     assert str(lab / "student.safetensors") in text
 
 
@@ -290,6 +293,13 @@ BAD = {
     "wrong severity": ({"tasks": [{"path": "HUES", "corrupt": "blur", "severity": 9}]}, "severity is 1 to 5, got 9"),
     "wrong precision": ({"precision": "fp16"}, "32-true or bf16-mixed"),
     "wrong device": ({"device": "gpuu"}, "device: expected cpu or cuda, got 'gpuu'"),
+    "weights and supervised": ({"encoders": [{"weights": "x", "supervised": "y"}]}, "or supervised"),
+    "ood of an unknown task": ({"ood": [["hues", "hue"]]}, r"ood\[0\]: expected one of hues; got 'hue'. Did you mean"),
+    "ood of one task": ({"ood": [["hues", "hues"]]}, "two tasks' names"),
+    "ood as an evaluator": ({"evaluators": ["ood"]}, "give them as ood:"),
+    "no workers": ({"workers": 0}, "workers: expected at least 1"),
+    "workers without a cache": ({"workers": 2, "cache": "none"}, "share features through the cache"),
+    "unknown map": ({"maps": ["tsnee"]}, "maps: expected some of pca, tsne, umap"),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1"),
 }
 
@@ -316,7 +326,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(lab, tmp_path, capsys, monkeypatch
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_banks", stopped)
+    monkeypatch.setattr(measure, "make_banks", stopped)
     assert main([config(lab, tmp_path)]) == 130
     assert "goes on" in capsys.readouterr().err
 
@@ -341,3 +351,99 @@ def test_python_entry_refuses_what_it_cannot_do():
         evaluate_encoders({"teacher": encoder()}, [task()], ["knn"], reference="techer", quiet=True)
     with pytest.raises(UserError, match="at least one"):
         evaluate_encoders({}, [task()], quiet=True)
+
+
+def test_strangers_are_rows_of_their_own(lab, tmp_path):
+    path = str(lab / "hues")
+    tasks = [{"path": path}, {"name": "noisy", "path": path, "corrupt": "noise", "severity": 5}]
+    title = "noisy + noise 5"
+    assert main([config(lab, tmp_path, tasks=tasks, ood=[["hues", title], [title, "hues"]])]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    found = [row for row in rows if row["evaluator"] == "ood"]
+    assert [row["task"] for row in found] == [f"hues vs {title}"] * 2 + [f"{title} vs hues"] * 2
+    for row in found:
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["share_low"] <= row["share_kept"] <= row["share_high"]
+        assert (row["metric"], row["protocol"], row["headline"], row["n"]) == ("auroc", "knn50", True, 24)
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "(AUROC)" in text
+
+
+def several(seed=0):
+    """Pictures with one to three coloured quarters, and which of the colours they show."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 60, (40, SIZE, SIZE, 3), np.uint8), np.where(rng.random((40, 3)) < 0.5, 1, -1)
+    for image, row in zip(images, labels, strict=True):
+        for c in np.flatnonzero(row > 0):
+            image[: SIZE // 2, : SIZE // 2, c] += 150
+    return Split(ArrayImages(images, name=f"several {seed}"), labels.astype(np.int8))
+
+
+def test_images_of_several_classes_are_judged_by_who_can(tmp_path):
+    split = several()
+    voc = Task("voc", split, several(1), "map11", np.arange(40) >= 30, ("red", "green", "blue"))
+    encoders = {"a": encoder(), "b": encoder(0.9)}
+    found = evaluate_encoders(encoders, [task(), voc], ["knn", "linear/quick-lbfgs", "linear/moco-linear"], quiet=True)
+    assert len(found.cells) == 8
+    assert found.value("a", "voc", "linear") > 0.95
+    row = found.headline("b", "voc", "linear")
+    assert (row["metric"], row["n"]) == ("map11", 40)
+    assert row["share_low"] <= row["share_kept"] <= row["share_high"]
+    assert [note.split(":")[1] for note in found.notes if "left out" in note] == [
+        " voc, knn/dino",
+        " voc, linear/moco-linear",
+    ]
+    assert found.cells[-1].scores.classes.tolist() == ["red", "green", "blue"]
+    with pytest.raises(UserError, match="nothing to do: voc, knn/dino: it needs one class per image"):
+        evaluate_encoders(encoders, [voc], ["knn"], quiet=True)
+
+
+def test_a_supervised_row_says_so(lab, tmp_path):
+    source = str(lab / "student.safetensors")
+    assert main([config(lab, tmp_path, encoders=[source, {"supervised": source}], evaluators=["knn"])]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {row["encoder"] for row in rows} == {"student", "supervised student"}
+
+
+def test_every_pair_of_encoders_is_compared():
+    encoders = {"a": encoder(), "b": encoder(0.9), "c": encoder(0.97)}
+    found = evaluate_encoders(encoders, [task()], ["knn"], quiet=True)
+    pairs = {(row["first"], row["second"]): row for row in found.comparisons()}
+    assert list(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+    headline = found.headline("b", "hues")
+    assert (pairs["a", "b"]["share"], pairs["a", "b"]["p"]) == (headline["share_kept"], headline["p"])
+    assert pairs["b", "c"]["share"] == pytest.approx(found.value("c", "hues") / found.value("b", "hues"))
+
+
+def test_tables_survive_names_that_their_format_would_read(tmp_path):
+    names = {"50% & more_{x}": encoder(), "a|b\\c~^#$": encoder(0.9), "[x]": encoder(0.5)}
+    found = evaluate_encoders(names, [task("[a] #1")], ["knn"], quiet=True)
+    latex = found.latex()
+    body = latex[latex.index(r"\toprule") :].replace(r"\\", "\n")
+    bare = re.sub(
+        r"\\(?:textbackslash|textasciitilde|textasciicircum|toprule|midrule|bottomrule)|\\[&%$#_{}]", "", body
+    )
+    assert not re.search(r"[%#_~^]", bare)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    lines = [line for line in re.sub(r"\\&", "", body).split("\n") if "&" in line]
+    assert {line.count("&") for line in lines} == {5}
+    assert not any(line.strip().startswith("[") for line in lines)
+    for line in found.markdown().splitlines()[:5]:
+        assert len(re.findall(r"(?<!\\)\|", line)) == 7
+
+
+@pytest.mark.slow
+def test_latex_compiles(tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("needs pdflatex with booktabs")
+    found = evaluate_encoders(
+        {"50% & more_{x}": encoder(), "a|b\\c~^#$": encoder(0.9)}, [task("[a] <1>")], ["knn"], quiet=True
+    )
+    text = r"\documentclass{article}\usepackage{booktabs}\begin{document}" + "\n" + found.latex() + r"\end{document}"
+    (tmp_path / "x.tex").write_text(text)
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"], cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-800:]
+    assert (tmp_path / "x.pdf").stat().st_size > 1000

@@ -9,11 +9,17 @@ import pytest
 
 from eval.metrics import (
     accuracy,
+    auroc,
+    eleven_point,
     figures,
+    map11,
+    mean_area,
     mean_per_class,
     mean_score,
     share_kept,
     share_kept_per_class,
+    share_of_auroc,
+    share_of_map11,
     share_of_means,
     top_five,
     wilson,
@@ -129,3 +135,109 @@ def test_means_of_anything_have_intervals_and_paired_tests():
     assert (same.value, same.low, same.high, same.p) == (1.0, 1.0, 1.0, 1.0)
     ones = mean_score("recall", np.array([0.0, 1.0, 1.0]), 1)
     assert (ones.low, ones.high) == wilson(2, 3)
+
+
+def voc_ap(relevant, scores):
+    """VOC 2007's VOCevalcls, transcribed from its description: recall and precision down the list, best of 11 recalls."""
+    ranked = [r for _, r in sorted(zip(scores, relevant, strict=True), key=lambda pair: -pair[0]) if r != 0]
+    precision, recall, hits = [], [], 0
+    for place, r in enumerate(ranked, 1):
+        hits += r > 0
+        precision.append(hits / place)
+        recall.append(hits / sum(r > 0 for r in ranked))
+    return (
+        sum(
+            max((p for p, r in zip(precision, recall, strict=True) if r >= t / 10 - 1e-12), default=0)
+            for t in range(11)
+        )
+        / 11
+    )
+
+
+def test_eleven_point_precision_agrees_with_the_official_arithmetic():
+    rng = np.random.default_rng(0)
+    for n, positives in ((1, 1), (7, 1), (10, 10), (40, 20), (333, 30)):
+        relevant = np.where(rng.permutation(n) < positives, 1, -1)
+        relevant[1:][rng.random(n - 1) < 0.1] = 0
+        if not (relevant > 0).any():
+            relevant[0] = 1
+        scores = rng.normal(size=n)
+        assert eleven_point(relevant, scores)[0] == pytest.approx(voc_ap(relevant, scores))
+
+
+def test_eleven_point_precision_knows_weights_ties_and_nothing():
+    relevant, scores = np.array([1, -1, 1, -1, -1]), np.array([0.9, 0.8, 0.8, 0.1, 0.0])
+    assert eleven_point(relevant, scores) == eleven_point(relevant[::-1], scores[::-1])
+    assert eleven_point(relevant, np.ones(5)) == pytest.approx(0.4)  # one long tie: precision is the share of positives
+    assert np.isnan(eleven_point(np.array([-1, -1]), np.array([1.0, 2.0]))[0])
+    counts = np.array([[2, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    repeated = np.repeat(np.arange(5), counts[0])
+    drawn = eleven_point(relevant, scores, counts)
+    assert drawn == pytest.approx(
+        [eleven_point(relevant[repeated], scores[repeated])[0], eleven_point(relevant, scores)[0]]
+    )
+
+
+def test_map_intervals_and_shares_are_paired():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((400, 4)) < 0.3, 1, -1)
+    good = labels + rng.normal(size=labels.shape)
+    worse = good + 0.7 * rng.normal(size=labels.shape)
+    score = map11(labels, good)
+    assert score.low < score.value < score.high
+    share = share_of_map11(labels, worse, good)
+    assert share.value == pytest.approx(mean_area(labels, worse) / mean_area(labels, good))
+    assert share.low < share.value < share.high < 1
+    assert share.p < 0.02
+    same = share_of_map11(labels, good, good)
+    assert (same.value, same.low, same.high, same.p) == (1, 1, 1, 1)
+
+
+def test_auroc_agrees_with_sklearn_and_its_interval_covers():
+    from scipy.stats import norm
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(0, 9, 60), rng.integers(-4, 6, 40)  # with ties
+    score, each = auroc(inside, outside)
+    assert score.value == pytest.approx(roc_auc_score([1] * 60 + [0] * 40, np.concatenate([inside, outside])))
+    assert each[:60].mean() == pytest.approx(each[60:].mean())
+    truth, hits = norm.cdf(1 / math.sqrt(2)), 0
+    for _ in range(400):
+        score, _ = auroc(rng.normal(1, 1, 50), rng.normal(0, 1, 70))
+        hits += score.low <= truth <= score.high
+    assert 0.92 <= hits / 400 <= 0.98
+    apart, _ = auroc(np.arange(5) + 9.0, np.arange(4.0))
+    assert (apart.value, apart.high) == (1, 1)
+    assert 0.3 < apart.low < 1
+
+
+def test_two_auroc_are_compared_on_the_same_rows():
+    rng = np.random.default_rng(0)
+    base = np.concatenate([rng.normal(1, 1, 300), rng.normal(0, 1, 200)])
+    inside = np.arange(500) < 300
+
+    def placed(scores):
+        return auroc(scores[inside], scores[~inside])[1]
+
+    worse = base + 2 * rng.normal(size=500)
+    theirs, mine = placed(base), placed(worse)
+    share = share_of_auroc(mine, theirs, inside)
+    assert share.low < share.value < share.high < 1
+    # rows drawn anew, both encoders at once, say the same
+    drawn = []
+    for _ in range(300):
+        a, b = rng.choice(300, 300), 300 + rng.choice(200, 200)
+        drawn.append([auroc(scores[a], scores[b])[0].value for scores in (worse, base)])
+    spread = np.log(np.divide(*np.array(drawn).T)).std()
+    assert np.log(share.high / share.low) / (2 * 1.96) == pytest.approx(spread, rel=0.15)
+    same = share_of_auroc(theirs, theirs, inside)
+    assert (same.value, same.low, same.high, same.p) == (1, 1, 1, 1)
+    rejected = 0
+    for _ in range(300):  # no difference but chance: DeLong's test errs as often as it says
+        truth = np.concatenate([rng.normal(1, 1, 60), rng.normal(0, 1, 60)])
+        half = np.arange(120) < 60
+        a, b = (truth + rng.normal(size=120) for _ in range(2))
+        a, b = (auroc(x[half], x[~half])[1] for x in (a, b))
+        rejected += share_of_auroc(a, b, half).p < 0.05
+    assert 0.02 <= rejected / 300 <= 0.09

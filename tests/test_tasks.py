@@ -1,4 +1,4 @@
-"""Tasks take labels from class folders, zips, arrays and torchvision's own lists, and say what is missing."""
+"""Tasks take labels from class folders, zips and arrays, and say what is missing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.tasks import TASKS, ArrayTask, folder_pair, folder_task, labels_of, torchvision_task, usual_metric
+from eval.tasks import ArrayTask, Task, corrupted, drawn_task, folder_pair, folder_task, part_of
 from ssl_kd.errors import UserError
+from ssl_kd.images import open_images
 
 
 def fill(folder, classes=("cat", "dog"), each=2, seed=0):
@@ -89,65 +90,41 @@ def test_what_is_no_task_gives_one_clear_line(tmp_path, path):
     assert "\n" not in str(caught.value)
 
 
-def test_every_row_of_the_table_names_a_torchvision_data_set():
-    from torchvision import datasets
-
-    for row in TASKS.values():
-        assert row.metric in ("top1", "mean_per_class")
-        assert not row.kind or row.kind in datasets.__all__
-    assert usual_metric("flowers102") == "mean_per_class"
-    assert usual_metric("unheard of") == "top1"
-
-
-@pytest.mark.parametrize("row", [row for row in TASKS.values() if row.kind], ids=lambda row: row.name)
-def test_torchvision_is_asked_for_splits_that_it_knows(row, tmp_path):
-    """Nothing lies there, so each must say that the files are missing, not that the split is unknown."""
-    with pytest.raises(UserError, match=r"nothing is downloaded") as caught:
-        torchvision_task(row.name, tmp_path)
-    for complaint in ("unknown value for argument", "unexpected keyword"):
-        assert complaint not in str(caught.value).lower()
+def test_a_single_folder_of_classes_is_drawn_by_a_fixed_seed(tmp_path):
+    fill(tmp_path / "mine", classes=("ant", "bee", "cow"), each=7)
+    images = open_images(tmp_path / "mine")
+    task = drawn_task(images, "mine", 4)
+    assert np.unique(task.train.labels, return_counts=True)[1].tolist() == [4, 4, 4]
+    assert sorted([*task.train.images.ids, *task.test.images.ids]) == list(images.ids)
+    assert drawn_task(images, "mine", 4).digest == task.digest != drawn_task(images, "mine", 4, seed=1).digest
+    assert len(drawn_task(images, "mine", 0.7).train.labels) == 15
+    for picture, name in zip(range(9), task.test.images.ids, strict=True):
+        expected = Image.open(tmp_path / "mine" / name)
+        np.testing.assert_array_equal(task.test.images.read(picture), expected)
+    with pytest.raises(UserError, match="class ant has 7 images; the split needs more than 7"):
+        drawn_task(images, "mine", 7)
 
 
-def test_torchvision_cifar_is_read_from_disk_without_a_download(tmp_path):
-    import hashlib
-    import pickle
-
-    from torchvision import datasets
-
-    folder = tmp_path / datasets.CIFAR10.base_folder
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
-
-    def batch(name):
-        return write(name, {"data": rng.integers(0, 256, (3, 3072), np.uint8), "labels": [0, 1, 2]})
-
-    train, test = [batch("data_batch_1"), batch("data_batch_2")], [batch("test_batch")]
-    names = write("batches.meta", {"label_names": ["a", "b", "c"]})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.CIFAR10, "train_list", train)
-        patch.setattr(datasets.CIFAR10, "test_list", test)
-        patch.setattr(datasets.CIFAR10, "meta", {"filename": names[0], "key": "label_names", "md5": names[1]})
-        task = torchvision_task("CIFAR10", tmp_path)
-    assert task.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert len(task.test.images) == 3
-    assert task.train.images.read(5).size == (32, 32)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_unsplit_set_of_the_literature_may_be_one_folder(tmp_path, packed):
+    path = fill(tmp_path / "eurosat", each=5)
+    if packed:
+        path = shutil.make_archive(str(path), "zip", path)
+    task = folder_task(path, "eurosat")
+    assert (len(task.train.labels), len(task.test.labels)) == (8, 2)
 
 
-def test_labels_are_found_where_data_sets_keep_them():
-    class Listed(list):
-        pass
-
-    for name, kept in {"targets": [4, 5], "_labels": [4, 5], "_samples": [("a", 4), ("b", 5)]}.items():
-        data = Listed([("picture", 4), ("picture", 5)])
-        setattr(data, name, kept)
-        assert labels_of(data).tolist() == [4, 5]
-    assert labels_of(Listed([("picture", 4), ("picture", 5)])).tolist() == [4, 5]
+def test_a_chosen_part_changes_with_what_it_shows(pets):
+    split = folder_task(pets).train
+    digests = {Task("x", part_of(split, np.array(rows)), split).digest for rows in ([0, 1, 5], [0, 1], [5, 0, 1])}
+    assert len(digests) == 3
+    before = Task("x", part_of(split, np.array([0])), split).digest
+    os.utime(pets / "train" / "cat" / "0.png", (1, 1))
+    assert Task("x", part_of(folder_task(pets).train, np.array([0])), split).digest != before
 
 
-def test_unknown_torchvision_names_give_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="Did you mean"):
-        torchvision_task("CIFAR11", tmp_path)
+def test_the_validation_split_is_part_of_the_digest_and_of_a_corrupted_task(pets):
+    task = folder_task(pets)
+    held = Task("x", task.train, task.test, held=np.arange(6) > 3)
+    assert held.digest != task.digest
+    assert corrupted(held, "noise").held is held.held

@@ -19,7 +19,18 @@ OPEN_TO_EVAL = {
     "ssl_kd.images",
     "ssl_kd.parsing",
 }
-EVALUATORS = ("knn", "linear_probe", "logistic", "metrics", "retrieval", "fewshot", "robustness", "calibration")
+EVALUATORS = (
+    "knn",
+    "linear_probe",
+    "logistic",
+    "metrics",
+    "retrieval",
+    "fewshot",
+    "robustness",
+    "calibration",
+    "ood",
+    "multilabel",
+)
 LIGHT = {"numpy", "torch", "faiss", "sklearn", "scipy"}
 STANDARD = set(sys.stdlib_module_names)
 LABEL_WORDS = {"label", "labels", "target_class", "class_to_idx", "targets_of", "y_true", "num_labels"}
