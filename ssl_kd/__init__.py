@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ssl_kd.config import DistillConfig, PretrainConfig
     from ssl_kd.encoder import Encoder, Features, Preprocessing, build
     from ssl_kd.errors import UserError
+    from ssl_kd.exporting import export
     from ssl_kd.images import open_images
     from ssl_kd.loop import Distilled, distill
     from ssl_kd.pretraining import pretrain
@@ -38,6 +39,7 @@ _HOMES = {
     "Distilled": "loop",
     "pretrain": "pretraining",
     "UserError": "errors",
+    "export": "exporting",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "UserError",
     "build",
     "distill",
+    "export",
     "inspect",
     "load_teacher",
     "open_images",

@@ -102,6 +102,25 @@ def inspect(argv: Sequence[str]) -> int:
     return 2 if report.problem else 0
 
 
+def export(argv: Sequence[str]) -> int:
+    """Write a student for timm, torchvision, ONNX or TorchScript, each read back and measured."""
+    parser = OneLineParser("ssl-kd export", description=export.__doc__)
+    parser.add_argument("student", help="student or teacher: a checkpoint file, or a name such as dino_vits16")
+    parser.add_argument(
+        "--to", nargs="+", required=True, metavar="FORMAT", help="timm, torchvision, safetensors, torchscript, onnx"
+    )
+    parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
+    parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
+    parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
+    parser.add_argument("--images", help="folder or zip to measure on; default: noise like photographs")
+    options = parser.parse_args(argv)
+    from ssl_kd.exporting import export as run
+
+    for done in run(options.student, options.to, options.out, options.images, options.feature, options.format):
+        print(done)
+    return 0
+
+
 def demo(argv: Sequence[str]) -> int:
     """Run the whole road on images that ship with scikit-learn: teach, distil, measure, show."""
     parser = OneLineParser("ssl-kd demo", description=demo.__doc__)
@@ -153,6 +172,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
     "embed": embed,
     "eval": evaluate,
+    "export": export,
     "inspect": inspect,
     "pretrain": pretrain,
     "targets": targets,

@@ -71,10 +71,11 @@ def open_contents(path: Path) -> Contents:
         raise CheckpointError(f"cannot be opened: {error.strerror}") from error
     if start.startswith(b"PK\x03\x04"):
         return guarded(read_zip, pages)
-    if start[:1] == b"\x80":
-        return guarded(read_legacy, pages)
+    # Before the pickle: one safetensors header in 32 has a length whose first byte is a pickle's too.
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= len(pages) - 8:
         return read_safetensors(path)
+    if start[:1] == b"\x80":
+        return guarded(read_legacy, pages)
     raise UnknownCheckpoint(f"is not a checkpoint but {described(path.name, start)}")
 
 

@@ -53,6 +53,17 @@ def test_students_of_every_source_come_back(arch, tmp_path):
     assert torch.equal(student(images).embedding, back(images).embedding)
 
 
+def test_a_students_notes_may_have_any_length(tmp_path):
+    """A safetensors file opens with its header's length, whose first byte may be that of a pickle (0x80)."""
+    encoder = build("resnet18", channels=[2, 2, 2, 4])
+    first_bytes = set()
+    for length in range(0, 256, 8):
+        file = save_student(encoder, tmp_path / "s.safetensors", note="x" * length)
+        first_bytes.add(file.read_bytes()[0])
+        assert inspect(file).card == {"note": "x" * length}
+    assert 0x80 in first_bytes
+
+
 def test_a_student_that_is_not_finite_is_not_saved(tmp_path):
     student = tiny_student()
     with torch.no_grad():

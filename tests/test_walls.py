@@ -113,13 +113,17 @@ def test_images_drop_labels_at_the_door():
 
 
 def test_only_the_checkpoint_door_opens_foreign_weight_files():
-    """torch.load elsewhere only reads what we wrote ourselves; nowhere without weights_only."""
-    doors = {"checkpoint.py", "containers.py", "pickles.py", "run.py"}
+    """torch.load elsewhere only reads what we wrote ourselves; nowhere without weights_only.
+
+    exporting.py reads back the TorchScript that it wrote a moment before, to measure it.
+    """
+    doors = {"checkpoint.py", "containers.py", "pickles.py", "run.py", "exporting.py"}
     for path in PACKAGE + EVAL:
         for node in ast.walk(ast.parse(path.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if called in ("torch.load", "pickle.load", "pickle.loads", "torch.jit.load"):
                 assert path.name in doors, f"{path}: {called}"
+                assert called == "torch.jit.load" or path.name != "exporting.py"
                 if called == "torch.load":
                     assert "weights_only=True" in ast.unparse(node), f"{path}: {ast.unparse(node)}"
 
