@@ -38,6 +38,10 @@ class NonFinite(UserError):
     """A loss, a gradient or a feature stopped being a number."""
 
 
+class Collapsed(UserError):
+    """The student gives nearly the same answer for every image."""
+
+
 def one_of(what: str, name: str, known: "Iterable[str]") -> str:
     """Return `name` if it is among the known ones (a table's keys, say); UserError with all of them and the near ones."""
     names = list(known)
