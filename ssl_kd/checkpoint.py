@@ -7,7 +7,6 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_kd.architectures import make
+from ssl_kd.atomic import atomically
 from ssl_kd.containers import open_contents
 from ssl_kd.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
@@ -174,7 +174,7 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
 
     notes: anything JSON can hold, kept with the file as its card and shown by `inspect`.
 
-    Atomic: the file appears whole or not at all. Weights that are not finite are refused with UserError.
+    Atomic: the file appears whole or not at all. UserError for weights that are not finite, or where it cannot be written.
     """
     from safetensors.torch import save
 
@@ -186,15 +186,5 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
         raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
     data = save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, notes))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    atomically(path, lambda file: file.write(data))
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssl_kd import loggers
 from ssl_kd.errors import UserError
 
 
@@ -89,6 +90,7 @@ class DistillConfig:
         accelerator: auto, cpu or cuda
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
         log_every: steps between lines of metrics.jsonl
+        log: where these figures go as well: csv, tensorboard, wandb (several with commas), or jsonl for nowhere else
         save_minutes: minutes between saved states (and at each end of an epoch that long apart)
         overwrite: start again in a run folder that already holds something
         quiet: no progress bar
@@ -122,6 +124,7 @@ class DistillConfig:
     accelerator: str = "auto"
     max_unreadable: float = 0.01
     log_every: int = 20
+    log: str = "csv"
     save_minutes: float = 5.0
     overwrite: bool = False
     quiet: bool = False
@@ -164,3 +167,4 @@ def check(config: DistillConfig) -> None:
     for good, message in rules:
         if not good:
             raise UserError(message)
+    loggers.names(config.log)

@@ -362,7 +362,6 @@ class _Loop:
         torch.set_rng_state(saved["torch_rng"])
         if "cuda_rng" in saved and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"])
-        self.run_folder.forget_after(self.step)
 
     def _finish(self, rate: float) -> Distilled:
         self._save()

@@ -1,4 +1,4 @@
-"""One way to show progress: a bar with rate and time left on a terminal, a plain line now and then in a log.
+"""One way to show progress: a bar with rate and time left on a terminal, a plain line a minute in a log.
 
 with Progress("distill", total=50_000, unit="images") as bar:
     for batch in batches:
@@ -12,13 +12,14 @@ import time
 from types import TracebackType
 from typing import Any
 
-LINE_EVERY = 15.0  # seconds between plain lines when the output is not a terminal
+LINE_EVERY = 60.0  # seconds between plain lines when the output is not a terminal
 
 
 class Progress:
     """Counts work done and shows rate and time left on standard error; silent with `quiet=True`.
 
-    `advance(n, **notes)` adds n units and shows the notes (loss, learning rate, ...) behind the bar.
+    `advance(n, **notes)` adds n units and shows the notes (loss, learning rate, ...) behind the bar; `keep` shows notes
+    from now on; `warn` says a line at once, also when quiet.
     """
 
     def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, start: int = 0):
@@ -26,6 +27,7 @@ class Progress:
         self.done, self.start = start, start
         self.began = self.spoke = time.monotonic()
         self._bar: Any = None
+        self._kept: dict[str, object] = {}
 
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stderr.isatty():
@@ -64,19 +66,30 @@ class Progress:
     def advance(self, n: int, **notes: object) -> None:
         """Count n more units; show the notes as `name value` pairs."""
         self.done += n
-        text = "  ".join(f"{k} {v}" for k, v in notes.items())
+        text = "  ".join(f"{k} {v}" for k, v in (notes | self._kept).items())
         if self._bar is not None:
             self._bar.update(self._task, advance=n, rate=f"{self.rate:.0f} {self.unit}/s", notes=text)
         elif not self.quiet and time.monotonic() - self.spoke > LINE_EVERY:
             self.spoke = time.monotonic()
             self._line(text)
 
+    def keep(self, **notes: object) -> None:
+        """Show these notes behind the bar from now on, until they are given anew."""
+        self._kept |= notes
+
+    def warn(self, text: str) -> None:
+        """Say one line on standard error, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+
     def _line(self, text: str) -> None:
-        left = (self.total - self.done) / max(self.rate, 1e-9)
+        left = f"{(self.total - self.done) / self.rate:.0f}" if self.rate else "?"
         seconds = time.monotonic() - self.began
         print(
             f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:.0f}/s, "
-            f"{seconds:.0f} s gone, {left:.0f} s left  {text}".rstrip(),
+            f"{seconds:.0f} s gone, {left} s left  {text}".rstrip(),
             file=sys.stderr,
             flush=True,
         )

@@ -2,16 +2,20 @@
 
 config.yaml          what was asked, every default filled in
 environment.json     versions, machine, command
-metrics.jsonl        one line per logged step
+metrics.jsonl        one line per logged step and per look at the held-out images; metrics.csv the same as a table
 last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
 student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
+student_best.safetensors  the student whose held-out images had the most neighbours in common with the teacher's
 README.md            what this folder is and how to reproduce it
+
+A process may be killed at any moment: what it leaves is whole, or is swept up by the next one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import shutil
 import sys
@@ -22,17 +26,22 @@ from typing import IO, Any
 import torch
 import yaml
 
-from ssl_kd.errors import UserError
+from ssl_kd.atomic import append_line, atomically, sweep
+from ssl_kd.errors import UserError, one_line
+from ssl_kd.loggers import METRICS, Log, open_logs, records
 
 LAST = "last.ckpt"
 STUDENT = "student.safetensors"
+BEST = "student_best.safetensors"
 # Settings that do not change what is learned: a run may be resumed with other values.
-FREE = frozenset({"out", "threads", "quiet", "log_every", "save_minutes", "accelerator", "overwrite"})
+FREE = frozenset(
+    {"out", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
+)
 
 
 def atomic_save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
-    _atomically(path, lambda file: torch.save(dict(state), file))
+    atomically(path, lambda file: torch.save(dict(state), file))
 
 
 def own_state(path: Path) -> dict[str, Any]:
@@ -42,23 +51,7 @@ def own_state(path: Path) -> dict[str, Any]:
 
 def atomic_text(path: Path, text: str) -> None:
     """Write text so that `path` holds either the old or the whole new content."""
-    _atomically(path, lambda file: file.write(text.encode()))
-
-
-def _atomically(path: Path, write) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: could not be written ({error.strerror or error}); free some space or choose another out"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    atomically(path, lambda file: file.write(text.encode()))
 
 
 class RunFolder:
@@ -78,6 +71,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"out: cannot make the folder {self.path} ({error.strerror}); choose another") from error
         self._lock = _lock(self.path)
+        self._logs: list[Log] | None = None  # opened by the first line, when lost work has been forgotten
         try:
             self._open(overwrite)
         except BaseException:
@@ -86,9 +80,11 @@ class RunFolder:
 
     def _open(self, overwrite: bool) -> None:
         config = self.path / "config.yaml"
+        sweep(self.path)
         if overwrite:
-            shutil.rmtree(self.path / "targets", ignore_errors=True)
-            for name in (LAST, STUDENT, "metrics.jsonl", "config.yaml"):
+            for name in ("targets", "tensorboard"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in (LAST, STUDENT, BEST, METRICS, "metrics.csv", "config.yaml"):
                 (self.path / name).unlink(missing_ok=True)
         if config.exists():
             self._same_question(yaml.safe_load(config.read_text()) or {})
@@ -109,11 +105,16 @@ class RunFolder:
             )
 
     def restore(self) -> dict[str, Any] | None:
-        """The last saved state, or None for a fresh run."""
+        """The last saved state, or None for a fresh run. Metric lines of work that was lost since are dropped."""
         path = self.path / LAST
-        if not path.exists():
-            return None
-        return own_state(path)
+        try:
+            state = own_state(path) if path.exists() else None
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{path}: the saved state is damaged ({one_line(error)}); put a copy in its place, or remove it to begin anew"
+            ) from error
+        self._forget_after(int(state["step"]) if state else 0)
+        return state
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace last.ckpt, atomically."""
@@ -122,29 +123,28 @@ class RunFolder:
         atomic_save(self.path / LAST, state)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, and to the other logs that were asked for."""
         if not self.writes:
             return
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        append_line(self.path / METRICS, json.dumps(dict(record)))
+        if self._logs is None:
+            self._logs = open_logs(self.settings.get("log", "jsonl"), self.path / METRICS, int(record["step"]))
+        for log in self._logs:
+            log.add(record)
 
-    def forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int) -> None:
         """Drop metric lines later than `step`: they belong to work that was lost and will be done again."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         if not self.writes or not path.exists():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue  # a line torn by a kill
+        kept = [json.dumps(record) for record in records(path) if record["step"] <= step]
         atomic_text(path, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the logs and release the lock."""
         if self.writes:
+            for log in self._logs or ():
+                log.close()
             self._lock.close()
 
 

@@ -38,3 +38,45 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     with Progress("distill", total=10) as bar:
         bar.advance(10, loss="0.1")
     assert "distill" in capsys.readouterr().err
+
+
+def test_kept_notes_stay_behind_every_line(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY", -1.0)
+    with Progress("distill", total=100) as bar:
+        bar.advance(10, loss="0.5")
+        bar.keep(neighbours="0.41")
+        bar.advance(10, loss="0.4")
+        bar.advance(10, loss="0.3")
+    lines = capsys.readouterr().err.splitlines()
+    assert "neighbours" not in lines[0]
+    assert all(
+        line.endswith(f"loss {loss}  neighbours 0.41") for line, loss in zip(lines[1:3], ("0.4", "0.3"), strict=True)
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_warning_is_said_at_once_even_when_quiet(terminal, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    with Progress("distill", total=10) as bar:
+        bar.warn("the student [is] ill")
+        assert "distill: the student [is] ill" in capsys.readouterr().err
+    capsys.readouterr()
+    with Progress("distill", total=10, quiet=True) as bar:
+        bar.warn("the student is ill")
+    assert capsys.readouterr().err == "distill: the student is ill\n"
+
+
+def test_a_log_is_not_flooded(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("distill", total=10_000) as bar:
+        for _ in range(600):  # ten minutes
+            now[0] += 1
+            bar.advance(1)
+    assert len(capsys.readouterr().err.splitlines()) <= 11
+
+
+def test_time_left_is_not_guessed_from_nothing(capsys):
+    with Progress("distill", total=10):
+        pass
+    assert "? s left" in capsys.readouterr().err

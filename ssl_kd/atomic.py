@@ -1,0 +1,89 @@
+"""Files that appear whole or not at all: written beside their place, synced, then renamed into it in one step.
+
+A process that is killed in between leaves `NAME.PID.part`, which `sweep` removes once nobody else can be writing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from ssl_kd.errors import UserError
+
+PART = ".part"
+
+
+class _Told:
+    """A file that remembers why it could not be written: torch.save turns a full disk into "unexpected pos"."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def atomically(path: Path, write: Callable[[Any], object]) -> None:
+    """Call `write` with a binary file; `path` then holds the whole new content, or still the old one and UserError says why."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    told: _Told | None = None
+    try:
+        with open(part, "wb") as file:
+            told = _Told(file)
+            write(told)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else told and told.error
+        if reason is None:
+            raise
+        raise UserError(
+            f"{path}: could not be written ({reason.strerror or reason}); free some space or choose another place"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, the whole line or nothing; UserError where it cannot be written."""
+    data = memoryview(f"{line}\n".encode())
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while data:  # a nearly full disk takes a part
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}); free some space or choose another place"
+        ) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder (not below it)."""
+    for part in folder.glob(f"*{PART}"):
+        part.unlink(missing_ok=True)
