@@ -77,7 +77,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = save_student(tiny_student(), tmp_path / "s.safetensors")
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         save_student(tiny_student(), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
