@@ -50,8 +50,9 @@ def targets(argv: Sequence[str]) -> int:
     )
     from ssl_kd.loop import fill_targets
 
-    store = fill_targets(config=config)
-    print(f"{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
+    for name, store in fill_targets(config=config).items():
+        whose = f"{name}: " if name else ""
+        print(f"{whose}{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
     return 0
 
 

@@ -5,11 +5,12 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ssl_kd import loggers
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, nearest
 
 
 @dataclass
@@ -67,6 +68,8 @@ class DistillConfig:
         teacher: checkpoint file, or a name such as dino_vits16
         teacher_feature: which of the teacher's features to match (cls, pool, ...); empty: its family's default
         teacher_format: checkpoint format, only where it cannot be told from the file
+        teachers: several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}
+        teacher_drop: probability that a teacher which the student already follows sits out a step, 0 to below 1
         student: timm architecture, e.g. resnet18, mobilenetv3_small_100, vit_tiny_patch16_224
         student_args: extra arguments of the architecture, e.g. {small_stem: true} or {img_size: 32, patch_size: 4}
         student_weights: a student file to start from; empty: random weights
@@ -101,6 +104,8 @@ class DistillConfig:
     teacher: str = ""
     teacher_feature: str = ""
     teacher_format: str = ""
+    teachers: dict[str, Any] = field(default_factory=dict)
+    teacher_drop: float = 0.0
     student: str = "resnet18"
     student_args: dict[str, Any] = field(default_factory=dict)
     student_weights: str = ""
@@ -132,10 +137,68 @@ class DistillConfig:
     images_digest: str = ""
 
 
+@dataclass(frozen=True)
+class TeacherLine:
+    """One teacher of a run. `size` is the side in pixels at which it sees the views; 0: the run's size, or its own."""
+
+    file: Any  # a checkpoint file, a name of the zoo, or from Python an Encoder
+    objective: str | list[dict[str, Any]] = "default"
+    weight: float = 1.0
+    feature: str = ""
+    format: str = ""
+    size: int = 0
+    digest: str = ""
+
+    def recorded(self, encoder: Any) -> dict[str, Any]:
+        """The line as config.yaml keeps it, with the digest of the encoder that it led to."""
+        line = {f.name: getattr(self, f.name) for f in fields(self)}
+        return line | {"file": self.file if isinstance(self.file, str) else encoder.origin, "digest": encoder.digest}
+
+
+def teacher_lines(config: DistillConfig) -> dict[str, TeacherLine]:
+    """The teachers of a config by name; a single one has the name "". UserError for a line that cannot be right."""
+    if not config.teachers:
+        single = TeacherLine(
+            config.teacher,
+            config.objective,
+            feature=config.teacher_feature,
+            format=config.teacher_format,
+            digest=config.teacher_digest,
+        )
+        return {"": single}
+    return {name: _line(name, given, config) for name, given in config.teachers.items()}
+
+
+def _line(name: str, given: Any, config: DistillConfig) -> TeacherLine:
+    line = dict(given) if isinstance(given, Mapping) else {"file": given}
+    known = [f.name for f in fields(TeacherLine)]
+    if not name or "." in name:
+        raise UserError(f"teachers: expected a name without dots for each teacher, got {name!r}")
+    for key in line:
+        if key not in known:
+            raise UserError(f"teachers: {name} has no setting {key!r}.{nearest(str(key), known)} It knows: {known}")
+    if not line.get("file"):
+        raise UserError(f"teachers: {name} needs a file, as in {{{name}: FILE}}; got {given!r}")
+    line = {"objective": config.objective} | line
+    for key, kind in (("weight", (int, float)), ("size", int)):
+        value = line.get(key, 1)
+        if not isinstance(value, kind) or isinstance(value, bool) or value < 0 or (key == "weight" and not value):
+            raise UserError(f"teachers: {key} of {name}: expected a number above 0, got {value!r}")
+    return TeacherLine(**line)
+
+
 def check(config: DistillConfig) -> None:
     """Raise UserError for the first setting that cannot be right, before anything is loaded or written."""
     rules: tuple[tuple[bool, str], ...] = (
-        (bool(config.teacher), "teacher: expected a checkpoint file or a name; got nothing"),
+        (
+            bool(config.teacher) != bool(config.teachers),
+            "teacher: expected a checkpoint file or a name (or several as teachers, not both); got "
+            + (f"{config.teacher} and teachers {', '.join(config.teachers)}" if config.teacher else "nothing"),
+        ),
+        (
+            0 <= config.teacher_drop < 1,
+            f"teacher_drop: expected a probability from 0 to below 1, got {config.teacher_drop}",
+        ),
         (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
         (bool(config.out), "out: expected a run folder; got nothing"),
         (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
@@ -168,3 +231,4 @@ def check(config: DistillConfig) -> None:
         if not good:
             raise UserError(message)
     loggers.names(config.log)
+    teacher_lines(config)

@@ -184,16 +184,25 @@ class Encoder(nn.Module):
         return f"{self.arch}, feature={self.feature}, dim={self.dim}, origin={self.origin!r}"
 
 
+def submodule(backbone: nn.Module, name: str) -> nn.Module:
+    """The submodule of that path, where a negative number counts from the end of its list: `blocks.-1.attn`."""
+    found = backbone
+    try:
+        for part in name.split("."):
+            counted = found[int(part)] if part.startswith("-") and part[1:].isdecimal() else None  # type: ignore[index]
+            found = counted if counted is not None else found.get_submodule(part)
+    except (AttributeError, IndexError, TypeError):
+        known = [path for path, _ in backbone.named_modules() if path]
+        raise UserError(f"no layer {name!r} in {type(backbone).__name__}.{nearest(name, known)}") from None
+    return found
+
+
 class tapped:  # noqa: N801  a context manager reads as a verb
     """While open, what the named submodule returns is put into `taps`."""
 
     def __init__(self, backbone: nn.Module, name: str, taps: dict[str, Tensor]):
         self.name, self.taps = name, taps
-        try:
-            self.module = backbone.get_submodule(name)
-        except AttributeError:
-            known = [path for path, _ in backbone.named_modules() if path]
-            raise UserError(f"no layer {name!r} in {type(backbone).__name__}.{nearest(name, known)}") from None
+        self.module = submodule(backbone, name)
 
     def __enter__(self) -> None:
         self.handle = self.module.register_forward_hook(lambda _, __, out: self.taps.__setitem__(self.name, out))

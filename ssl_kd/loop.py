@@ -1,43 +1,42 @@
-"""The loop: a frozen teacher and a student look at the same views, the objective answers with one number, Fabric steps.
+"""The loop: frozen teachers and a student look at the same views, the objective answers with one number, Fabric steps.
 
-    student = ssl_kd.distill(teacher="swav_800ep_pretrain.pth.tar", student="resnet18", images="photos/", out="runs/x")
+    done = ssl_kd.distill(teacher="swav_800ep_pretrain.pth.tar", student="resnet18", images="photos/", out="runs/x")
 
 The same call goes on with an interrupted run: shuffling and views are functions of (seed, epoch, index), and the saved
 state holds the student, the heads, the queues, the optimiser, the position and the random state.
+
+What is asked of whom: `preparation` makes the parts, `teaching` the teachers' side of a step, `learning` the student's.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_kd import ranks
-from ssl_kd.checkpoint import load_teacher, save_student
-from ssl_kd.config import DistillConfig, check
-from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, build
-from ssl_kd.errors import NonFinite, UserError, nearest
-from ssl_kd.images import Images, open_images
-from ssl_kd.objectives import WeightedSum, build_objective
-from ssl_kd.objectives.presets import PRESET_VIEWS
-from ssl_kd.precision import device_kind, make_fabric
+from ssl_kd.card import card
+from ssl_kd.checkpoint import save_student
+from ssl_kd.config import DistillConfig
+from ssl_kd.encoder import Encoder
+from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.images import Images
+from ssl_kd.interruption import Interrupted, stop_signals
+from ssl_kd.learning import Batch, Pair, make_optimizer, warmup_cosine
+from ssl_kd.precision import make_fabric
+from ssl_kd.preparation import Parts, merge, prepare
 from ssl_kd.progress import Progress
 from ssl_kd.run import LAST, STUDENT, RunFolder, atomic_text, environment
 from ssl_kd.targets import TargetStore
-from ssl_kd.views import ViewLoader, Views, scheme
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; the state is saved and the message says how to go on."""
+from ssl_kd.views import Views
 
 
 @dataclass(frozen=True)
@@ -52,30 +51,6 @@ class Distilled:
     last: dict[str, float]
 
 
-class Batch:
-    """What one step looks at. A plain class: Fabric would take a dataclass apart to cast its tensors."""
-
-    def __init__(self, views: Views, teacher: Features):
-        self.views, self.teacher = views, teacher
-
-
-class Pair(nn.Module):
-    """Student and objective: all that is trained."""
-
-    def __init__(self, student: Encoder, objective: WeightedSum):
-        super().__init__()
-        self.student, self.objective = student, objective
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its terms on one batch of views."""
-        views, pixels = len(batch.views.pixels), torch.cat(batch.views.pixels)
-        sizes = ranks.counts(len(batch.views), pixels.device)
-        student = ranks.whole_batch(self.student(pixels), views, sizes)
-        teacher = ranks.whole_batch(batch.teacher, views, sizes)
-        index = ranks.whole_index(batch.views.index, sizes, pixels.device)
-        return self.objective(student, teacher, Views(index, batch.views.epoch, batch.views.pixels))
-
-
 def distill(
     teacher: str | Path | Encoder | None = None,
     student: str | Encoder | None = None,
@@ -85,10 +60,11 @@ def distill(
 ) -> Distilled:
     """Distil `teacher` into `student` on unlabelled `images`; returns the trained student.
 
-    teacher: file, name or Encoder. student: architecture name or Encoder (trained in place). images: folder, zip, data
-    set or Images. Settings are the fields of DistillConfig. Raises UserError for bad input before anything is written.
+    teacher: file, name or Encoder (several: the setting `teachers`). student: architecture name or Encoder (trained in
+    place). images: folder, zip, data set or Images. Settings are the fields of DistillConfig. Raises UserError for bad
+    input before anything is written.
     """
-    with _loop(_merge(config, teacher, student, images, settings), teacher, student, images) as loop:
+    with _loop(merge(config, teacher, student, images, settings), teacher, student, images) as loop:
         return loop.run()
 
 
@@ -98,9 +74,12 @@ def fill_targets(
     images: str | Path | Images | None = None,
     config: DistillConfig | None = None,
     **settings: Any,
-) -> TargetStore:
-    """Store the teacher's word on all replayed views ahead of `distill` with the same settings, in the same run folder."""
-    merged = _merge(config, teacher, student, images, settings)
+) -> dict[str, TargetStore]:
+    """Store the teachers' words on all replayed views ahead of `distill` with the same settings, in the same run folder.
+
+    Returns the store of each teacher; a single one has the name "".
+    """
+    merged = merge(config, teacher, student, images, settings)
     if not merged.replay:
         raise UserError("replay: expected at least 1 view of each image to store targets for, got 0")
     with _loop(merged, teacher, student, images) as loop:
@@ -109,105 +88,33 @@ def fill_targets(
 
 @contextmanager
 def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
-    """Everything that a run needs, checked before its folder is touched; the folder is locked while this is open."""
-    check(config)
-    torch.manual_seed(config.seed)
-    images = images if isinstance(images, Images) else open_images(config.images, max_unreadable=config.max_unreadable)
-    if not isinstance(teacher, Encoder):
-        teacher = load_teacher(
-            config.teacher, feature=config.teacher_feature or None, format=config.teacher_format or None
-        )
-    teacher.eval().requires_grad_(False)
-    contract = teacher.preprocessing
-    if config.size or config.crop_ratio:
-        contract = contract.at(config.size or contract.size, config.crop_ratio or None)
-    student = student if isinstance(student, Encoder) else _student(config, contract)
-    recipes = scheme(_views_name(config))
-    objective = build_objective(config.objective, student.dim, teacher.dim)
-    if len(recipes) < objective.min_views:
-        raise UserError(
-            f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
-            f"{_views_name(config)!r} gives {len(recipes)}; use multi or rot4"
-        )
-    loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay)
-    loader.batches_per_epoch()  # says that there are too few images before anything is written
-    device_kind(config.accelerator)  # and this, that there is no such device
-    settings = asdict(config) | _inputs(config, teacher, images)
-    run = RunFolder(config.out, settings, config.overwrite, writes=os.environ.get("RANK", "0") == "0")
+    """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
+    parts = prepare(config, teacher, student, images)
+    run = RunFolder(config.out, parts.settings, config.overwrite, writes=os.environ.get("RANK", "0") == "0")
     try:
         saved = None if config.overwrite else run.restore()
         # An interrupted run goes on in the precision it began with, whatever a new probe would say.
         fabric, precision = make_fabric(config.accelerator, saved["precision"] if saved else config.precision)
-        yield _Loop(fabric, precision, config, run, teacher, student, objective, loader)
+        yield _Loop(fabric, precision, config, run, parts)
     finally:
         run.close()
-
-
-def _inputs(config: DistillConfig, teacher: Encoder, images: Images) -> dict[str, str]:
-    """The digests of what goes in; UserError where the config asks for others, as a copied config.yaml does."""
-    found = {"teacher_digest": teacher.digest, "images_digest": images.digest}
-    for key, digest in found.items():
-        if (asked := getattr(config, key)) not in ("", digest):
-            what = key.removesuffix("_digest")
-            raise UserError(f"{what}: the config asks for digest {asked}, but {getattr(config, what)} has {digest}")
-    return found
-
-
-def _merge(config: DistillConfig | None, teacher, student, images, settings: dict[str, Any]) -> DistillConfig:
-    known = [f.name for f in fields(DistillConfig)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"distill has no setting {key!r}.{nearest(key, known)} It knows: {', '.join(known)}")
-    named = {
-        "teacher": teacher.origin if isinstance(teacher, Encoder) else teacher and str(teacher),
-        "student": student.arch if isinstance(student, Encoder) else student,
-        "images": f"<{len(images)} images from Python>" if isinstance(images, Images) else images and str(images),
-    }
-    given: dict[str, Any] = settings | {key: value for key, value in named.items() if value}
-    if "out" in given:
-        given["out"] = str(given["out"])
-    return replace(config or DistillConfig(), **given)
-
-
-def _student(config: DistillConfig, contract) -> Encoder:
-    """A new student (or a saved one to go on from) that sees what the teacher sees, by ImageNet's mean and std."""
-    if config.student_weights:
-        return load_teacher(config.student_weights).train().requires_grad_(True)
-    contract = replace(contract, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return build(config.student, preprocessing=contract, **config.student_args)
-
-
-def _views_name(config: DistillConfig) -> str:
-    if config.views:
-        return config.views
-    return PRESET_VIEWS.get(config.objective, "weak") if isinstance(config.objective, str) else "weak"
 
 
 class _Loop:
     """One run from its first (or next) step to the saved student."""
 
-    def __init__(
-        self,
-        fabric,
-        precision,
-        config: DistillConfig,
-        run: RunFolder,
-        teacher: Encoder,
-        student: Encoder,
-        objective,
-        loader,
-    ):
+    def __init__(self, fabric, precision: str, config: DistillConfig, run: RunFolder, parts: Parts):
         self.fabric, self.precision = fabric, precision
-        loader.share = (ranks.rank(), ranks.world_size())
-        ranks.synchronise_norms(student)
-        self.config, self.run_folder, self.loader = config, run, loader
-        with fabric.rank_zero_first():
-            self.store = _store(config, run, teacher, loader, self.precision) if config.replay else None
-        self.teacher = teacher.to(self.fabric.device).to(memory_format=torch.channels_last)
-        pair = Pair(student, objective).to(memory_format=torch.channels_last)
-        self.bare = pair
-        self.pair, self.optimizer = self.fabric.setup(pair, _optimizer(pair, config))
-        self.steps_per_epoch = loader.batches_per_epoch()
+        self.config, self.run_folder = config, run
+        self.loader, self.faculty = parts.loader, parts.faculty
+        self.loader.share = (ranks.rank(), ranks.world_size())
+        if config.replay:
+            with fabric.rank_zero_first():
+                self.faculty.open_stores(run.path / "targets", precision)
+        self.faculty.to(fabric.device)
+        self.bare = Pair(parts.student, parts.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.pair, self.optimizer = fabric.setup(self.bare, make_optimizer(self.bare, config))
+        self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = self.steps_per_epoch * config.epochs
         self.quiet = config.quiet or not fabric.is_global_zero
         self.step = 0  # steps done
@@ -226,7 +133,7 @@ class _Loop:
         self.pair.train()
         with (
             Progress("distill", count * self.config.epochs, quiet=self.quiet, start=self._images_done()) as bar,
-            _stop_signals() as stop,
+            stop_signals() as stop,
         ):
             saved_at = time.monotonic()
             for views in self._batches():
@@ -274,7 +181,7 @@ class _Loop:
     def _train_step(self, raw: Views) -> dict[str, float]:
         rate = self._schedule()
         views = self.loader.finish_all(raw, self.fabric.device)
-        total, terms = self.pair(Batch(views, self._teacher_says(views)))
+        total, terms = self.pair(Batch(views, self.faculty.say(views, self.fabric.autocast)))
         loss = total.item()
         self._must_be_finite("loss", loss, terms, raw)
         self.fabric.backward(total)
@@ -283,41 +190,26 @@ class _Loop:
         self._must_be_finite("gradient norm", float(norm), terms, raw)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.bare.follow()
         return {"loss": loss, "lr": rate, "gradient_norm": float(norm)} | {k: float(v) for k, v in terms.items()}
 
-    def _teacher_says(self, views: Views) -> Features:
-        """The teacher's features of a batch: from the store where it has heard all of them, else asked and stored."""
-        numbers = [self.loader.view_number(views.epoch, v) for v in range(len(views.pixels))]
-        if self.store is not None:
-            known = [self.store.get(number, views.index) for number in numbers]
-            if all(rows is not None for rows in known):
-                return Features(torch.cat([rows for rows in known if rows is not None]).to(self.fabric.device))
-        with torch.no_grad(), self.fabric.autocast():
-            features = self.teacher(torch.cat(views.pixels))
-        if self.store is None:
-            return features
-        parts = features.embedding.float().chunk(len(numbers))
-        kept = [self.store.put(number, views.index, part) for number, part in zip(numbers, parts, strict=True)]
-        return Features(torch.cat(kept).to(self.fabric.device))
-
-    def fill(self) -> TargetStore:
-        """Ask the teacher about every view that will be replayed, without training."""
-        assert self.store is not None
+    def fill(self) -> dict[str, TargetStore]:
+        """Ask the teachers about every view that will be replayed, without training."""
         count = len(self.loader.images) * self.config.replay
-        with Progress("targets", count, quiet=self.quiet) as bar, _stop_signals() as stop:
+        with Progress("targets", count, quiet=self.quiet) as bar, stop_signals() as stop:
             for epoch in range(self.config.replay):
                 for raw in self.loader.epoch(epoch):
-                    self._teacher_says(self.loader.finish_all(raw, self.fabric.device))
+                    self.faculty.say(self.loader.finish_all(raw, self.fabric.device), self.fabric.autocast)
                     bar.advance(len(raw))
                     if stop:
-                        self.store.flush()
+                        self.faculty.flush()
                         raise Interrupted(f"stopped by {stop[0]}; the same command goes on with the targets")
-        self.store.flush()
-        return self.store
+        self.faculty.flush()
+        return self.faculty.stores
 
     def _schedule(self) -> float:
         warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)
-        rate = self.config.lr * _warmup_cosine(self.step, warmup, self.total)
+        rate = self.config.lr * warmup_cosine(self.step, warmup, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -365,110 +257,43 @@ class _Loop:
 
     def _finish(self, rate: float) -> Distilled:
         self._save()
-        student = self.bare.student.eval().to(memory_format=torch.contiguous_format)
-        student.origin = f"distilled from {self.teacher.origin}"
+        student = self.bare.student.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        teachers = self.faculty.teachers
+        student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         path = self.run_folder.path / STUDENT
         unreadable = self.loader.images.unreadable
         if self.run_folder.writes:
             save_student(
                 student,
                 path,
-                teacher=self.teacher.origin,
-                teacher_digest=self.teacher.digest,
-                teacher_arch=self.teacher.arch,
-                objective=self.config.objective,
+                **_provenance(teachers),
                 images=len(self.loader.images) - len(unreadable),
                 epochs=self.config.epochs,
             )
-            atomic_text(self.run_folder.path / "README.md", self._card(student, unreadable))
+            text = card(self.config, self.run_folder.path, teachers, student, self._facts(), unreadable)
+            atomic_text(self.run_folder.path / "README.md", text)
         return Distilled(student, path, self.run_folder.path, self.seconds, rate, self.last)
 
-    def _card(self, student: Encoder, unreadable: dict[str, str]) -> str:
-        count = sum(p.numel() for p in student.parameters())
-        teacher_count = sum(p.numel() for p in self.teacher.parameters())
-        losses = ", ".join(f"{k} {v:.4g}" for k, v in self.last.items())
-        skipped = "".join(f"\n- {name}: {why}" for name, why in unreadable.items()) or " none"
-        env = environment()
-        return f"""# {self.config.student}, distilled from {self.teacher.arch}
-
-| | |
-| --- | --- |
-| teacher | {self.teacher.origin} ({self.teacher.arch}, feature `{self.teacher.feature}`, {teacher_count:,} parameters) |
-| student | {student.arch}, feature `{student.feature}`, width {student.dim}, {count:,} parameters |
-| images | {len(self.loader.images):,} from {self.config.images}, no labels |
-| steps | {self.step:,} of batch {self.config.batch_size}, {self.config.epochs} epochs, {self.seconds / 60:.1f} minutes |
-| precision | {self.precision} on {self.fabric.device} ({env["machine"]}) |
-| last step | {losses} |
-| time spent waiting for images | {100 * self.waited / max(self.seconds, 1e-9):.1f} % |
-
-Use it: `ssl_kd.load_teacher("{self.run_folder.path / STUDENT}")`, or `ssl-kd inspect {STUDENT}`.
-
-Reproduce it: `{env["command"]}`, or `ssl-kd distill --config config.yaml --out elsewhere` (every setting is in `config.yaml`).
-
-- `config.yaml`: every setting; `environment.json`: versions and machine
-- `metrics.jsonl`: one line per {self.config.log_every} steps
-- `{LAST}`: student, heads, queues, optimiser and position
-- `{STUDENT}`: the student alone
-
-Unreadable images:{skipped}
-"""
+    def _facts(self) -> dict[str, str]:
+        config = self.config
+        return {
+            "images": f"{len(self.loader.images):,} from {config.images}, no labels",
+            "steps": f"{self.step:,} of batch {config.batch_size}, {config.epochs} epochs, {self.seconds / 60:.1f} minutes",
+            "precision": f"{self.precision} on {self.fabric.device} ({environment()['machine']})",
+            "last step": ", ".join(f"{k} {v:.4g}" for k, v in self.last.items()),
+            "time spent waiting for images": f"{100 * self.waited / max(self.seconds, 1e-9):.1f} %",
+        }
 
 
-def _store(config: DistillConfig, run: RunFolder, teacher: Encoder, loader: ViewLoader, precision: str) -> TargetStore:
-    """The teacher's word on the replayed views, kept in the run folder under a digest of everything that decides it."""
-    pixels = (teacher.preprocessing.mean, teacher.preprocessing.std)
-    views = (loader.recipes, loader.size, loader.seed, loader.images.digest)
-    return TargetStore(
-        run.path / "targets",
-        (teacher.digest, teacher.feature, pixels, views, precision),
-        config.replay * len(loader.recipes),
-        len(loader.images),
-        teacher.dim,
-    )
-
-
-def _optimizer(pair: Pair, config: DistillConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over student and heads; no weight decay on vectors (norms, biases). That exception is our choice."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in pair.parameters():
-        if parameter.requires_grad:
-            groups[parameter.ndim > 1].append(parameter)
-    lists = [
-        {"params": group, "weight_decay": config.weight_decay if decays else 0.0}
-        for decays, group in groups.items()
-        if group
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(lists, lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(lists, lr=config.lr)
-
-
-def _warmup_cosine(step: int, warmup: float, total: int) -> float:
-    """Factor in (0, 1]: linear up over `warmup` steps, then half a cosine down to 0 at `total`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """Collect Ctrl-C and SIGTERM in a list instead of dying in the middle of a step. A second one kills as usual."""
-    import threading
-
-    caught: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, frame: object) -> None:
-        caught.append(signal.Signals(number).name)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _provenance(teachers) -> dict[str, Any]:
+    """What the student's file says of its teachers: plain values for one, a mapping by name for several."""
+    told = {
+        name: {
+            "teacher": t.encoder.origin,
+            "teacher_digest": t.encoder.digest,
+            "teacher_arch": t.encoder.arch,
+            "objective": t.line.objective,
+        }
+        for name, t in teachers.items()
+    }
+    return told[""] if "" in told else {key: {n: told[n][key] for n in told} for key in next(iter(told.values()))}

@@ -4,6 +4,9 @@ A view is a function of (image, index, view number, seed), so with `replay: K` t
 image (times the recipes of the scheme) and the teacher runs only the first time it sees one. The store is filled during
 the first pass, or ahead of it by `ssl-kd targets`; a killed fill goes on where it stopped.
 
+A row is the embedding, and behind it the tokens and tapped layers that the objective reads (patches take much more
+room: 196 of 384 numbers are 150 kB a view).
+
 Rows are float16 in one memory-mapped file, (views, images, width), beside one CRC-32 per row. A row counts only while its
 checksum fits, so a torn write is found and done again. The file's name is a digest of everything that decides the
 targets (weights, feature, images, recipes, size, seed, precision): another question is another file, never a stale one.
@@ -14,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
 
-VERSION = 1  # raise it when a change of code changes what a view or a target is
+VERSION = 2  # raise it when a change of code changes what a view or a target is
+
+
+# Of each part of a row: its name (a tapped layer's own), its shape for one image, how many numbers that is.
+Layout = Sequence[tuple[str, tuple[int, ...], int]]
+EMBEDDING, TOKENS = "", "tokens of "  # no layer of a network can be called so
+
+
+def _parts(features: Features) -> list[tuple[str, Tensor]]:
+    tokens = [] if features.tokens is None else [(TOKENS, features.tokens)]
+    return [(EMBEDDING, features.embedding), *tokens, *sorted(features.layers.items())]
+
+
+def layout_of(features: Features) -> Layout:
+    """How the rows of such features are laid out."""
+    return [(name, tuple(part.shape[1:]), part[0].numel()) for name, part in _parts(features)]
+
+
+def flattened(features: Features) -> Tensor:
+    """Features of N views as rows (N, width), float32."""
+    return torch.cat([part.float().flatten(1) for _, part in _parts(features)], dim=1)
+
+
+def unflattened(rows: Tensor, layout: Layout, device: torch.device | str = "cpu") -> Features:
+    """The inverse of `flattened`."""
+    pieces = rows.to(device).split([width for _, _, width in layout], dim=1)
+    parts = {name: piece.unflatten(1, shape) for (name, shape, _), piece in zip(layout, pieces, strict=True)}
+    return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
 class TargetStore:
-    """Teacher embeddings (views, images, width), float16 on disk; `get` and `put` work on rows of one view number."""
+    """Teacher outputs (views, images, width), float16 on disk; `get` and `put` work on rows of one view number."""
 
     def __init__(self, folder: str | Path, question: Any, views: int, images: int, width: int):
         self.key = hashlib.sha256(repr((VERSION, question, views, images, width)).encode()).hexdigest()[:16]

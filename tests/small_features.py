@@ -10,7 +10,7 @@ from ssl_kd.objectives import build_objective
 from ssl_kd.objectives.reading import Widths
 from ssl_kd.views import Views
 
-ATTENTION = "blocks.11.attn.attn_drop"
+ATTENTION = "blocks.-1.attn.attn_drop"
 
 
 def views(b, v=1, start=0, epoch=0):

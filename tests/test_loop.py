@@ -74,12 +74,6 @@ def test_a_run_brings_the_student_to_the_teacher_and_explains_itself(teacher, tm
     assert config["lr"] == 3e-3
 
 
-@pytest.mark.parametrize("objective", ["dlkd_light", "simreg", "queue", "default"])
-def test_every_preset_trains(teacher, tmp_path, objective):
-    done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", objective=objective, **QUICK)
-    assert all(np.isfinite(v) for v in done.last.values())
-
-
 def test_four_rotations_are_an_option_of_dlkd(teacher, tmp_path):
     done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", objective="dlkd_light", views="rot4", **QUICK)
     assert done.last["correlation_views"] > 0
@@ -161,7 +155,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(te
 
     def poisoned(self, *args):
         total, terms = forward(self, *args)
-        calls.append(1)
+        calls.extend([1] * self.training)  # the trial before the run is not a step
         return (total * float("nan") if len(calls) == 4 else total), terms
 
     monkeypatch.setattr(WeightedSum, "forward", poisoned)

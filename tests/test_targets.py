@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import ssl_kd
+from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
 from ssl_kd.images import ArrayImages
 from ssl_kd.loop import fill_targets
-from ssl_kd.targets import TargetStore
+from ssl_kd.targets import TargetStore, flattened, layout_of, unflattened
 
 QUICK = {
     "student": "resnet18",
@@ -87,12 +88,12 @@ def test_the_teacher_is_asked_once_per_view_and_the_student_is_the_same(teacher,
     calls = []
     hook = teacher.register_forward_hook(lambda *_: calls.append(1))
     filled = fill_targets(teacher, images=images(), out=tmp_path / "ahead", replay=2, **QUICK)
-    assert filled.filled() == 1.0
-    assert len(calls) == 6
+    assert filled[""].filled() == 1.0
+    assert len(calls) == 1 + 6  # the trial before a run, and two views of three batches
     ahead = ssl_kd.distill(teacher, images=images(), out=tmp_path / "ahead", replay=2, **QUICK)
-    assert len(calls) == 6
+    assert len(calls) == 8
     during = ssl_kd.distill(teacher, images=images(), out=tmp_path / "during", replay=2, **QUICK)
-    assert len(calls) == 12  # two epochs of three batches; the other two were read
+    assert len(calls) == 15  # two epochs of three batches; the other two were read
     hook.remove()
     assert same(ahead.student, during.student)
 
@@ -136,3 +137,28 @@ def test_filling_nothing_is_refused(teacher, tmp_path):
     with pytest.raises(UserError, match="replay: expected at least 1"):
         fill_targets(teacher, images=images(), out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["at", "fsp", "default"])
+def test_patches_and_tapped_layers_are_stored_as_well(teacher, tmp_path, objective):
+    settings = QUICK | {"epochs": 2, "objective": objective}
+    calls = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    fill_targets(teacher, images=images(), out=tmp_path / "ahead", replay=1, **settings)
+    asked = len(calls)
+    ahead = ssl_kd.distill(teacher, images=images(), out=tmp_path / "ahead", replay=1, **settings)
+    hook.remove()
+    assert len(calls) == asked + 1  # the trial before the run
+    online = ssl_kd.distill(teacher, images=images(), out=tmp_path / "online", replay=0, **settings | {"epochs": 1})
+    assert ahead.last.keys() == online.last.keys()
+
+
+def test_features_come_back_from_rows():
+    given = Features(torch.randn(3, 4), torch.randn(3, 2, 5), {"b": torch.randn(3, 2, 2, 2), "a": torch.randn(3, 6)})
+    layout = layout_of(given)
+    rows = flattened(given)
+    assert rows.shape == (3, sum(width for _, _, width in layout)) == (3, 4 + 10 + 8 + 6)
+    back = unflattened(rows, layout)
+    assert torch.equal(back.embedding, given.embedding)
+    assert torch.equal(back.tokens, given.tokens)
+    assert all(torch.equal(back.layers[name], tap) for name, tap in given.layers.items())

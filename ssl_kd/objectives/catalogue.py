@@ -100,7 +100,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "CompRess, as above",
         "code",
         "KL(softmax(t Q_t / 0.04) || softmax(s Q_s / 0.04)), Q_s: what the student's moving average (0.999) said",
-        differs="as compress_1q; needs a training loop that keeps the moving average",
+        differs="as compress_1q",
     ),
     "compress_2q_own": Preset(
         (correlation("two_queues", "identity", size=128000, momentum=0.0, tau=0.04),),
@@ -184,8 +184,8 @@ SELF_SUPERVISED: dict[str, Preset] = {
             {
                 "term": "correlation",
                 "relation": "class_attention",
-                "student_layers": ("blocks.11.attn.attn_drop",),
-                "teacher_layers": ("blocks.11.attn.attn_drop",),
+                "student_layers": ("blocks.-1.attn.attn_drop",),
+                "teacher_layers": ("blocks.-1.attn.attn_drop",),
                 "tau_student": 1.0,
                 "tau_teacher": 1.0,
                 "weight": 0.1,
@@ -194,7 +194,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "AttnDistill, BMVC 2022",
         "code",
         "MSE(g(CLS), CLS) + 0.1 KL(A_t || A_s), A: what the last class token looks at, per head",
-        differs="ViT to ViT, with attention probabilities tapped (fused attention off); clamped rows are renormalised",
+        differs="ViT to ViT; clamped rows are renormalised",
     ),
 }
 

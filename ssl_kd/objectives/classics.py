@@ -35,8 +35,7 @@ CLASSICS: dict[str, Preset] = {
         f"flow of solution procedure; {_REPDISTILLER}",
         "third-party",
         "50 MSE of the channel products (mean over cells) of neighbouring stages",
-        differs="one pair of layers, to be tapped; a linear map per student layer where widths differ (published: equal "
-        "widths only)",
+        differs="one pair of layers; a linear map per student layer where widths differ (published: equal widths only)",
     ),
     "sp": Preset(
         (correlation("products", "identity", comparison="row_unit_l2", weight=3000.0),),

@@ -49,6 +49,7 @@ class SeveralTeachers(nn.Module):
         parts = list(objectives.values())
         self.min_views = max(part.min_views for part in parts)
         self.student_momentum = max(part.student_momentum for part in parts)
+        self.reads_tokens = any(part.reads_tokens for part in parts)
         self.student_layers = tuple(dict.fromkeys(name for part in parts for name in part.student_layers))
         self.teacher_layers = {name: part.teacher_layers for name, part in objectives.items()}
 

@@ -1,0 +1,103 @@
+"""The student's side of a step: what is trained, what is asked of it, and how the optimiser moves it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ssl_kd import ranks
+from ssl_kd.config import DistillConfig
+from ssl_kd.encoder import Encoder, Features
+from ssl_kd.objectives import WeightedSum
+from ssl_kd.objectives.teachers import SeveralTeachers
+from ssl_kd.views import Views
+
+AVERAGE = "ema"  # the layer in which objectives find what the student's moving average said
+
+
+class Batch:
+    """What one step looks at. A plain class: Fabric would take a dataclass apart to cast its tensors."""
+
+    def __init__(self, views: Views, said: Mapping[str, Features]):
+        self.views, self.said = views, said  # said: by each teacher, on the same rows
+
+
+class Pair(nn.Module):
+    """Student and objective: all that is trained; and the student's moving average where the objective asks for one.
+
+    The average is a second network that sees the same views, in train mode as MoCo's key encoder: its weights follow
+    the student's, its batch norms count for themselves.
+    """
+
+    def __init__(self, student: Encoder, objective: WeightedSum | SeveralTeachers):
+        super().__init__()
+        self.student, self.objective = student, objective
+        self.average = copy.deepcopy(student).requires_grad_(False) if objective.student_momentum else None
+        for network in (self.student, self.average):
+            if network is not None:
+                ranks.synchronise_norms(network)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its terms on one batch of views."""
+        views, device = batch.views, batch.views.pixels[0].device
+        sizes = ranks.counts(len(views), device)
+        student = ranks.whole_batch(self.look(views), len(views.pixels), sizes)
+        said = {name: ranks.whole_batch(word, len(views.pixels), sizes) for name, word in batch.said.items()}
+        whole = Views(ranks.whole_index(views.index, sizes, device), views.epoch, views.pixels)
+        return ask(self.objective, student, said, whole)
+
+    def look(self, views: Views) -> Features:
+        """What the student says about all views, view-major; its tokens only where the objective reads them."""
+        pixels = torch.cat(views.pixels)
+        seen = self.student(pixels, layers=self.objective.student_layers)
+        if self.average is not None:
+            with torch.no_grad():
+                average = self.average(pixels).embedding
+            seen = replace(seen, layers={**seen.layers, AVERAGE: average})
+        return seen if self.objective.reads_tokens else replace(seen, tokens=None)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """After an optimiser step: the average moves towards the student."""
+        if self.average is not None:
+            rate = 1 - self.objective.student_momentum
+            for own, new in zip(self.average.parameters(), self.student.parameters(), strict=True):
+                own.lerp_(new, rate)
+
+
+def ask(
+    objective: WeightedSum | SeveralTeachers, student: Features, said: Mapping[str, Features], views: Views
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective's total and terms; a single teacher has no name."""
+    if isinstance(objective, SeveralTeachers):
+        return objective(student, said, views)
+    (word,) = said.values()
+    return objective(student, word, views)
+
+
+def make_optimizer(pair: Pair, config: DistillConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over student and heads; no weight decay on vectors (norms, biases). That exception is our choice."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in pair.parameters():
+        if parameter.requires_grad:
+            groups[parameter.ndim > 1].append(parameter)
+    lists = [
+        {"params": group, "weight_decay": config.weight_decay if decays else 0.0}
+        for decays, group in groups.items()
+        if group
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(lists, lr=config.lr, momentum=0.9)
+    return torch.optim.AdamW(lists, lr=config.lr)
+
+
+def warmup_cosine(step: int, warmup: float, total: int) -> float:
+    """Factor in (0, 1]: linear up over `warmup` steps, then half a cosine down to 0 at `total`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))

@@ -1,0 +1,194 @@
+"""From a config to the parts of a run, all tried out on two made-up images before anything is written.
+
+The dry pass tells how wide embeddings, tokens and tapped layers are, and that the networks give what the objective reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_kd.checkpoint import load_teacher
+from ssl_kd.config import DistillConfig, check
+from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Preprocessing, build, submodule
+from ssl_kd.errors import UserError, nearest
+from ssl_kd.images import Images, open_images
+from ssl_kd.learning import AVERAGE, ask
+from ssl_kd.objectives import WeightedSum, Widths, build_objective, taps
+from ssl_kd.objectives.presets import PRESET_VIEWS
+from ssl_kd.objectives.teachers import SeveralTeachers, build_several
+from ssl_kd.precision import device_kind
+from ssl_kd.targets import layout_of
+from ssl_kd.teaching import Faculty, Teacher, load_teachers, recorded
+from ssl_kd.views import SCHEMES, ViewLoader, Views, scheme
+
+DRY_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, and `settings`: what its config.yaml says."""
+
+    faculty: Faculty
+    student: Encoder
+    objective: WeightedSum | SeveralTeachers
+    loader: ViewLoader
+    settings: dict[str, Any]
+
+
+def merge(config: DistillConfig | None, teacher, student, images, settings: Mapping[str, Any]) -> DistillConfig:
+    """One config of what was given in three ways; UserError for a setting that does not exist."""
+    known = [f.name for f in fields(DistillConfig)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"distill has no setting {key!r}.{nearest(key, known)} It knows: {', '.join(known)}")
+    named = {
+        "teacher": teacher.origin if isinstance(teacher, Encoder) else teacher and str(teacher),
+        "student": student.arch if isinstance(student, Encoder) else student,
+        "images": f"<{len(images)} images from Python>" if isinstance(images, Images) else images and str(images),
+    }
+    given: dict[str, Any] = dict(settings) | {key: value for key, value in named.items() if value}
+    if "out" in given:
+        given["out"] = str(given["out"])
+    return replace(config or DistillConfig(), **given)
+
+
+def prepare(config: DistillConfig, teacher, student, images) -> Parts:
+    """Load, build and try out everything. UserError for whatever cannot work; nothing is written."""
+    check(config)
+    torch.manual_seed(config.seed)
+    images = images if isinstance(images, Images) else open_images(config.images, max_unreadable=config.max_unreadable)
+    if config.images_digest not in ("", images.digest):
+        raise UserError(
+            f"images: the config asks for digest {config.images_digest}, but {config.images} has {images.digest}"
+        )
+    teachers = load_teachers(config, teacher if isinstance(teacher, Encoder) else None)
+    contract = _contract(config, teachers)
+    student = student if isinstance(student, Encoder) else _student(config, contract)
+    recipes = scheme(_views_name(config, teachers))
+    loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay)
+    loader.batches_per_epoch()  # says that there are too few images
+    device_kind(config.accelerator)  # and this, that there is no such device
+    views = _dry_views(len(recipes), contract.size)
+    asked = {name: taps(t.line.objective) for name, t in teachers.items()}
+    layers = tuple(dict.fromkeys(layer for ours, _ in asked.values() for layer in ours))
+    seen = _dry_look(student, views, layers, "student")
+    teachers = {name: replace(t, layers=asked[name][1]) for name, t in teachers.items()}
+    said = {name: _dry_look(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
+    objective = _objective(config, teachers, seen, said)
+    if len(recipes) < objective.min_views:
+        raise UserError(
+            f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
+            f"{_views_name(config, teachers)!r} gives {len(recipes)}; use multi or rot4"
+        )
+    _try_out(objective, seen, said, views)
+    parts = objective.objectives if isinstance(objective, SeveralTeachers) else {"": objective}
+    teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
+    layouts = {
+        name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()
+    }
+    settings = asdict(replace(config, teachers={})) | {"images_digest": images.digest} | recorded(teachers)
+    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, settings)
+
+
+def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preprocessing:
+    """How the student will be shown images: as the teacher that wants the largest."""
+    largest = max(teachers.values(), key=lambda teacher: teacher.size)
+    contract = largest.encoder.preprocessing
+    if largest.size != contract.size or config.size or config.crop_ratio:
+        contract = contract.at(config.size or largest.size, config.crop_ratio or None)
+    return contract
+
+
+def _student(config: DistillConfig, contract: Preprocessing) -> Encoder:
+    """A new student (or a saved one to go on from) that sees what the teacher sees, by ImageNet's mean and std."""
+    if config.student_weights:
+        return load_teacher(config.student_weights).train().requires_grad_(True)
+    contract = replace(contract, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return build(config.student, preprocessing=contract, **config.student_args)
+
+
+def _views_name(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
+    """The scheme that was asked for, else the one with the most views among those the objectives were published with."""
+    if config.views:
+        return config.views
+    objectives = [t.line.objective for t in teachers.values()]
+    names = [PRESET_VIEWS.get(o, "weak") if isinstance(o, str) else "weak" for o in objectives]
+    return max(names, key=lambda name: len(SCHEMES[name]))
+
+
+def _objective(
+    config: DistillConfig, teachers: Mapping[str, Teacher], seen: Features, said: Mapping[str, Features]
+) -> WeightedSum | SeveralTeachers:
+    student, words = Widths.of(seen), {name: Widths.of(word) for name, word in said.items()}
+    if "" in teachers:
+        return build_objective(config.objective, student, words[""])
+    lines = {name: t.line for name, t in teachers.items()}
+    return build_several(
+        {name: line.objective for name, line in lines.items()},
+        student,
+        words,
+        {name: line.weight for name, line in lines.items()},
+        config.teacher_drop,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the dry pass
+
+
+def _dry_views(count: int, size: int) -> Views:
+    random = torch.Generator().manual_seed(0)
+    pixels = tuple(torch.rand(DRY_IMAGES, 3, size, size, generator=random) for _ in range(count))
+    return Views(np.arange(DRY_IMAGES), 0, pixels)
+
+
+@torch.no_grad()
+def _dry_look(
+    encoder: Encoder, views: Views, layers: Sequence[str], whose: str, teacher: Teacher | None = None
+) -> Features:
+    """Features of made-up images, on the CPU, without a trace in the network (eval mode)."""
+    pixels = torch.cat(views.pixels).to(encoder.mean.device)
+    was_training = encoder.training
+    try:
+        _open_attention(encoder.backbone, layers)
+        seen = teacher.look(pixels) if teacher else encoder.eval()(pixels, layers=layers)
+    except UserError as error:
+        if not layers:
+            raise
+        raise UserError(
+            f"objective: it reads layers {', '.join(layers)} of the {whose} ({encoder.arch}), but {error} Take another "
+            f"network, another objective, or spell the term with {whose}_layers of your own"
+        ) from error
+    finally:
+        encoder.train(was_training)
+    for name in layers:
+        if not isinstance(seen.layers.get(name), Tensor):
+            raise UserError(f"objective: layer {name!r} of the {whose} ({encoder.arch}) gives no tensor; tap another")
+    tokens = None if seen.tokens is None else seen.tokens.cpu()
+    return Features(seen.embedding.cpu(), tokens, {name: tap.cpu() for name, tap in seen.layers.items()})
+
+
+def _open_attention(backbone: nn.Module, layers: Sequence[str]) -> None:
+    """Fused attention never makes the probabilities that a tap at `attn_drop` is to see: turn it off there."""
+    for name in layers:
+        parent, _, leaf = name.rpartition(".")
+        if leaf == "attn_drop":
+            attention: Any = submodule(backbone, parent)
+            if hasattr(attention, "fused_attn"):
+                attention.fused_attn = False
+
+
+@torch.no_grad()
+def _try_out(
+    objective: WeightedSum | SeveralTeachers, seen: Features, said: Mapping[str, Features], views: Views
+) -> None:
+    """Ask the objective once, in eval mode, so that what does not fit together is said now."""
+    if objective.student_momentum:
+        seen = replace(seen, layers={**seen.layers, AVERAGE: seen.embedding})
+    ask(objective.eval(), seen, said, views)
+    objective.train()

@@ -1,0 +1,111 @@
+"""The student's side: its moving average follows it, is saved with it, and comes back to the same bits."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import ssl_kd
+from ssl_kd.images import ArrayImages
+from ssl_kd.learning import AVERAGE, Batch, Pair, warmup_cosine
+from ssl_kd.loop import _Loop
+from ssl_kd.objectives import build_objective
+from ssl_kd.views import Views
+
+ARGS = {"channels": [8, 8, 8, 8]}
+TWO_QUEUES = [
+    {"term": "correlation", "relation": "two_queues", "projector": "identity", "size": 16, "momentum": 0.9},
+]
+QUICK = {
+    "student": "resnet18",
+    "student_args": ARGS,
+    "size": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "quiet": True,
+    "precision": "32-true",
+    "accelerator": "cpu",
+    "log_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(1)
+    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+
+
+def images():
+    return ArrayImages(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
+
+
+def pair(objective, width=16):
+    torch.manual_seed(0)
+    return Pair(ssl_kd.build("resnet18", **ARGS), build_objective(objective, 8, width))
+
+
+def test_the_average_moves_by_one_minus_momentum_towards_the_student():
+    both = pair(TWO_QUEUES)
+    start = [p.clone() for p in both.average.parameters()]
+    with torch.no_grad():
+        for p in both.student.parameters():
+            p.add_(1)
+    both.follow()
+    for was, now in zip(start, both.average.parameters(), strict=True):
+        assert torch.allclose(now, was + 0.1, atol=1e-6)
+        assert not now.requires_grad
+
+
+def test_objectives_find_the_average_among_the_layers_and_only_if_they_ask(teacher):
+    views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
+    seen = pair(TWO_QUEUES).look(views)
+    assert seen.layers[AVERAGE].shape == (4, 8)
+    assert not seen.layers[AVERAGE].requires_grad
+    plain = pair("simreg")
+    assert plain.average is None
+    assert not plain.look(views).layers
+
+
+def test_tokens_travel_only_where_the_objective_reads_them():
+    views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
+    assert pair("at").look(views).tokens is not None
+    assert pair("simreg").look(views).tokens is None
+
+
+def test_a_loss_reaches_the_student_and_its_heads(teacher):
+    both = pair("simreg")
+    views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
+    total, terms = both(Batch(views, {"": teacher(views.pixels[0])}))
+    total.backward()
+    assert set(terms) == {"alignment"}
+    assert all(p.grad is not None for p in both.parameters())
+
+
+def test_a_run_with_an_average_resumes_to_the_same_bits(teacher, tmp_path, monkeypatch):
+    settings = QUICK | {"objective": TWO_QUEUES, "images": images()}
+    ssl_kd.distill(teacher, out=tmp_path / "whole", **settings)
+    step = _Loop._train_step
+
+    def step_then_stop(self, views):
+        record = step(self, views)
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return record
+
+    monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        ssl_kd.distill(teacher, out=tmp_path / "cut", **settings)
+    monkeypatch.undo()
+    ssl_kd.distill(teacher, out=tmp_path / "cut", **settings)
+    whole, rest = (torch.load(tmp_path / name / "last.ckpt", weights_only=True)["pair"] for name in ("whole", "cut"))
+    assert any(name.startswith("average.") for name in whole)
+    assert all(torch.equal(tensor, rest[name]) for name, tensor in whole.items())
+
+
+def test_the_rate_climbs_then_falls_to_nothing():
+    rates = [warmup_cosine(step, 4, 20) for step in range(21)]
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert max(rates) <= 1
+    assert rates[20] == pytest.approx(0)
