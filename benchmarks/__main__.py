@@ -9,6 +9,7 @@ import sys
 
 NAMES = {
     "images_decode": "reading and resizing JPEGs, against PIL + torchvision transforms + DataLoader",
+    "eval_extract": "features of a folder of JPEGs, against eager fp32, PIL and a DataLoader",
     "eval_knn": "k-NN evaluation, against faiss alone, DINO's loop and lightly's",
     "eval_probe": "linear probes, against scikit-learn",
     "distill_speed": "the training loop, against the networks alone, the usual script and lightly-train",

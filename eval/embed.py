@@ -34,6 +34,7 @@ class EmbedConfig:
         threads: decoding threads
         device: cpu or cuda
         precision: 32-true or bf16-mixed
+        engine: how the network is run: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before it stops, 0 to 1
         overwrite: replace a file that is there
         quiet: no progress bar
@@ -49,6 +50,7 @@ class EmbedConfig:
     threads: int = 2
     device: str = "cpu"
     precision: str = "32-true"
+    engine: str = "folded"
     max_unreadable: float = 0.01
     overwrite: bool = False
     quiet: bool = False
@@ -85,6 +87,7 @@ def embed_images(config: EmbedConfig) -> Path:
         config.threads,
         config.quiet,
         f"features of {images.name}",
+        config.engine,
     )
     return bank.save(out)
 

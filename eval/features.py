@@ -6,7 +6,6 @@ who brings `.npy` or `.npz` files. Features are stored as the network gave them:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import zipfile
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ssl_kd.encoder import Encoder
 
 ROWS = 8192  # rows looked at in one go, so that a memory-mapped bank is never copied whole
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,13 +174,14 @@ def extract(
     threads: int = 2,
     quiet: bool = False,
     title: str = "features",
+    engine: str = "folded",
 ) -> FeatureBank:
     """Return the encoder's embeddings of all readable images, in order, as float32 and not normalised.
 
     Images are decoded, resized and cropped by the encoder's own preprocessing in `threads` threads and travel as uint8
-    to the batch. Unreadable images are left out together with their labels. The encoder's weights, mode and device
-    are as before afterwards. Raises ImagesError (too many unreadable) and NonFinite. `eval.store` does the same
-    through a cache on disk.
+    to the batch. Unreadable images are left out together with their labels. `engine` is a name of `eval.engines`; the
+    encoder's weights, mode and device are as before afterwards. Raises ImagesError (too many unreadable) and
+    NonFinite. `eval.store` does the same through a cache on disk.
     """
     if labels is not None and len(labels) != len(images):
         raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
@@ -190,7 +189,7 @@ def extract(
     features = np.empty((len(images), encoder.dim), np.float32)
     with Progress(title, len(images), "images", quiet) as bar:
         for job, numbers, found in embed(
-            encoder, images, (encoder.feature,), 0, batch_size, device, precision, threads, title
+            encoder, images, (encoder.feature,), 0, batch_size, device, precision, threads, title, engine
         ):
             features[len(kept) : len(kept) + len(numbers)] = found[encoder.feature]
             kept.extend(numbers)
@@ -201,7 +200,7 @@ def extract(
         features[: len(kept)],
         None if labels is None else np.asarray(labels)[kept],
         [str(images.ids[i]) for i in kept],
-        bank_key(encoder, images, precision),
+        bank_key(encoder, images, precision, engine=engine),
     )
 
 
@@ -215,29 +214,28 @@ def embed(
     precision: str = "32-true",
     threads: int = 2,
     title: str = "features",
+    engine: str = "folded",
+    parity: dict[str, float] | None = None,
 ) -> Iterator[tuple[range, list[int], dict[str, np.ndarray]]]:
     """Yield, batch by batch from image `start` on: the images asked for, those that were readable, and their features.
 
-    Several named features come from one pass, each (rows, width) float32. NonFinite names the first bad image.
+    Several named features come from one pass, each (rows, width) float32. `parity` is given the engine's cosine and
+    relative error to the eager float32 network. NonFinite names the first bad image.
     """
-    import torch
-
+    from eval.engines import started
     from ssl_kd.images import prefetch
 
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    jobs = [range(i, min(i + batch_size, len(images))) for i in range(start, len(images), batch_size)]
-    batches = prefetch(_reader(encoder, images), jobs, threads=threads)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
-    with _resting(encoder, device) as layout:
+    size = min(batch_size, len(images))
+    jobs = [range(i, min(i + size, len(images))) for i in range(start, len(images), size)]
+    with started(encoder, features, engine, device, precision, size) as run:
+        batches = prefetch(_reader(encoder, images), jobs, threads=threads)
         for job, (numbers, pixels) in zip(jobs, batches, strict=True):
             if pixels is None:
                 yield job, [], {name: np.empty((0, encoder.width(name)), np.float32) for name in features}
                 continue
-            with torch.inference_mode(), autocast:
-                pixels = pixels.to(device, memory_format=layout)
-                given = encoder.embeddings(pixels.float().div_(255), features)
-            found = {name: given[name].float().cpu().numpy() for name in features}
+            found = {name: rows.numpy() for name, rows in run(pixels).items()}
+            if parity is not None:
+                parity.update(run.parity)
             for name, rows in found.items():
                 if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
                     raise NonFinite(
@@ -247,11 +245,10 @@ def embed(
             yield job, numbers, found
 
 
-def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "") -> str:
-    """Name what decides the features: weights, feature, preprocessing, precision and images."""
-    return _digest(
-        encoder.digest, feature or encoder.feature, repr(encoder.preprocessing), precision, content_key(images)
-    )
+def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "", engine: str = "folded") -> str:
+    """Name what decides the features: weights, feature, preprocessing, precision, engine and images."""
+    how = precision if engine == "eager" else f"{precision} {engine}"
+    return _digest(encoder.digest, feature or encoder.feature, repr(encoder.preprocessing), how, content_key(images))
 
 
 def content_key(images: Any) -> str:
@@ -286,32 +283,6 @@ def _reader(encoder: Encoder, images: Any) -> Any:
         return numbers, torch.stack(pixels) if pixels else None
 
     return read
-
-
-@contextlib.contextmanager
-def _resting(encoder: Encoder, device: str | torch.device) -> Iterator[Any]:
-    """Hold an encoder in eval mode on a device, and put both back afterwards; yields the layout that suits its images.
-
-    Convolutions run 1.3 to 1.7 times as fast on CPUs with channels last, to the same features within rounding.
-    """
-    import torch
-
-    modes = [(module, module.training) for module in encoder.modules()]
-    home = next((p.device for p in encoder.parameters()), None)
-    kernels = [p for p in encoder.parameters() if p.ndim == 4 and p.shape[2] > 1]
-    turned = len(kernels) > 1 and all(p.is_contiguous() for p in kernels)  # one kernel is a ViT's patch embedding
-    encoder.eval().to(device)
-    if turned:
-        encoder.to(memory_format=torch.channels_last)
-    try:
-        yield torch.channels_last if len(kernels) > 1 else torch.contiguous_format
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        if turned:
-            encoder.to(memory_format=torch.contiguous_format)
-        if home is not None:
-            encoder.to(home)
 
 
 def _digest(*parts: object) -> str:

@@ -4,8 +4,8 @@
     bank = store.bank(encoder, images, labels)            # a second call reads the file
     banks = store.banks(encoder, images, labels, features=("cls", "pool"))   # several features, one pass
 
-A bank lies in a folder named by everything that decides it: weights, feature, preprocessing, precision, storage type
-and images. A change of any of them is another folder, so nothing stale is ever read. Rows are appended to a
+A bank lies in a folder named by everything that decides it: weights, feature, preprocessing, precision, engine, storage
+type and images. A change of any of them is another folder, so nothing stale is ever read. Rows are appended to a
 memory-mapped file; `state.json` says how many are good, and an interrupted extraction goes on from there.
 """
 
@@ -62,11 +62,12 @@ class FeatureStore:
         precision: str = "32-true",
         quiet: bool = False,
         title: str = "features",
+        engine: str = "folded",
         **settings: Any,
     ) -> dict[str, FeatureBank]:
         """Return memory-mapped banks of the named features, extracting in one pass what is not there yet.
 
-        Settings are those of `eval.features.extract` (batch_size, device, threads). UserError for a module from
+        Settings are those of `eval.features.extract` (batch_size, device, threads, engine). UserError for a module from
         Python, whose code has no digest that could keep its banks apart.
         """
         if encoder.arch.startswith("module/"):
@@ -75,19 +76,27 @@ class FeatureStore:
             )
         if labels is not None and len(labels) != len(images):
             raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
-        shelves = {name: self._shelf(encoder, images, precision, name) for name in features or (encoder.feature,)}
+        shelves = {
+            name: self._shelf(encoder, images, precision, name, engine) for name in features or (encoder.feature,)
+        }
         with _locked([shelf.folder for shelf in shelves.values()]):
             if open_ := {name: shelf for name, shelf in shelves.items() if not shelf.state["done"]}:
-                _fill(open_, encoder, images, precision, quiet, title, settings)
+                _fill(open_, encoder, images, precision, quiet, title, {**settings, "engine": engine})
         return {name: shelf.bank(images, labels) for name, shelf in shelves.items()}
 
-    def rate(self, encoder: Encoder, images: Any, precision: str = "32-true") -> float:
+    def parity(
+        self, encoder: Encoder, images: Any, precision: str = "32-true", engine: str = "folded"
+    ) -> dict[str, float]:
+        """Return least cosine and largest relative error to the eager float32 network, on the first images extracted."""
+        return self._shelf(encoder, images, precision, encoder.feature, engine).state["parity"]
+
+    def rate(self, encoder: Encoder, images: Any, precision: str = "32-true", engine: str = "folded") -> float:
         """Return images per second when the encoder's own bank was extracted (0 when it is not there)."""
-        state = self._shelf(encoder, images, precision, encoder.feature).state
+        state = self._shelf(encoder, images, precision, encoder.feature, engine).state
         return state["images"] / state["seconds"] if state["seconds"] else 0.0
 
-    def _shelf(self, encoder: Encoder, images: Any, precision: str, feature: str) -> _Shelf:
-        parts = f"{VERSION} {self.dtype} {bank_key(encoder, images, precision, feature)}"
+    def _shelf(self, encoder: Encoder, images: Any, precision: str, feature: str, engine: str) -> _Shelf:
+        parts = f"{VERSION} {self.dtype} {bank_key(encoder, images, precision, feature, engine)}"
         key = hashlib.sha256(parts.encode()).hexdigest()[:24]
         return _Shelf(Path(self.folder) / key, key, len(images), encoder.width(feature), self.dtype)
 
@@ -104,8 +113,8 @@ class _Shelf:
 
     @property
     def state(self) -> dict[str, Any]:
-        """How far it is: images seen, rows written, seconds spent, done. Damaged files count as nothing."""
-        nothing = {"images": 0, "rows": 0, "seconds": 0.0, "done": False}
+        """How far it is: images seen, rows written, seconds spent, done, the engine's parity. Damaged files: nothing."""
+        nothing = {"images": 0, "rows": 0, "seconds": 0.0, "done": False, "parity": {}}
         try:
             state = json.loads((self.folder / "state.json").read_text())
             features, kept = self.open("r")
@@ -155,18 +164,19 @@ def _fill(
     seen, rows, before = (states[last][part] for part in ("images", "rows", "seconds"))
     files = {name: shelf.open("r+" if states[name]["images"] else "w+") for name, shelf in shelves.items()}
     began = spoke = time.monotonic()
+    parity: dict[str, float] = dict(states[last]["parity"])
 
     def note(done: bool) -> None:
         for name, shelf in shelves.items():
             for file in files[name]:
                 file.flush()
             if done or seen > states[name]["images"]:
-                shelf.note(images=seen, rows=rows, seconds=before + time.monotonic() - began, done=done)
+                shelf.note(images=seen, rows=rows, seconds=before + time.monotonic() - began, done=done, parity=parity)
 
     try:
         with Progress(title, len(images), "images", quiet, start=seen) as bar:
             for job, numbers, found in embed(
-                encoder, images, tuple(shelves), seen, precision=precision, title=title, **settings
+                encoder, images, tuple(shelves), seen, precision=precision, title=title, parity=parity, **settings
             ):
                 for name, (features, kept) in files.items():
                     features[rows : rows + len(numbers)] = _stored(found[name], features.dtype, name)

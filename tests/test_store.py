@@ -176,3 +176,11 @@ def test_the_state_is_plain_and_complete(network, pixels, store):
     (shelf,) = store.folder.iterdir()
     state = json.loads((shelf / "state.json").read_text())
     assert (state["images"], state["rows"], state["done"]) == (7, 7, True)
+    assert store.parity(network, ArrayImages(pixels)) == state["parity"]
+    assert state["parity"]["cosine"] > 0.99999
+
+
+def test_another_engine_is_another_bank(network, pixels, store):
+    banks = [store.bank(network, ArrayImages(pixels), quiet=True, engine=name) for name in ("eager", "folded")]
+    assert len({bank.key for bank in banks}) == 2
+    np.testing.assert_allclose(banks[0].features, banks[1].features, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,140 @@
+"""Features of a folder of JPEGs, decoding included, against the usual script; taken in turn, prints ratios and cosines.
+
+    python -m benchmarks eval_extract                       # ResNet-50 and ViT-S/16 at 224 px, 192 images (full)
+    python -m benchmarks eval_extract --quick               # 48 images, one round, no compilation
+
+The usual script: eager float32, PIL and torchvision transforms, a DataLoader with two workers. Goal: 4 times as fast at
+32-true, with the cosine to it printed. Rows marked bf16 are for comparison: no protocol uses them unless told to.
+Weights are random: times do not depend on them, bf16's cosine does. Wall seconds are what counts; CPU seconds (of
+this process and its workers) say what a busy machine hides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.images_decode import plant
+from eval.features import extract
+from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build
+from ssl_kd.errors import UserError
+from ssl_kd.images import open_images
+
+BATCH, WORKERS, SIZE = 32, 2, (500, 375)
+USUAL = "usual script, eager fp32"
+
+
+def usual(encoder: Encoder, folder: Path) -> np.ndarray:
+    """What most evaluation scripts do."""
+    from torchvision import datasets, transforms
+
+    steps = [
+        transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    dataset = datasets.ImageFolder(str(folder), transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(dataset, BATCH, num_workers=WORKERS)
+    network, found = encoder.network, []
+    with torch.no_grad():
+        for images, _ in loader:
+            found.append(network(images, (encoder.feature,))[0][encoder.feature])
+    return torch.cat(found).numpy()
+
+
+def ways(encoder: Encoder, folder: Path, quick: bool) -> dict[str, Callable[[], np.ndarray]]:
+    """Every way to get the features; the engines that are installed."""
+
+    def ours(engine: str, precision: str = "32-true") -> Callable[[], np.ndarray]:
+        return lambda: (
+            extract(encoder, open_images(folder), None, BATCH, "cpu", precision, WORKERS, True, engine=engine).features
+        )
+
+    rows = {USUAL: lambda: usual(encoder, folder), "eager": ours("eager"), "folded": ours("folded")}
+    rows["openvino"], rows["openvino, bf16-mixed"] = ours("openvino"), ours("openvino", "bf16-mixed")
+    if not quick:
+        rows["compiled"], rows["folded, bf16-mixed"] = ours("compiled"), ours("folded", "bf16-mixed")
+    return rows
+
+
+def cpu_seconds() -> float:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(used.ru_utime + used.ru_stime for used in both)
+
+
+def measure(arch: str, folder: Path, count: int, rounds: int, quick: bool) -> list[dict[str, object]]:
+    torch.manual_seed(0)
+    encoder = build(arch).eval()
+    answers, wall, cpu = {}, {}, {}
+    runs = ways(encoder, folder, quick)
+    for turn in range(rounds + 1):  # the first round warms up, and says which engines there are
+        for name in list(runs):
+            began, spent = time.perf_counter(), cpu_seconds()
+            try:
+                found = runs[name]()
+            except UserError as error:
+                print(f"  {name}: left out ({error})")
+                del runs[name]
+                continue
+            if turn:
+                wall.setdefault(name, []).append(time.perf_counter() - began)
+                cpu.setdefault(name, []).append(cpu_seconds() - spent)
+            answers[name] = found.astype(np.float64)
+    base, rows = answers[USUAL], []
+    print(f"\n{arch}, {count} JPEGs of {SIZE[0]}x{SIZE[1]}, {rounds} rounds, {torch.get_num_threads()} threads")
+    for name in runs:
+        got = answers[name]
+        lengths = np.linalg.norm(base, axis=1)
+        row = {
+            "network": arch,
+            "way": name,
+            "images/s": count / statistics.median(wall[name]),
+            "times as fast (goal 4)": statistics.median(a / b for a, b in zip(wall[USUAL], wall[name], strict=True)),
+            "times less CPU": statistics.median(a / b for a, b in zip(cpu[USUAL], cpu[name], strict=True)),
+            "least cosine": float(((base * got).sum(1) / lengths / np.linalg.norm(got, axis=1)).min()),
+            "largest relative error": float((np.linalg.norm(base - got, axis=1) / lengths).max()),
+        }
+        print(
+            f"  {name:<26}{row['images/s']:7.1f} images/s {row['times as fast (goal 4)']:5.2f}x   CPU"
+            f" {row['times less CPU']:5.2f}x   cosine {row['least cosine']:.7f}   error {row['largest relative error']:.1e}",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="48 images, one round, nothing compiled")
+    parser.add_argument("--images", type=int, default=192, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--networks", nargs="+", default=["resnet50", "vit_small_patch16_224"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: %(default)s)")
+    parser.add_argument("--out", default="runs/bench/eval_extract.json", help="(default: %(default)s)")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    warnings.simplefilter("ignore")
+    count, rounds = (min(48, chosen.images), 1) if chosen.quick else (chosen.images, chosen.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        plant(Path(folder), count, SIZE)
+        found = [row for arch in chosen.networks for row in measure(arch, Path(folder), count, rounds, chosen.quick)]
+    path = Path(chosen.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
