@@ -92,8 +92,8 @@ def make_optimizer(pair: Pair, config: DistillConfig) -> torch.optim.Optimizer:
         if group
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(lists, lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(lists, lr=config.lr)
+        return torch.optim.SGD(lists, lr=config.lr, momentum=0.9, fused=True)
+    return torch.optim.AdamW(lists, lr=config.lr, fused=True)
 
 
 def warmup_cosine(step: int, warmup: float, total: int) -> float:

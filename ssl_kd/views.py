@@ -141,17 +141,17 @@ def finish(pixels: Tensor, recipe: Recipe, seed: int, index: np.ndarray, view: i
 
     `view` counts all views of an image over the epochs; `number` counts epochs (for flips shared by an image's views).
     """
-    x = pixels.float().div_(255)
 
     def u(draw: int) -> Tensor:
-        return torch.from_numpy(uniform(seed, index, view, draw)).to(x.device, torch.float32)
+        return torch.from_numpy(uniform(seed, index, view, draw)).to(pixels.device, torch.float32)
 
     if recipe.flip:
         if recipe.shared_flip:
-            drawn = torch.from_numpy(uniform(seed ^ 0x5F11, index, number, _FLIP)).to(x.device, torch.float32)
+            drawn = torch.from_numpy(uniform(seed ^ 0x5F11, index, number, _FLIP)).to(pixels.device, torch.float32)
         else:
             drawn = u(_FLIP)
-        x = torch.where((drawn < recipe.flip)[:, None, None, None], x.flip(-1), x)
+        pixels = torch.where((drawn < recipe.flip)[:, None, None, None], pixels.flip(-1), pixels)
+    x = pixels.float().div_(255)
     if recipe.jitter or recipe.grey:
         x = _colour(x, recipe, u)
     if recipe.blur:

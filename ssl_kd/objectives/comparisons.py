@@ -21,8 +21,7 @@ def _log_softmaxes(student: Tensor, teacher: Tensor, tau_student: float, tau_tea
 
 def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     """Mean over rows of KL(p || q); what is impossible for p takes no part."""
-    taking_part = ~torch.isneginf(log_p)
-    gap = torch.where(taking_part, log_p, 0) - torch.where(taking_part, log_q, 0)
+    gap = (log_p - log_q).masked_fill(torch.isneginf(log_p), 0)
     return (log_p.exp() * gap).sum() / len(log_p)
 
 

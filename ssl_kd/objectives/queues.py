@@ -78,10 +78,10 @@ class TeacherQueue(Relation):
         if self.batch in ("beside", "inside"):
             own = torch.eye(len(t), dtype=torch.bool, device=t.device)
             hidden = torch.cat([(rows[:, None] == rows[None]) & ~own, hidden], dim=1)
-            columns = torch.cat([t, queue])
-            tables = [(z @ columns.T).masked_fill(hidden, -torch.inf) for z in (s, t)]
+            # Two products: joining the tables moves less memory than joining what they are made of.
+            tables = [torch.cat([z @ t.T, z @ queue.T], dim=1).masked_fill_(hidden, -torch.inf) for z in (s, t)]
         else:
-            tables = [(z @ queue.T).masked_fill(hidden, -torch.inf) for z in (s, t)]
+            tables = [(z @ queue.T).masked_fill_(hidden, -torch.inf) for z in (s, t)]
             if self.batch == "own":
                 tables = [
                     torch.cat([(z * t).sum(1, keepdim=True), table], 1) for z, table in zip((s, t), tables, strict=True)
