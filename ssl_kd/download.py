@@ -69,7 +69,7 @@ def download(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         before = _stamp(target)
-        with _alone(target):
+        with alone(target):
             if _stamp(target) != before:  # another process brought and checked it while this one waited
                 return digest_of(target)
             if urllib.parse.urlsplit(url).scheme in ("http", "https"):
@@ -127,7 +127,7 @@ def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) ->
             _drop(part)
             return False
         if answer.headers.get_content_type() == "text/html":
-            raise DownloadError(f"{url}: expected a weight file, but the server sent a web page (a login or a notice?)")
+            raise DownloadError(f"{url}: expected a file, but the server sent a web page (a login or a notice?)")
         start, total = _extent(answer.status, answer.headers)
         if answer.status == 206 and start != have:
             _drop(part)
@@ -264,7 +264,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def alone(target: Path) -> Iterator[None]:
     """Hold a lock beside `target`, so that two processes never write one file. Where there are no locks, go on."""
     try:
         import fcntl

@@ -15,10 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import threading
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,21 +28,20 @@ import numpy as np
 from PIL import Image
 
 from ssl_kd.decode import MAX_BYTES, UnreadableError, check_pixels, decode, to_rgb
-from ssl_kd.errors import ImagesError, nearest
+from ssl_kd.errors import ImagesError, nearest, one_line
 from ssl_kd.listing import (
     NAMED_IN_ERRORS,
     PackedNames,
-    is_picture_path,
+    files_identity,
     no_images,
-    nothing_in_zip,
     picture_paths,
+    size_of,
     some_files,
 )
 from ssl_kd.order import Order, Shuffled
 
 SAMPLED = 64  # pictures of a data set that its digest looks at
 HASHED_ROWS = 1 << 16  # pictures of an array that its digest looks at
-LOCAL_HEADER = 30  # bytes before the name in a zip member
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -113,7 +109,9 @@ class Images(ABC):
             self.unreadable[name] = reason
             bad = list(self.unreadable.items())
         if len(bad) > self.allowed:
-            shown = "; ".join(f"{name} ({why})" for name, why in bad[:NAMED_IN_ERRORS])
+            shown = "; ".join(
+                f"{name if name.isprintable() else one_line(name)} ({why})" for name, why in bad[:NAMED_IN_ERRORS]
+            )
             raise ImagesError(
                 f"{self.name}: {len(bad)} of {len(self)} images are unreadable, {self.allowed} would be borne: {shown}"
                 f"{'; ...' if len(bad) > NAMED_IN_ERRORS else ''}. Mend or remove them, or raise max_unreadable"
@@ -162,71 +160,8 @@ class FolderImages(Images):
         return decode(data, shorter)
 
     def _identity(self) -> Iterator[bytes]:
-        sizes = np.fromiter((_size(f"{self.folder}/{name}") for name in self.ids), np.int64, len(self))
-        yield from _files_identity(self.ids, sizes)
-
-
-class ZipImages(Images):
-    """The picture files of a zip archive, or of one folder in it, read where they lie (stored or deflated).
-
-    Only offsets and sizes are kept (some 40 bytes a picture beside its id), and every read opens the archive anew: no
-    open file is shared between threads or processes.
-    """
-
-    def __init__(self, archive: str | Path, inside: str = "", max_unreadable: float = 0.01):
-        self.archive = os.fspath(archive)
-        name = f"{self.archive}/{inside}".rstrip("/")
-        prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
-        try:
-            with zipfile.ZipFile(self.archive) as opened:
-                members = {m.filename: m for m in opened.infolist() if not m.is_dir()}
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-            raise ImagesError(f"{self.archive}: expected a folder or a zip archive, but {error}") from None
-        except OSError as error:
-            raise ImagesError(f"{self.archive}: cannot be read: {error.strerror or error}") from None
-        chosen = sorted(n for n in members if n.startswith(prefix) and is_picture_path(n[len(prefix) :]))
-        if not chosen:
-            raise ImagesError(nothing_in_zip(name, prefix, list(members)))
-        if any(members[n].flag_bits & 1 for n in chosen):
-            raise ImagesError(f"{name}: the archive is encrypted; unpack it with its password and pass the folder")
-        numbers = [
-            (m.header_offset, m.compress_size, m.file_size, m.CRC, m.compress_type)
-            for m in map(members.get, chosen)
-            if m
-        ]
-        self.offsets, self.packed, self.sizes, self.crcs, self.methods = np.array(numbers, np.int64).T.copy()
-        super().__init__(name, PackedNames(n[len(prefix) :] for n in chosen), max_unreadable)
-
-    def _load(self, i: int, shorter: int | None) -> Image.Image:
-        if self.methods[i] not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnreadableError(f"zip method {self.methods[i]}; only stored and deflated members are read")
-        if self.sizes[i] > MAX_BYTES:
-            raise UnreadableError(f"larger than {MAX_BYTES >> 20} MiB")
-        data = self._member(int(self.offsets[i]), int(self.packed[i]))
-        if self.methods[i] == zipfile.ZIP_DEFLATED:
-            try:  # max_length: a bomb stops at the size that the archive's index states
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(self.sizes[i]) + 1)
-            except zlib.error as error:
-                raise UnreadableError(f"damaged in the archive: {error}") from None
-        if len(data) != self.sizes[i] or zlib.crc32(data) != self.crcs[i]:
-            raise UnreadableError("damaged in the archive: size or checksum differs")
-        return decode(data, shorter)
-
-    def _member(self, offset: int, length: int) -> bytes:
-        try:
-            with open(self.archive, "rb", buffering=0) as file:
-                file.seek(offset)
-                header = file.read(LOCAL_HEADER)
-                if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":
-                    raise UnreadableError("damaged in the archive: no member where the index says")
-                extra = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-                file.seek(extra, os.SEEK_CUR)
-                return file.read(length)
-        except OSError as error:
-            raise UnreadableError(error.strerror or str(error)) from None
-
-    def _identity(self) -> Iterator[bytes]:
-        yield from _files_identity(self.ids, self.sizes)
+        sizes = np.fromiter((size_of(f"{self.folder}/{name}") for name in self.ids), np.int64, len(self))
+        yield from files_identity(self.ids, sizes)
 
 
 class ArrayImages(Images):
@@ -289,8 +224,9 @@ class DatasetImages(Images):
 def open_images(source: Any, max_unreadable: float = 0.01) -> Images:
     """Return the pictures of `source`, which must hold at least one.
 
-    source: a folder; a zip archive, with `/folder/in/it` or `:folder/in/it` behind it to take a part; a .npy file or an
-    array, uint8 (N, H, W, 3); `torchvision/NAME:root[:split][:download]`; a map-style data set; or Images already.
+    source: a folder; tar shards by pattern, URL, folder or list (ssl_kd.shards); a zip archive, with `/folder/in/it` or
+    `:folder/in/it` behind it to take a part; a .npy file or an array, uint8 (N, H, W, 3);
+    `torchvision/NAME:root[:split][:download]`; a map-style data set; or Images already.
     max_unreadable: share of pictures that may turn out unreadable before reading raises.
     Raises ImagesError, in one line, for everything else.
     """
@@ -300,6 +236,8 @@ def open_images(source: Any, max_unreadable: float = 0.01) -> Images:
         return ArrayImages(source, max_unreadable)
     if isinstance(source, str | os.PathLike):
         return _open_path(os.path.expanduser(os.fspath(source)), max_unreadable)
+    if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
+        return _open_list([os.fspath(s) for s in source], max_unreadable)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return DatasetImages(source, max_unreadable)
     raise ImagesError(f"expected a folder, a zip, an array or a map-style data set, got {type(source).__name__}")
@@ -329,18 +267,46 @@ def prefetch(read: Callable[[Job], Result], jobs: Iterable[Job], threads: int = 
 
 
 def _open_path(path: str, max_unreadable: float) -> Images:
+    from ssl_kd import shards, zips  # which are Images themselves
+
     if path.startswith("torchvision/") and not os.path.exists(path):
         return _open_torchvision(path, max_unreadable)
     if os.path.isdir(path):
-        return FolderImages(path.rstrip("/") or "/", max_unreadable)
+        return _open_folder(path.rstrip("/") or "/", max_unreadable)
+    if shards.names_shards(path):
+        return shards.open_shards(path, max_unreadable)
     if path.endswith(".npy") and os.path.isfile(path):
         return ArrayImages(_load_npy(path), max_unreadable, name=path)
     for cut in (m.start() for m in re.finditer(r"[:/\\]|$", path)):
         if os.path.isfile(path[:cut]):
-            return ZipImages(path[:cut], path[cut + 1 :].replace("\\", "/"), max_unreadable)
+            return zips.ZipImages(path[:cut], path[cut + 1 :].replace("\\", "/"), max_unreadable)
     parent = os.path.dirname(path.rstrip("/")) or "."
     known = os.listdir(parent) if os.path.isdir(parent) else []
     raise ImagesError(f"{path}: no such folder or archive.{nearest(os.path.basename(path.rstrip('/')), known)}")
+
+
+def _open_folder(folder: str, max_unreadable: float) -> Images:
+    from ssl_kd import shards
+
+    tars = shards.tars_in(folder)
+    if not tars:
+        return FolderImages(folder, max_unreadable)
+    if picture := next(picture_paths(folder), ""):
+        raise ImagesError(
+            f"{folder}: holds pictures ({picture}) and shards ({tars[0]}); keep them apart, or name the shards"
+        )
+    return shards.ShardImages(tars, max_unreadable, folder)
+
+
+def _open_list(paths: list[str], max_unreadable: float) -> Images:
+    from ssl_kd import shards
+
+    if not all(map(shards.names_shards, paths)):
+        wrong = next(p for p in paths if not shards.names_shards(p))
+        raise ImagesError(
+            f"a list of paths must name tar shards, but it holds {wrong}; for loose files pass their folder"
+        )
+    return shards.open_shards(paths, max_unreadable)
 
 
 def _load_npy(path: str) -> np.ndarray:
@@ -380,19 +346,3 @@ def _open_torchvision(spec: str, max_unreadable: float) -> Images:
         hint = "" if download else " (nothing is downloaded unless the name ends in :download)"
         raise ImagesError(f"{spec}: {' '.join(str(error).split())}{hint}") from None
     return DatasetImages(dataset, max_unreadable, name=spec)
-
-
-def _size(path: str) -> int:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1
-    return found.st_size if stat.S_ISREG(found.st_mode) else -1
-
-
-def _files_identity(ids: Sequence[str], sizes: np.ndarray) -> Iterator[bytes]:
-    """Yield names, their lengths and file sizes: a folder and a zip of it get one digest."""
-    assert isinstance(ids, PackedNames)
-    yield ids.block
-    yield ids.ends.astype("<i8").tobytes()
-    yield sizes.astype("<i8").tobytes()

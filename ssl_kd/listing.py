@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -28,6 +29,13 @@ class PackedNames(Sequence[str]):
             block += name.encode("utf-8", "surrogateescape")
             ends.append(len(block))
         self.block, self.ends = bytes(block), np.array(ends)
+
+    @classmethod
+    def of(cls, block: bytes, ends: np.ndarray) -> PackedNames:
+        """Names from what was stored of others: their block and ends (int64)."""
+        names = cls(())
+        names.block, names.ends = block, ends
+        return names
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -109,3 +117,20 @@ def nothing_in_zip(name: str, prefix: str, members: list[str]) -> str:
         nearest(prefix.rstrip("/"), folders) or f" It holds {', '.join(folders[:NAMED_IN_ERRORS]) or 'no folders'}."
     )
     return f"{name}: no such folder in the archive.{wanted}"
+
+
+def size_of(path: str) -> int:
+    """Return a file's size in bytes, -1 for what is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def files_identity(ids: Sequence[str], sizes: np.ndarray) -> Iterator[bytes]:
+    """Yield names, their lengths and file sizes: a folder and a zip of it get one digest."""
+    assert isinstance(ids, PackedNames)
+    yield ids.block
+    yield ids.ends.astype("<i8").tobytes()
+    yield sizes.astype("<i8").tobytes()

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from ssl_kd.errors import ImagesError
-from ssl_kd.images import ArrayImages, DatasetImages, FolderImages, ZipImages, open_images, prefetch
+from ssl_kd.images import ArrayImages, DatasetImages, FolderImages, open_images, prefetch
+from ssl_kd.zips import ZipImages
 
 
 def picture(seed, size=(8, 6)):
@@ -167,7 +168,7 @@ def broken_sources(root):
         root / "texts": "it holds a.txt",
         root / "texts.zip": "it holds a.txt",
         root / "sett": "no such folder or archive. Did you mean set",
-        root / "file.tar": "expected a folder or a zip archive",
+        root / "file.tar": "it is empty",
         root / "set/a/0.png": "expected a folder or a zip archive",
         root / "zero.zip": "expected a folder or a zip archive",
         root / "cut.zip": "expected a folder or a zip archive",
@@ -193,7 +194,7 @@ def test_what_holds_no_images_is_refused_in_one_line(tmp_path):
         (np.zeros((2, 3, 4, 4), np.uint8), "expected uint8 of shape"),
         (np.zeros((0, 4, 4, 3), np.uint8), "no images"),
         ([], "empty"),
-        (["a.jpg"], "holds str"),
+        (["a.jpg"], "must name tar shards"),
         ([{"image": 1}], "holds dict"),
         ([()], "holds tuple"),
         ("", "no such folder"),
