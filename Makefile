@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow check bench bench-distill clean
+.PHONY: install demo test test-slow check bench bench-distill bench-memory clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ bench: install
 # With LIGHTLY=path/to/python, an interpreter that has lightly-train and timm, against that as well.
 bench-distill: install
 	$(BIN)/python -m benchmarks distill_speed $(if $(LIGHTLY),--python $(LIGHTLY))
+
+# IMAGES=1281167 for the whole of an ImageNet-1k index.
+bench-memory: install
+	$(BIN)/python -m benchmarks memory $(if $(IMAGES),--images $(IMAGES))
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ import os
 import re
 import threading
 import zipfile
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from ssl_kd.images import Images, prefetch
 from ssl_kd.listing import PackedNames, is_picture_path, no_images
 from ssl_kd.order import ByShard, Order, Shuffled
 from ssl_kd.progress import Progress
-from ssl_kd.tars import BLOCK, FILE, Member, TarError, is_header, members
+from ssl_kd.tars import BLOCK, Member, TarError, is_header, members
 from ssl_kd.zoo import cache_folder
 
 VERSION = 1  # raise it when a change of code changes which pictures a shard holds
@@ -105,17 +106,24 @@ def notes_of(path: Path) -> dict[str, str] | None:
 
 def entries_of(path: str) -> Entries:
     """Read the headers of the tar at `path`. Raises ImagesError, with the name and the byte, for a broken archive."""
+    offsets, sizes = array("q"), array("i")
     try:
         with open(path, "rb", buffering=0) as file:
-            found = list(pictures(members(file.fileno(), os.fstat(file.fileno()).st_size)))
+            found = pictures(members(file.fileno(), os.fstat(file.fileno()).st_size))
+            names = PackedNames(_noted(member, offsets, sizes) for member in found)
     except TarError as error:
         raise ImagesError(f"{path}: {error}. Mend the shard, or leave it out of the list") from None
     except OSError as error:
         raise ImagesError(f"{path}: cannot be read: {error.strerror or error}") from None
-    names = PackedNames(_text(m.name) for m in found)
-    offsets = np.fromiter((m.data for m in found), np.int64, len(found))
-    sizes = np.fromiter((_size_or_reason(m) for m in found), np.int32, len(found))
-    return Entries(names, offsets, sizes)
+    return Entries(names, np.array(offsets, np.int64), np.array(sizes, np.int32))
+
+
+def _noted(member: Member, offsets: array[int], sizes: array[int]) -> str:
+    """Append where a picture lies and return its name: one pass, and no list of a million members."""
+    size = REASONS.get(member.kind, member.size)
+    offsets.append(member.data)
+    sizes.append(size if size <= MAX_BYTES else REASONS["large"])
+    return _text(member.name)
 
 
 def pictures(found: Iterable[Member]) -> Iterator[Member]:
@@ -140,12 +148,6 @@ def _key(name: bytes) -> bytes:
 
 def _text(name: bytes) -> str:
     return name.removeprefix(b"./").decode("utf-8", "surrogateescape")
-
-
-def _size_or_reason(member: Member) -> int:
-    if member.kind != FILE:
-        return REASONS[member.kind]
-    return member.size if member.size <= MAX_BYTES else REASONS["large"]
 
 
 def expand(pattern: str) -> list[str]:
@@ -263,7 +265,8 @@ class ShardImages(Images):
                 self._fetched.learn(notes)
                 missing = [i for i, note in enumerate(notes) if not note]
                 with Progress("index shards", len(missing), "shards", quiet=len(missing) < TOLD) as bar:
-                    for _ in prefetch(self._index_one, missing, threads=LOADERS, depth=LOADERS):
+                    # Headers that are in memory already are read fastest by one thread; the others would only take turns.
+                    for _ in prefetch(self._index_one, missing, threads=LOADERS if self.remote else 0, depth=LOADERS):
                         bar.advance(1)
             return [note for file in self._files if (note := notes_of(file))]
         except OSError as error:
@@ -293,7 +296,9 @@ class ShardImages(Images):
         if size < 0:
             reason = next(kind for kind, code in REASONS.items() if code == size)
             raise UnreadableError(
-                f"larger than {MAX_BYTES >> 20} MiB" if reason == "large" else f"a {reason}, not a file"
+                f"larger than {MAX_BYTES >> 20} MiB"
+                if reason == "large"
+                else f"a {reason} member; only ordinary files are read"
             )
         data = self._bytes(shard, offset - BLOCK, BLOCK + size)
         if len(data) < BLOCK + size or not is_header(data[:BLOCK]):

@@ -73,7 +73,8 @@ def members(descriptor: int, length: int) -> Iterator[Member]:
             told |= _extended(kind, descriptor, data, size)
         else:
             yield Member(_name(told, block), data, size, _kind(told, kind))
-            told = {}
+            if told:
+                told = {}
 
 
 def is_header(block: bytes) -> bool:
@@ -102,10 +103,9 @@ def _must_end(descriptor: int, at: int, length: int) -> None:
 
 
 def _size(told: dict[bytes, bytes], block: bytes, at: int) -> int:
-    field = told.get(b"size", b"")
     try:
-        if field:
-            size = int(field)
+        if told and b"size" in told:
+            size = int(told[b"size"])
         elif block[124] & 0x80:  # base 256, for 8 GiB and more
             size = int.from_bytes(block[124:136], "big", signed=True) + (1 << 95)
         else:
@@ -118,7 +118,7 @@ def _size(told: dict[bytes, bytes], block: bytes, at: int) -> int:
 
 
 def _name(told: dict[bytes, bytes], block: bytes) -> bytes:
-    if (name := told.get(b"GNU.sparse.name") or told.get(b"path")) is not None:
+    if told and (name := told.get(b"GNU.sparse.name") or told.get(b"path")) is not None:
         return name
     name = block[:100].split(b"\0", 1)[0]
     if block[345] and block[257:263] == b"ustar\0":
@@ -127,7 +127,7 @@ def _name(told: dict[bytes, bytes], block: bytes) -> bytes:
 
 
 def _kind(told: dict[bytes, bytes], flag: bytes) -> str:
-    if flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in told):
+    if flag == b"S" or (told and any(key.startswith(b"GNU.sparse.") for key in told)):
         return SPARSE
     return EMPTY.get(flag, FILE)
 

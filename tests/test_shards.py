@@ -143,10 +143,10 @@ def test_names_that_climb_out_and_links_write_and_read_nothing(tmp_path):
     assert {name for name, image in given.items() if image is not None} == {"abs.png"}
     reasons = {name.rpartition("/")[2]: why for name, why in images.unreadable.items()}
     assert reasons == {
-        "sym.png": "a link, not a file",
-        "hard.png": "a link, not a file",
-        "fifo.png": "a pipe, not a file",
-        "sparse.png": "a sparse, not a file",
+        "sym.png": "a link member; only ordinary files are read",
+        "hard.png": "a link member; only ordinary files are read",
+        "fifo.png": "a pipe member; only ordinary files are read",
+        "sparse.png": "a sparse member; only ordinary files are read",
     }
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "secret.png", "x.tar"]
 
