@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eval.measure import Bench, Job, Settings, by_task
+from eval.measure import Bench, Job, by_task
 from ssl_kd.progress import Progress
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def work(
         workers,
         multiprocessing.get_context("spawn"),  # a forked torch hangs in its threads
         _begin,
-        (tasks, encoders, bench.reference, shared, max_unreadable, _threads(workers), os.getpid()),
+        (os.getpid(), tasks, encoders, bench.reference, shared, max_unreadable, _threads(workers)),
     )
     try:
         _run(pool, _fill, list(by_task(open_jobs)), "features", bench.settings.quiet)
@@ -81,33 +81,34 @@ def _threads(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
-_bench: Bench | None = None  # of a worker process
+_given: tuple[Any, ...] = ()  # to a worker process: what it opens when its first job comes
+_bench: Bench | None = None
 
 
-def _begin(
-    tasks: Sequence[TaskConfig],
-    encoders: Sequence[EncoderConfig],
-    reference: str,
-    settings: Settings,
-    max_unreadable: float,
-    threads: int,
-    parent: int,
-) -> None:
-    """Open everything in a new process, and see to it that it ends with the evaluation."""
-    global _bench
+def _begin(parent: int, *given: Any) -> None:
+    """Remember what to open, and see to it that the process ends with the evaluation."""
+    global _given, _bench
+    _given, _bench = given, None
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    import torch
-    from threadpoolctl import threadpool_limits
 
-    from eval.opening import open_encoders, open_task
 
-    torch.set_num_threads(threads)
-    opened = {task.title: open_task(task, max_unreadable) for task in tasks}
-    import faiss
+def _opened() -> Bench:
+    """Return this process's own bench, opened by its first job, whose error it then is if that fails."""
+    global _bench
+    if _bench is None:
+        import faiss
+        import torch
+        from threadpoolctl import threadpool_limits
 
-    faiss.omp_set_num_threads(threads)
-    threadpool_limits(threads)
-    _bench = Bench(open_encoders(encoders), opened, reference, settings)
+        from eval.opening import open_encoders, open_task
+
+        tasks, encoders, reference, settings, max_unreadable, threads = _given
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
+        threadpool_limits(threads)
+        named = {task.title: open_task(task, max_unreadable) for task in tasks}
+        _bench = Bench(open_encoders(encoders), named, reference, settings)
+    return _bench
 
 
 def _watch(parent: int) -> None:
@@ -117,10 +118,8 @@ def _watch(parent: int) -> None:
 
 
 def _fill(pair: tuple[str, str]) -> None:
-    assert _bench is not None
-    _bench.banks(*pair)
+    _opened().banks(*pair)
 
 
 def _finish(job: Job) -> None:
-    assert _bench is not None
-    _bench.cell(job)
+    _opened().cell(job)
