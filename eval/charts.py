@@ -1,6 +1,6 @@
 """The report's drawings: SVG without scripts, at most 380 px wide so that a phone shows them at their own size.
 
-Colours are the classes c0 to c9 of `report.css`, so that they change with light and dark; every drawing says in words
+Colours are the classes c0 to c10 of `report.css`, so that they change with light and dark; every drawing says in words
 what it shows.
 """
 
@@ -16,8 +16,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 38
-COLOURS = 10
-NAMED = 9  # classes with a colour of their own; the tenth colour is grey, for all others
+NAMED = 10  # colours; the one after them is grey, for classes that have none of their own
 
 
 def text(value: object) -> str:
@@ -26,8 +25,8 @@ def text(value: object) -> str:
 
 
 def colour(number: int) -> str:
-    """Return the class of the n-th colour; they repeat."""
-    return f"c{number % COLOURS}"
+    """Return the class of the n-th colour; grey from NAMED on."""
+    return f"c{min(number, NAMED)}"
 
 
 def svg(width: float, height: float, marks: Iterable[str], words: str) -> str:
@@ -39,8 +38,8 @@ def svg(width: float, height: float, marks: Iterable[str], words: str) -> str:
 
 
 def figure(picture: str, caption: str) -> str:
-    """Return a picture with its caption, which is HTML already."""
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    """Return a picture under its caption, which is HTML already."""
+    return f'<figure class="chart"><figcaption>{caption}</figcaption>{picture}</figure>'
 
 
 def row_of(figures: Sequence[str]) -> str:
@@ -198,11 +197,12 @@ def intervals_chart(
 
 
 def map_chart(points: np.ndarray, labels: Sequence[str], numbers: Mapping[str, int], words: str) -> str:
-    """Return a projection's points (n, 2) in [-1, 1] in their classes' colours."""
+    """Return a projection's points (n, 2) in [-1, 1] in their classes' colours, those without one small and behind."""
     marks = [
-        f'<circle class="{colour(numbers[name])}" cx="{150 + 142 * x:.1f}" cy="{150 - 142 * y:.1f}" r="2.6" '
-        f'fill-opacity=".7" stroke="none"><title>{text(name)}</title></circle>'
-        for (x, y), name in zip(points, labels, strict=True)
+        f'<circle class="{colour(numbers[name])}" cx="{150 + 142 * x:.1f}" cy="{150 - 142 * y:.1f}" '
+        f'r="{3 if numbers[name] < NAMED else 1.8}" fill-opacity="{0.75 if numbers[name] < NAMED else 0.35}" '
+        f'stroke="none"><title>{text(name)}</title></circle>'
+        for (x, y), name in sorted(zip(points, labels, strict=True), key=lambda one: numbers[one[1]] < NAMED)
     ]
     return svg(300, 300, marks, words)
 
@@ -210,12 +210,12 @@ def map_chart(points: np.ndarray, labels: Sequence[str], numbers: Mapping[str, i
 def matrix_chart(counts: np.ndarray, classes: Sequence[str], words: str) -> str:
     """Return a confusion matrix (true class, guess) of up to 20 classes, each row as shares of it."""
     n = len(classes)
-    cell, left, top = min(26.0, 250 / n), 100, 76
+    cell, left, top = min(22.0, 220 / n), 96, 76
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     marks = []
     for i, name in enumerate(classes):
         at = i * cell + cell / 2
-        said = text(name if len(name) <= 14 else f"{name[:13]}…")
+        said = text(name if len(name) <= 12 else f"{name[:11]}…")
         marks.append(
             f'<text x="{left - 5}" y="{top + at + 4:.1f}" text-anchor="end">{said}<title>{text(name)}</title></text>'
         )
@@ -229,13 +229,13 @@ def matrix_chart(counts: np.ndarray, classes: Sequence[str], words: str) -> str:
             f'height="{cell - 1:.1f}" fill-opacity="{max(shares[i, j], 0.03):.2f}"><title>{text(said)}</title></rect>'
         )
         if n <= 10 and shares[i, j] >= 0.005:
-            ink = ' style="fill:var(--paper)"' if shares[i, j] > 0.55 else ""
+            ink = "on" if shares[i, j] > 0.55 else ""
             x, y = left + j * cell + cell / 2 - 0.5, top + i * cell + cell / 2 + 3.5
             marks.append(
-                f'<text{ink} font-size="10" x="{x:.1f}" y="{y:.1f}" text-anchor="middle" pointer-events="none">'
+                f'<text class="cell {ink}" x="{x:.1f}" y="{y:.1f}" text-anchor="middle" pointer-events="none">'
                 f"{100 * shares[i, j]:.0f}</text>"
             )
-    width = left + n * cell + 34
+    width = left + n * cell + 44
     return svg(width, top + n * cell + 4, marks, words)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 Curve = tuple[list[float], list[float]]  # steps, values
 Curves = dict[str, Curve]
 CLOCKS = ("step", "epoch")  # the axis, not curves of their own
-HEALTH = "health_"  # keys that training watched without labels
+HEALTH = "health/"  # begins the keys of what training watched without labels
 
 
 def read_curves(weights: str) -> Curves:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.features import FeatureBank, Matched, blocks, match
-from eval.metrics import Scores, figures
+from eval.metrics import Scores, figures, hits_of_figures
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.progress import Progress
 
@@ -98,6 +98,7 @@ class KNN:
             min(protocol.headline, ks[-1]),
             (*notes, *_zero_notes(banks, protocol)),
             {"temperature": protocol.temperature if protocol.vote == "exp" else None, "bank": len(banks.x)},
+            each=hits_of_figures(banks.y_test, ranked, classes),
         )
 
 

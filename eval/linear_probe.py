@@ -20,7 +20,7 @@ import torch
 
 from eval.features import FeatureBank, match
 from eval.logistic import Fits, fit
-from eval.metrics import Scores, accuracy, figures, mean_per_class
+from eval.metrics import Scores, accuracy, figures, hits_of_figures, mean_per_class
 from eval.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardised
 from ssl_kd.errors import NonFinite, UserError, nearest
 
@@ -126,6 +126,7 @@ class LinearProbe:
                 "converged": bool(final.converged[0]),
                 "sweep": sweep,
             },
+            each=hits_of_figures(banks.y_test, {None: ranked}, classes),
         )
         return scores, final, x_test
 

@@ -113,9 +113,13 @@ def mean_per_class(labels: np.ndarray, predicted: np.ndarray, k: int | None = No
 
 def top_five(labels: np.ndarray, ranked: np.ndarray, k: int | None = None) -> Score:
     """Share of rows whose label is among the first five guesses; `ranked` is (Q, >= 5), -1 where no guess is left."""
-    correct = int((ranked[:, :5] == labels[:, None]).any(1).sum())
+    correct = int(_among_five(labels, ranked).sum())
     low, high = wilson(correct, len(labels))
     return Score("top5", correct / len(labels), low, high, len(labels), k)
+
+
+def _among_five(labels: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    return (ranked[:, :5] == labels[:, None]).any(1)
 
 
 def mean_score(metric: str, values: np.ndarray, k: int | None = None, seed: int = 0) -> Score:
@@ -133,6 +137,13 @@ def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
     some = max(1, 10**6 // n)  # draws at a time
     parts = [values[rng.integers(0, n, (min(some, DRAWS - start), n))].mean(1) for start in range(0, DRAWS, some)]
     return np.concatenate(parts)
+
+
+def hits_of_figures(
+    labels: np.ndarray, ranked: Mapping[Any, np.ndarray], classes: int
+) -> dict[tuple[str, int | None], np.ndarray]:
+    """Return what each row contributed to those of `figures` that the first guess alone does not tell: top-5's hits."""
+    return {("top5", k): _among_five(labels, r) for k, r in ranked.items() if classes > 5 and r.shape[1] >= 5}
 
 
 def figures(labels: np.ndarray, ranked: np.ndarray, classes: int, k: int | None = None) -> list[Score]:

@@ -8,6 +8,7 @@ are `report.css` and `report.js`, which go into the file; `eval/charts.py` draws
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -211,9 +212,7 @@ def _galleries(looks: Sequence[Look]) -> str:
                 for one, row in zip(here, rows, strict=True)
             ]
             said = f'<span class="said">{text(", ".join(hits))}</span>'
-            head = (
-                f'<span class="query"><img src="{query.url}" alt=""><span>{text(query.label)}<br>{said}</span></span>'
-            )
+            head = f'<span class="query"><img src="{query.url}" alt=""><span>{text(_plain(query.label))}<br>{said}</span></span>'
             body = "".join(
                 f"<h4>{text(one.encoder)}</h4>{_neighbours(row[1:])}" for one, row in zip(here, rows, strict=True)
             )
@@ -233,9 +232,14 @@ def _neighbours(pictures: Sequence[Picture]) -> str:
         kind, said = ("hit", "same class") if picture.hit else ("miss", "other class")
         parts.append(
             f'<figure class="{kind}"><img src="{picture.url}" alt="{text(picture.label)} ({said})">'
-            f'<figcaption title="{text(picture.label)}">{text(picture.label)}</figcaption></figure>'
+            f'<figcaption title="{text(picture.label)}">{text(_plain(picture.label))}</figcaption></figure>'
         )
     return f'<div class="row">{"".join(parts)}</div>'
+
+
+def _plain(label: str) -> str:
+    """Return a class's name without the number that data sets put before it: n02480495_orangutan, 083_hibiscus."""
+    return re.sub(r"^n?\d{2,8}[_.](?=\D)", "", label)
 
 
 def _maps(looks: Sequence[Look]) -> str:
@@ -338,6 +342,9 @@ def _sweeps(results: Results) -> str:
 
 
 def _everything(results: Results) -> str:
+    def own(row: Any) -> bool:
+        return row["encoder"] == results.reference  # all of itself, which says nothing
+
     parts = []
     for task in dict.fromkeys(row["task"] for row in results.rows):
         lines = [
@@ -348,9 +355,9 @@ def _everything(results: Results) -> str:
                 _number(row["metric"], row["value"]),
                 f"{_number(row['metric'], row['low'])} to {_number(row['metric'], row['high'])}",
                 ""
-                if row["share_kept"] is None or not math.isfinite(row["share_kept"])
+                if row["share_kept"] is None or not math.isfinite(row["share_kept"]) or own(row)
                 else f"{100 * row['share_kept']:.1f}",
-                "" if row["p"] is None or not math.isfinite(row["p"]) else f"{row['p']:.2g}",
+                "" if row["p"] is None or not math.isfinite(row["p"]) or own(row) else f"{row['p']:.2g}",
                 f"{row['n']:,}",
             )
             for row in results.rows

@@ -112,9 +112,10 @@ class Browser:
         return self.call("POST", f"{self.session}/se/log", {"type": kind})
 
     def requests(self):
-        """The addresses that pages asked for."""
+        """The addresses that pages from disk asked for, themselves among them; not the browser's own first page."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        asked = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        return [one["request"]["url"] for one in asked if one["documentURL"].startswith("file:")]
 
     def picture(self, path, whole=True):
         """Save what is shown, or the whole page, as a PNG."""

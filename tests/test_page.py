@@ -67,7 +67,7 @@ def results():
     cells = [
         cell(name, right, kind) for name, right in (("teacher", 0.9), ("student", 0.8)) for kind in ("knn", "linear")
     ]
-    curves = {"student": {"loss": ([1.0, 2.0, 3.0], [3.0, 2.0, 1.5]), "health_overlap": ([1.0, 3.0], [0.1, 0.4])}}
+    curves = {"student": {"loss": ([1.0, 2.0, 3.0], [3.0, 2.0, 1.5]), "health/overlap": ([1.0, 3.0], [0.1, 0.4])}}
     latencies = {"teacher": 12.0, "student": 3.0}
     return Results(tuple(cells), "teacher", {"programs": "torch 2"}, looks(), ("voc x knn",), curves, latencies)
 
