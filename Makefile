@@ -1,11 +1,12 @@
 # make demo   install, then the main job end to end on images that ship with a dependency
 # make test   install, then the whole suite (under 5 minutes on 2 cores)
+# make test-kill  kill a run at 40 random moments; it must end with the same bits (also, smaller, in make test-slow)
 # make check  style, types and the fast tests: before each commit
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow check bench bench-distill bench-memory clean
+.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +21,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-kill: install
+	$(BIN)/python -m benchmarks.kill --kills 40 --spawn
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -34,7 +34,7 @@ Use it: `ssl_kd.load_teacher("{folder / STUDENT}")`, or `ssl-kd inspect {STUDENT
 Reproduce it: `{environment()["command"]}`, or `ssl-kd distill --config config.yaml --out elsewhere` (every setting is in `config.yaml`).
 
 - `config.yaml`: every setting; `environment.json`: versions and machine
-- `metrics.jsonl`: one line per {config.log_every} steps
+- `metrics.jsonl` and `metrics.csv`: one line per {config.log_every} steps, and one per look at the held-out images
 - `{LAST}`: student, heads, queues, optimiser and position
 - `{STUDENT}`: the student alone
 

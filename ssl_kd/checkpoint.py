@@ -6,6 +6,7 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,7 +175,9 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
 
     notes: anything JSON can hold, kept with the file as its card and shown by `inspect`.
 
-    Atomic: the file appears whole or not at all. UserError for weights that are not finite, or where it cannot be written.
+    Equal students give equal bytes. Atomic: the file appears whole or not at all.
+
+    UserError for weights that are not finite, or where it cannot be written.
     """
     from safetensors.torch import save
 
@@ -184,7 +187,17 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     if bad := not_finite(state):
         raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
-    data = save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, notes))
+    data = _in_order(save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, notes)))
     path.parent.mkdir(parents=True, exist_ok=True)
     atomically(path, lambda file: file.write(data))
     return path
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes them in an order drawn anew each time."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + file[end:]

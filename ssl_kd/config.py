@@ -94,6 +94,9 @@ class DistillConfig:
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
         log_every: steps between lines of metrics.jsonl
         log: where these figures go as well: csv, tensorboard, wandb (several with commas), or jsonl for nowhere else
+        health_every: epochs between looks at held-out images (docs/health.md), fractions too; 0: none is held out
+        health_images: how many are held out of training; 0: 512 or 2 %, whichever is fewer, and none of less than 1,600
+        patience: looks without a better neighbour overlap after which the run ends early; 0: never
         save_minutes: minutes between saved states (and at each end of an epoch that long apart)
         overwrite: start again in a run folder that already holds something
         quiet: no progress bar
@@ -130,6 +133,9 @@ class DistillConfig:
     max_unreadable: float = 0.01
     log_every: int = 20
     log: str = "csv"
+    health_every: float = 1.0
+    health_images: int = 0
+    patience: int = 0
     save_minutes: float = 5.0
     overwrite: bool = False
     quiet: bool = False
@@ -215,6 +221,9 @@ def check(config: DistillConfig) -> None:
         (config.clip >= 0, f"clip: expected 0 (none) or more, got {config.clip}"),
         (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
         (config.log_every >= 1, f"log_every: expected at least 1 step, got {config.log_every}"),
+        (config.health_every >= 0, f"health_every: expected 0 (never) or more epochs, got {config.health_every}"),
+        (config.health_images >= 0, f"health_images: expected 0 (as many as fit) or more, got {config.health_images}"),
+        (config.patience >= 0, f"patience: expected 0 (never end early) or more looks, got {config.patience}"),
         (config.save_minutes >= 0, f"save_minutes: expected 0 or more, got {config.save_minutes}"),
         (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),
         (config.optimizer in ("adamw", "sgd"), f"optimizer: expected adamw or sgd, got {config.optimizer!r}"),

@@ -28,13 +28,14 @@ from ssl_kd.checkpoint import save_student
 from ssl_kd.config import DistillConfig
 from ssl_kd.encoder import Encoder
 from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.health import Watch
 from ssl_kd.images import Images
 from ssl_kd.interruption import Interrupted, stop_signals
 from ssl_kd.learning import Batch, Pair, make_optimizer, warmup_cosine
 from ssl_kd.precision import make_fabric
 from ssl_kd.preparation import Parts, merge, prepare
 from ssl_kd.progress import Progress
-from ssl_kd.run import LAST, STUDENT, RunFolder, atomic_text, environment
+from ssl_kd.run import BEST, LAST, STUDENT, RunFolder, atomic_text, environment
 from ssl_kd.targets import TargetStore
 from ssl_kd.views import Views
 
@@ -49,6 +50,9 @@ class Distilled:
     seconds: float
     images_per_second: float
     last: dict[str, float]
+    best: Path | None = (
+        None  # the student with the most neighbours in common with the teacher, where images are held out
+    )
 
 
 def distill(
@@ -121,6 +125,10 @@ class _Loop:
         self.seconds = 0.0  # of earlier sessions of this run and of this one
         self.waited = 0.0
         self.last: dict[str, float] = {}
+        self.watch = None
+        if parts.held is not None:
+            every = round(config.health_every * self.steps_per_epoch)
+            self.watch = Watch(parts.held, parts.contract, every, self.total, config.patience, config.threads)
 
     def run(self) -> Distilled:
         """Train to the end and save the student."""
@@ -148,6 +156,8 @@ class _Loop:
                 )
                 if self.step % self.config.log_every == 0 or self.step == self.total:
                     self._log(record, bar.rate)
+                if self.watch is not None and self.watch.due(self.step):
+                    self._look(self.watch, bar)
                 if ranks.any_rank(bool(stop), self.fabric.device):
                     self._save()
                     why = stop[0] if stop else "a signal to another process"
@@ -165,7 +175,7 @@ class _Loop:
 
     def _batches(self) -> Iterator[Views]:
         """The rest of this epoch and all later ones; counts the time spent waiting for images."""
-        while self.step < self.total:
+        while self.step < self.total and not self._enough():
             epoch, start = divmod(self.step, self.steps_per_epoch)
             source = self.loader.epoch(epoch, start)
             while True:
@@ -177,6 +187,14 @@ class _Loop:
                 if raw is None:
                     break
                 yield raw
+                if self._enough():
+                    return
+
+    def _enough(self) -> bool:
+        """Whether the held-out images have not come nearer to the teacher for so long that the run may end."""
+        if self.watch is None or not self.config.patience:
+            return False
+        return ranks.any_rank(self.watch.enough, self.fabric.device)
 
     def _train_step(self, raw: Views) -> dict[str, float]:
         rate = self._schedule()
@@ -232,6 +250,22 @@ class _Loop:
         timing = {"images_per_s": round(rate, 1), "wait_share": round(self.waited / max(self.seconds, 1e-9), 4)}
         self.run_folder.log({"step": self.step, "epoch": round(epoch, 3)} | record | timing)
 
+    def _look(self, watch: Watch, bar: Progress) -> None:
+        began = time.monotonic()
+        one = len(self.faculty.teachers) == 1  # a head leads to one teacher
+        look = watch.look(self.step, self.bare.student, self.faculty.embed, self.bare.objective if one else None)
+        self.run_folder.log({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | look.figures)
+        bar.keep(neighbours=f"{look.figures['health/neighbour_overlap']:.3f}")
+        if look.alarm:
+            bar.warn(f"at step {self.step} the student looks collapsed: {look.alarm}")
+        if look.better:
+            self._write_student(self.run_folder.path / BEST)
+        if watch.enough:
+            bar.warn(
+                f"at step {self.step} of {self.total}: patience is out, step {watch.course.best_step} was the best"
+            )
+        self.seconds += time.monotonic() - began
+
     def _save(self) -> None:
         state = {
             "step": self.step,
@@ -242,6 +276,7 @@ class _Loop:
             "pair": self.bare.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
+            "health": self.watch.state() if self.watch else None,
         }
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -252,37 +287,55 @@ class _Loop:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds, self.waited, self.last = (saved[k] for k in ("step", "seconds", "waited", "last"))
         torch.set_rng_state(saved["torch_rng"])
+        if self.watch is not None:
+            self.watch.restore(saved["health"])
         if "cuda_rng" in saved and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"])
 
     def _finish(self, rate: float) -> Distilled:
         self._save()
         student = self.bare.student.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        teachers = self.faculty.teachers
-        student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
-        path = self.run_folder.path / STUDENT
-        unreadable = self.loader.images.unreadable
+        folder = self.run_folder.path
+        self._write_student(folder / STUDENT)
+        if self.run_folder.writes:
+            unreadable = self.loader.images.unreadable
+            atomic_text(
+                folder / "README.md",
+                card(self.config, folder, self.faculty.teachers, student, self._facts(), unreadable),
+            )
+        best = folder / BEST if self.watch and self.watch.course.best_step else None
+        return Distilled(student, folder / STUDENT, folder, self.seconds, rate, self.last, best)
+
+    def _write_student(self, path: Path) -> None:
+        """The student as it is now, with where it comes from."""
+        teachers, images = self.faculty.teachers, self.loader.images
+        self.bare.student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.run_folder.writes:
             save_student(
-                student,
+                self.bare.student,
                 path,
                 **_provenance(teachers),
-                images=len(self.loader.images) - len(unreadable),
+                images=len(images) - len(images.unreadable),
                 epochs=self.config.epochs,
+                steps=self.step,
             )
-            text = card(self.config, self.run_folder.path, teachers, student, self._facts(), unreadable)
-            atomic_text(self.run_folder.path / "README.md", text)
-        return Distilled(student, path, self.run_folder.path, self.seconds, rate, self.last)
 
     def _facts(self) -> dict[str, str]:
         config = self.config
+        health = {}
+        if self.watch is not None:
+            course = self.watch.course
+            health["held-out images"] = (
+                f"{len(self.watch.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
+                f"{course.best:.1%} of the nearest 10 (`{BEST}`)"
+            )
         return {
             "images": f"{len(self.loader.images):,} from {config.images}, no labels",
             "steps": f"{self.step:,} of batch {config.batch_size}, {config.epochs} epochs, {self.seconds / 60:.1f} minutes",
             "precision": f"{self.precision} on {self.fabric.device} ({environment()['machine']})",
             "last step": ", ".join(f"{k} {v:.4g}" for k, v in self.last.items()),
             "time spent waiting for images": f"{100 * self.waited / max(self.seconds, 1e-9):.1f} %",
-        }
+        } | health
 
 
 def _provenance(teachers) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ssl_kd.checkpoint import load_teacher
 from ssl_kd.config import DistillConfig, check
 from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Preprocessing, build, submodule
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.health import hold_out
 from ssl_kd.images import Images, open_images
 from ssl_kd.learning import AVERAGE, ask
 from ssl_kd.objectives import WeightedSum, Widths, build_objective, taps
@@ -32,12 +33,14 @@ DRY_IMAGES = 2
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, and `settings`: what its config.yaml says."""
+    """What a run is made of; `held` are the images kept for health, seen by `contract`; `settings` go to config.yaml."""
 
     faculty: Faculty
     student: Encoder
     objective: WeightedSum | SeveralTeachers
     loader: ViewLoader
+    held: Images | None
+    contract: Preprocessing
     settings: dict[str, Any]
 
 
@@ -67,11 +70,14 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
         raise UserError(
             f"images: the config asks for digest {config.images_digest}, but {config.images} has {images.digest}"
         )
+    trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, Encoder) else None)
     contract = _contract(config, teachers)
     student = student if isinstance(student, Encoder) else _student(config, contract)
     recipes = scheme(_views_name(config, teachers))
-    loader = ViewLoader(images, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay)
+    loader = ViewLoader(
+        trained_on, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay
+    )
     loader.batches_per_epoch()  # says that there are too few images
     device_kind(config.accelerator)  # and this, that there is no such device
     views = _dry_views(len(recipes), contract.size)
@@ -93,7 +99,7 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
         name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()
     }
     settings = asdict(replace(config, teachers={})) | {"images_digest": images.digest} | recorded(teachers)
-    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, settings)
+    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, held, contract, settings)
 
 
 def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preprocessing:

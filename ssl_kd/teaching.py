@@ -101,6 +101,11 @@ class Faculty:
         """Each teacher's features of a batch, view-major: from its store where it has heard all of them, else asked."""
         return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
 
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embeddings of images (B, 3, S, S) in [0, 1]; of several teachers the unit rows side by side."""
+        rows = [teacher.look(pixels).embedding for teacher in self.teachers.values()]
+        return rows[0] if len(rows) == 1 else torch.cat([F.normalize(row.float(), dim=1) for row in rows], dim=1)
+
     def _one(self, name: str, teacher: Teacher, views: Views, autocast) -> Features:
         numbers = [self.loader.view_number(views.epoch, v) for v in range(len(views.pixels))]
         store, device = self.stores.get(name), views.pixels[0].device

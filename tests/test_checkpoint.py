@@ -8,6 +8,7 @@ import layouts
 import numpy as np
 import pytest
 import rebuild
+import safetensors
 import torch
 
 from ssl_kd import checkpoint, pretrained
@@ -81,6 +82,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save_student(tiny_student(), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_equal_students_give_equal_files(tmp_path):
+    student = tiny_student()
+    files = [save_student(student, tmp_path / f"{i}.safetensors", note="ä").read_bytes() for i in range(8)]
+    assert len(set(files)) == 1
+    with safetensors.safe_open(tmp_path / "0.safetensors", "pt") as file:  # as the library itself reads it
+        assert all(torch.equal(file.get_tensor(n), t) for n, t in student.backbone.state_dict().items())
 
 
 def test_a_module_from_python_cannot_be_saved_by_name(tmp_path):

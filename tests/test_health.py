@@ -1,5 +1,6 @@
 """Label-free health: each measure against its definition and its laws, the held-out images, and what a watch remembers."""
 
+import json
 import math
 
 import numpy as np
@@ -311,3 +312,101 @@ def test_a_student_that_stays_collapsed_stops_the_run_and_one_that_recovers_does
     assert recovered.course.ill == 0
     with pytest.raises(Collapsed, match="3 looks in a row, the last at step 6; lower lr"):
         looking.look(6, student, says(teacher))
+
+
+def test_streamed_pictures_are_not_held_out():
+    streamed = images(200)
+    streamed.streamed = True
+    assert hold_out(streamed) == (streamed, None)
+    with pytest.raises(ImagesError, match="cannot be held out"):
+        hold_out(streamed, 40)
+
+
+# ---------------------------------------------------------------- in a run
+
+QUICK = {
+    "student": "resnet18",
+    "student_args": {"channels": [8, 8, 8, 8]},
+    "size": 32,
+    "crop_ratio": 1.0,
+    "epochs": 3,
+    "batch_size": 16,
+    "health_images": 32,
+    "quiet": True,
+    "precision": "32-true",
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(1)
+    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+
+
+def looks(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "health/neighbour_overlap" in line]
+
+
+def test_a_run_looks_every_epoch_and_keeps_its_best_student(teacher, tmp_path):
+    done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
+    found = looks(tmp_path / "run")
+    assert [line["epoch"] for line in found] == [1, 2, 3]
+    best = max(found, key=lambda line: line["health/neighbour_overlap"])
+    assert done.best == tmp_path / "run/student_best.safetensors"
+    student = ssl_kd.load_teacher(done.best)
+    _, held = hold_out(images(), 32)
+    pixels = plain_views(held, student.preprocessing).float() / 255
+    with torch.no_grad():
+        want = figures(student(pixels).embedding, teacher(pixels).embedding)
+    assert best["health/neighbour_overlap"] == pytest.approx(want["neighbour_overlap"])
+    assert best["health/cka"] == pytest.approx(want["cka"], abs=1e-4)
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"at step {best['step']}: {best['health/neighbour_overlap']:.1%}" in card
+
+
+def test_looking_more_often_changes_no_bit_of_the_student(teacher, tmp_path):
+    often, seldom = (
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / f"{every}", health_every=every, **QUICK).student
+        for every in (0.5, 2.0)
+    )
+    assert len(looks(tmp_path / "0.5")) == 6
+    assert [line["epoch"] for line in looks(tmp_path / "2.0")] == [2, 3]
+    assert all(
+        torch.equal(a, b) for a, b in zip(often.state_dict().values(), seldom.state_dict().values(), strict=True)
+    )
+
+
+def test_without_looks_every_image_is_trained_on(teacher, tmp_path):
+    done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | {"health_every": 0})
+    assert "64 from" in (tmp_path / "run/README.md").read_text()
+    assert (done.best, looks(tmp_path / "run")) == (None, [])
+
+
+def test_a_run_ends_early_by_patience_and_goes_on_with_more_of_it(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ssl_kd.health.figures", lambda ours, theirs: {"neighbour_overlap": 0.5})
+    settings = QUICK | {"epochs": 6}
+    for patience, last in ((2, 3), (2, 3), (3, 4), (0, 6)):
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", patience=patience, **settings)
+        assert looks(tmp_path / "run")[-1]["epoch"] == last
+    assert "distill: at step 6 of 12: patience is out, step 2 was the best" in capsys.readouterr().err
+
+
+def test_several_teachers_are_one_for_health(teacher, tmp_path):
+    torch.manual_seed(2)
+    other = ssl_kd.build("resnet18", channels=[8, 8, 8, 24]).eval()
+    both = {"a": {"file": teacher}, "b": {"file": other}}
+    ssl_kd.distill(images=images(), teachers=both, out=tmp_path / "run", **QUICK | {"epochs": 1})
+    (found,) = looks(tmp_path / "run")
+    assert 0 <= found["health/neighbour_overlap"] <= 1
+    assert "health/alignment" not in found
+
+
+def test_a_collapsing_run_warns_and_then_stops(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ssl_kd.health.collapsed", lambda ours, theirs: "one place")
+    with pytest.raises(Collapsed, match=r"one place.* at 3 looks in a row, the last at step 6"):
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | {"epochs": 5})
+    assert capsys.readouterr().err.count("the student looks collapsed: one place") == 2
+    assert [line["health/collapsed"] for line in looks(tmp_path / "run")] == [1, 1]
+    assert not (tmp_path / "run/student.safetensors").exists()
