@@ -18,8 +18,8 @@ import numpy as np
 
 from ssl_kd.download import Check, download
 from ssl_kd.errors import ImagesError, UserError
+from ssl_kd.order import WINDOW
 
-WINDOW = 16  # shards that are read, and shuffled, together
 LOADERS = 4  # shards fetched or indexed at once
 PAUSE = 1.0  # seconds before a broken connection is tried again, doubled after each
 LIMIT = "SSL_KD_SHARD_GB"  # environment: gigabytes of fetched shards to keep

@@ -29,6 +29,7 @@ from ssl_kd.objectives.alignment import Alignment
 NEIGHBOURS = 10  # k of the neighbour overlap
 MOST, SHARE = 512, 0.02  # images held out unless a number is asked for: whichever is fewer
 FEWEST = 32  # fewer held-out images say nothing about ten neighbours
+FEW_SHARDS = 8  # of streamed shards so many give the held-out images
 BATCH = 64  # images per forward pass
 ILL = 3  # looks in a row at a collapsed student before the run stops
 SAME_PLACE = 1e-4  # spread below which all images lie in one place
@@ -154,6 +155,17 @@ class Part(Images):
         """As the whole set reads it."""
         return self.whole.read(self.number(i), shorter)
 
+    def runs(self) -> np.ndarray | None:
+        """The runs of the whole set, without what is not of this part."""
+        if (runs := self.whole.runs()) is None:
+            return None
+        inside = np.diff(np.searchsorted(self.numbers, np.cumsum(runs)), prepend=0)
+        return runs - inside if self.others else inside
+
+    def coming(self, runs: np.ndarray) -> None:
+        """As the whole set hears it."""
+        self.whole.coming(runs)
+
     def _load(self, i: int, shorter: int | None) -> Image.Image:
         return self.whole._load(self.number(i), shorter)
 
@@ -195,8 +207,19 @@ def hold_out(images: Images, count: int = 0) -> tuple[Images, Images | None]:
         raise ImagesError(
             f"health_images: expected {FEWEST} images to half of the {len(images):,}, got {wanted}; or health_every 0"
         )
-    numbers = ((np.arange(wanted) + 0.5) * len(images) / wanted).astype(np.int64)
+    numbers = _spread_out(len(images), wanted)
+    runs = images.runs()
+    if runs is not None:  # a look should not cost a pass over all shards
+        begins, few = np.cumsum(runs) - runs, _spread_out(len(runs), min(len(runs), FEW_SHARDS))
+        pool = np.concatenate([begins[s] + np.arange(runs[s]) for s in few])
+        if len(pool) >= 2 * wanted:
+            numbers = pool[_spread_out(len(pool), wanted)]
     return Part(images, numbers, others=True), Part(images, numbers)
+
+
+def _spread_out(count: int, wanted: int) -> np.ndarray:
+    """So many of range(count), evenly spaced."""
+    return ((np.arange(wanted) + 0.5) * count / wanted).astype(np.int64)
 
 
 def plain_views(images: Images, contract: Preprocessing, threads: int = 2) -> Tensor:

@@ -38,7 +38,7 @@ from ssl_kd.listing import (
     size_of,
     some_files,
 )
-from ssl_kd.order import Order, Shuffled
+from ssl_kd.order import WINDOW, ByShard, Order, Shuffled
 
 SAMPLED = 64  # pictures of a data set that its digest looks at
 HASHED_ROWS = 1 << 16  # pictures of an array that its digest looks at
@@ -79,8 +79,20 @@ class Images(ABC):
             return None
 
     def order(self, seed: int, epoch: int) -> Order:
-        """The shuffle of an epoch, a function of (seed, epoch). A subclass may keep what lies together together."""
-        return Shuffled(len(self), seed, epoch)
+        """The shuffle of an epoch, a function of (seed, epoch): of all pictures, or run by run where there are runs."""
+        runs = self.runs()
+        if runs is None:
+            return Shuffled(len(self), seed, epoch)
+        order = ByShard(runs, WINDOW, seed, epoch)
+        self.coming(order.shards)
+        return order
+
+    def runs(self) -> np.ndarray | None:
+        """Sizes of the runs of pictures that should be read together (shards), or None where any may follow any."""
+        return None
+
+    def coming(self, runs: np.ndarray) -> None:  # noqa: B027 - only what is fetched has a use for it
+        """Hear in which order the runs will be read, so that they can be fetched ahead."""
 
     @property
     def allowed(self) -> int:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 DRAWN = 1 << 20  # up to so many numbers a permutation is drawn and kept for the epoch (8 MB); beyond it is computed
+WINDOW = 16  # shards that are read, and shuffled, together
 ROUNDS = 6  # of the Feistel network; four already give a pseudo-random permutation (Luby & Rackoff 1988)
 
 

@@ -6,7 +6,7 @@ kept as one small file a shard (an `Entries`) in the cache folder, so it is done
 only a changed shard is read again.
 
 On disk the pictures are then read at random, like a folder's. What lies at a URL, or is spelled `stream:PATTERN`, is
-read shard by shard: a window of shards is shuffled together (`order.ByShard`), remote ones are fetched ahead into a
+read shard by shard: a window of shards is shuffled together (`ssl_kd.order`), remote ones are fetched ahead into a
 bounded folder of whole files. Either way an epoch is a function of (seed, epoch), so that views, replayed targets, several
 processes and going on at the very sample work as for a folder.
 """
@@ -32,10 +32,9 @@ from PIL import Image
 from ssl_kd.decode import EXTENSIONS, MAX_BYTES, UnreadableError, decode
 from ssl_kd.download import alone, digest_of
 from ssl_kd.errors import ImagesError
-from ssl_kd.fetched import LOADERS, WINDOW, Fetched
+from ssl_kd.fetched import LOADERS, Fetched
 from ssl_kd.images import Images, prefetch
 from ssl_kd.listing import PackedNames, is_picture_path, no_images
-from ssl_kd.order import ByShard, Order, Shuffled
 from ssl_kd.progress import Progress
 from ssl_kd.tars import BLOCK, Member, TarError, is_header, members
 from ssl_kd.zoo import cache_folder
@@ -197,7 +196,7 @@ class ShardIds(Sequence[str]):
 class ShardImages(Images):
     """The pictures of tar shards, in the order of the list and within each shard.
 
-    streamed: read shard by shard, `WINDOW` of them shuffled together, rather than at random. True for what is remote
+    streamed: read shard by shard, some of them shuffled together, rather than at random. True for what is remote
     and for more than HELD pictures.
     """
 
@@ -223,13 +222,13 @@ class ShardImages(Images):
         self.streamed = streamed or self.remote or int(self.ends[-1]) > HELD
         super().__init__(self.name, ShardIds(self), max_unreadable)
 
-    def order(self, seed: int, epoch: int) -> Order:
-        """All of them at random; shard by shard where they are streamed, and then this epoch's shards are fetched ahead."""
-        if not self.streamed:
-            return Shuffled(len(self), seed, epoch)
-        order = ByShard(np.diff(self.ends, prepend=0), WINDOW, seed, epoch)
-        self._fetched.plan(order.shards)
-        return order
+    def runs(self) -> np.ndarray | None:
+        """Pictures of each shard where they are streamed."""
+        return np.diff(self.ends, prepend=0) if self.streamed else None
+
+    def coming(self, runs: np.ndarray) -> None:
+        """Fetch the shards of a URL ahead, in this order."""
+        self._fetched.plan(runs)
 
     def locate(self, i: int) -> tuple[int, int]:
         """Return the shard and the row in it of picture i."""

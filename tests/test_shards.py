@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import itertools
 import os
 import tarfile
 import threading
@@ -222,6 +223,30 @@ def test_an_epoch_shows_every_picture_once_and_goes_on_at_the_very_batch(three, 
         parts.append(list(loader.epoch(1)))
     for both, one in zip(zip(*parts, strict=True), whole, strict=True):
         assert np.concatenate([v.index for v in both]).tolist() == one.index.tolist()
+
+
+def test_what_is_held_out_leaves_the_rest_in_its_order_by_shard(three, monkeypatch):
+    from ssl_kd import images as door
+    from ssl_kd.health import Part
+
+    monkeypatch.setattr(door, "WINDOW", 1)
+    whole = open_images(f"stream:{three}/train-{{00..02}}.tar")
+    held = np.array([0, 5, 6, 11])
+    for part in (Part(whole, held, others=True), Part(whole, held)):
+        order = part.order(0, 1)[:]
+        assert sorted(order) == list(range(len(part)))
+        shards = [part.ids[int(i)].partition("/")[0] for i in order]
+        assert sum(a != b for a, b in itertools.pairwise(shards)) == 2
+
+
+def test_images_are_held_out_of_a_few_shards_where_these_are_streamed(three, monkeypatch):
+    from ssl_kd import health
+
+    monkeypatch.setattr(health, "FEWEST", 2)
+    monkeypatch.setattr(health, "FEW_SHARDS", 1)
+    for spelling, shards in ((f"stream:{three}/train-{{00..02}}.tar", 1), (three, 2)):
+        held = health.hold_out(open_images(spelling), 2)[1]
+        assert len({name.partition("/")[0] for name in held.ids}) == shards
 
 
 def test_more_pictures_than_memory_holds_are_read_shard_by_shard(three, monkeypatch):
