@@ -77,7 +77,8 @@ def make_fabric(accelerator: str, precision: str) -> tuple[Fabric, str]:
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     fabric = Fabric(
         accelerator=kind,
-        strategy=DDPStrategy(**{name: False}),  # type: ignore[arg-type]
+        # Heads of terms that do not count in this epoch get no gradient, as in one process.
+        strategy=DDPStrategy(find_unused_parameters=True, **{name: False}),  # type: ignore[arg-type]
         devices=local,
         num_nodes=world // local,
         precision=chosen,

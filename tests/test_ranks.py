@@ -76,6 +76,23 @@ def test_a_batch_is_shared_out_whole():
         assert batch.index.tolist() == left + right
 
 
+@pytest.mark.parametrize(("count", "batch_size", "processes"), [(23, 6, 2), (24, 6, 2), (31, 8, 3), (17, 17, 4)])
+def test_over_all_processes_each_image_comes_once_an_epoch(count, batch_size, processes):
+    from ssl_kd.images import ArrayImages
+
+    images = ArrayImages(np.zeros((count, 8, 8, 3), np.uint8))
+    seen = []
+    for rank in range(processes):
+        loader = ViewLoader(images, SCHEMES["weak"], 8, batch_size)
+        loader.share = (rank, processes)
+        seen.append([batch.index.tolist() for batch in loader.epoch(3)])
+    assert len({len(batches) for batches in seen}) == 1  # all take the same number of steps
+    flat = [i for batches in seen for batch in batches for i in batch]
+    assert sorted(flat) == list(range(count))
+    for parts in zip(*seen, strict=True):
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1  # nobody waits long for another
+
+
 def test_our_batch_norm_is_torchs_in_one_process(monkeypatch):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks.dist, "all_reduce", lambda x, **_: None)  # two ranks, of which the other has no rows

@@ -1,0 +1,98 @@
+"""Distil by every preset, in one process or in several that torchrun started, and write down losses and students.
+
+    python tests/walk.py OUT.pt [NAME ...]
+    torchrun --standalone --nproc-per-node 2 tests/walk.py OUT.pt [NAME ...]
+
+One start for all presets: starting Python and gloo takes longer than a tiny run. SGD, since AdamW divides by what may be
+rounding noise. Read by test_ranks.py.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import ssl_kd
+from ssl_kd import ranks
+from ssl_kd.images import ArrayImages
+from ssl_kd.objectives.presets import PRESETS
+
+CNN = ("resnet18", {"channels": [8, 8, 8, 16], "small_stem": True}, {"channels": [8, 8, 8, 8], "small_stem": True})
+VIT_ARGS = {"img_size": 32, "patch_size": 8, "depth": 12, "num_heads": 2}
+VIT = ("vit_tiny_patch16_224", VIT_ARGS | {"embed_dim": 16}, VIT_ARGS | {"embed_dim": 8})
+
+# What no preset does: weights balanced by gradients, whitened and centred teachers, a batch norm after a linear head.
+OWN = {
+    "automatic weights": [
+        {"term": "alignment", "projector": "mlp"},
+        {"term": "correlation", "relation": "queue", "size": 16, "weight": "auto", "share": 0.5},
+        {"term": "correlation", "relation": "batch", "projector": "square", "weight": "auto", "start": 1},
+    ],
+    "whitened": [{"term": "alignment", "projector": "bn", "space": "whitened", "distance": "mse"}],
+    "centred": [{"term": "alignment", "projector": "bn", "space": "centred"}],
+}
+CASES = {name: name for name in PRESETS} | OWN
+
+
+def networks(name):
+    return VIT if name == "attn_distill" else CNN
+
+
+def distilled(name, folder):
+    """Loss of every step, and the student, after two epochs of 23 images in batches of 6, 6, 6 and 5."""
+    arch, teacher_args, student_args = networks(name)
+    torch.manual_seed(1)
+    teacher = ssl_kd.build(arch, **teacher_args).train()
+    teacher(torch.rand(16, 3, 32, 32))  # running statistics
+    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (23, 32, 32, 3), dtype=np.uint8))
+    out = Path(folder) / name.replace(" ", "_")
+    ssl_kd.distill(
+        teacher.eval(),
+        images=images,
+        out=out,
+        objective=CASES[name],
+        student=arch,
+        student_args=student_args,
+        size=32,
+        epochs=2,
+        batch_size=6,
+        quiet=True,
+        precision="32-true",
+        accelerator="cpu",
+        log_every=1,
+        optimizer="sgd",
+        lr=0.01,
+        warmup=0,
+    )
+    return out
+
+
+def main(out, *names):
+    import json
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="torch.distributed")
+    with tempfile.TemporaryDirectory() as own:
+        folder = os.environ.get("SSL_KD_WALK", own)  # the ranks of a run share a folder
+        told = {}
+        for name in names or CASES:
+            run = distilled(name, folder)
+            if ranks.rank() == 0:
+                from safetensors.torch import load_file
+
+                lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                told[name] = {
+                    "losses": [line["loss"] for line in lines],
+                    "norms": [line["gradient_norm"] for line in lines],
+                    "student": load_file(run / "student.safetensors"),
+                }
+        if ranks.rank() == 0:
+            torch.save(told, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
