@@ -1,20 +1,19 @@
 """Distil by every preset, in one process or in several that torchrun started, and write down losses and students.
 
-    python tests/walk.py OUT.pt [NAME ...]
-    torchrun --standalone --nproc-per-node 2 tests/walk.py OUT.pt [NAME ...]
+    python tests/walk.py FOLDER OUT.pt [NAME ...]
+    torchrun --standalone --nproc-per-node 2 tests/walk.py FOLDER OUT.pt [NAME ...]
 
 One start for all presets: starting Python and gloo takes longer than a tiny run. SGD, since AdamW divides by what may be
 rounding noise. Read by test_ranks.py.
 """
 
-import os
+import json
 import sys
-import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 import ssl_kd
 from ssl_kd import ranks
@@ -25,36 +24,48 @@ CNN = ("resnet18", {"channels": [8, 8, 8, 16], "small_stem": True}, {"channels":
 VIT_ARGS = {"img_size": 32, "patch_size": 8, "depth": 12, "num_heads": 2}
 VIT = ("vit_tiny_patch16_224", VIT_ARGS | {"embed_dim": 16}, VIT_ARGS | {"embed_dim": 8})
 
-# What no preset does: weights balanced by gradients, whitened and centred teachers, a batch norm after a linear head.
+# What no preset does: weights balanced by gradients, whitened and centred teachers, several teachers, stored targets.
 OWN = {
-    "automatic weights": [
-        {"term": "alignment", "projector": "mlp"},
-        {"term": "correlation", "relation": "queue", "size": 16, "weight": "auto", "share": 0.5},
-        {"term": "correlation", "relation": "batch", "projector": "square", "weight": "auto", "start": 1},
-    ],
-    "whitened": [{"term": "alignment", "projector": "bn", "space": "whitened", "distance": "mse"}],
-    "centred": [{"term": "alignment", "projector": "bn", "space": "centred"}],
+    "automatic weights": {
+        "objective": [
+            {"term": "alignment", "projector": "mlp"},
+            {"term": "correlation", "relation": "queue", "size": 16, "weight": "auto", "share": 0.5},
+            {"term": "correlation", "relation": "batch", "projector": "square", "weight": "auto", "start": 1},
+        ]
+    },
+    "whitened": {"objective": [{"term": "alignment", "projector": "bn", "space": "whitened", "distance": "mse"}]},
+    "centred": {"objective": [{"term": "alignment", "projector": "bn", "space": "centred"}]},
+    "several teachers": {"teachers": {"one": "default", "two": "unic"}, "teacher_drop": 0.5},
+    "stored targets": {"objective": "lightly_v3", "replay": 1},
 }
-CASES = {name: name for name in PRESETS} | OWN
+CASES = {name: {"objective": name} for name in PRESETS} | OWN
 
 
-def networks(name):
-    return VIT if name == "attn_distill" else CNN
+def teacher(arch, args, seed):
+    """Random weights, with running statistics of something."""
+    torch.manual_seed(seed)
+    encoder = ssl_kd.build(arch, **args).train()
+    encoder(torch.rand(16, 3, 32, 32))
+    return encoder.eval()
 
 
 def distilled(name, folder):
-    """Loss of every step, and the student, after two epochs of 23 images in batches of 6, 6, 6 and 5."""
-    arch, teacher_args, student_args = networks(name)
-    torch.manual_seed(1)
-    teacher = ssl_kd.build(arch, **teacher_args).train()
-    teacher(torch.rand(16, 3, 32, 32))  # running statistics
+    """The run folder after two epochs of 23 images in batches of 6, 6, 6 and 5."""
+    arch, teacher_args, student_args = VIT if name == "attn_distill" else CNN
+    case = dict(CASES[name])
+    if "teachers" in case:
+        case["teachers"] = {
+            key: {"file": teacher(arch, teacher_args, seed), "objective": objective}
+            for seed, (key, objective) in enumerate(case["teachers"].items())
+        }
+    else:
+        case["teacher"] = teacher(arch, teacher_args, 1)
     images = ArrayImages(np.random.default_rng(0).integers(0, 256, (23, 32, 32, 3), dtype=np.uint8))
     out = Path(folder) / name.replace(" ", "_")
     ssl_kd.distill(
-        teacher.eval(),
+        **case,
         images=images,
         out=out,
-        objective=CASES[name],
         student=arch,
         student_args=student_args,
         size=32,
@@ -65,33 +76,26 @@ def distilled(name, folder):
         accelerator="cpu",
         log_every=1,
         optimizer="sgd",
-        lr=0.01,
+        lr=0.002,
         warmup=0,
     )
     return out
 
 
-def main(out, *names):
-    import json
-
+def main(folder, out, *names):
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="torch.distributed")
-    with tempfile.TemporaryDirectory() as own:
-        folder = os.environ.get("SSL_KD_WALK", own)  # the ranks of a run share a folder
-        told = {}
-        for name in names or CASES:
-            run = distilled(name, folder)
-            if ranks.rank() == 0:
-                from safetensors.torch import load_file
-
-                lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-                told[name] = {
-                    "losses": [line["loss"] for line in lines],
-                    "norms": [line["gradient_norm"] for line in lines],
-                    "student": load_file(run / "student.safetensors"),
-                }
+    told = {}
+    for name in names or CASES:
+        run = distilled(name, folder)
         if ranks.rank() == 0:
-            torch.save(told, out)
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            told[name] = {
+                "losses": [line["loss"] for line in lines],
+                "norms": [line["gradient_norm"] for line in lines],
+                "student": load_file(run / "student.safetensors"),
+            }
+    if ranks.rank() == 0:
+        torch.save(told, out)
 
 
 if __name__ == "__main__":
