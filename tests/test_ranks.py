@@ -80,11 +80,11 @@ def test_the_command_under_torchrun_gives_the_student_of_the_bare_command(tmp_pa
     students = []
     for processes in (1, 2):
         out = tmp_path / f"run{processes}"
-        words = (
+        command = (
             f"--teacher {teacher} --images {photos} --out {out} --student resnet18 --size 32 --epochs 1 --batch_size 4"
         )
-        words += " --student_args {channels:[8,8,8,8]} --optimizer sgd --lr 0.002 --precision 32-true --accelerator cpu"
-        launch(processes, "-m", "ssl_kd", "distill", *words.split(), "--quiet", "true")
+        command += " --optimizer sgd --lr 0.002 --precision 32-true --accelerator cpu --quiet true"
+        launch(processes, "-m", "ssl_kd", "distill", *command.split(), "--student_args", "{channels: [8, 8, 8, 8]}")
         students.append(ssl_kd.load_teacher(out / "student.safetensors").backbone.state_dict())
     alone, together = students
     assert all(torch.allclose(alone[k].double(), together[k].double(), rtol=1e-5, atol=1e-5) for k in alone)
