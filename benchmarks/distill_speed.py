@@ -260,7 +260,10 @@ def ways(bench: Bench) -> dict[str, Callable[[], Turn]]:
         theirs = {"lightly-train": lambda: bench.lightly(bench.precision)}
         if bench.precision != "32-true":
             theirs["its default"] = lambda: bench.lightly("32-true")
-        return {"stored": lambda: bench.ours(True, **same), "online": lambda: bench.ours(False, **same)} | theirs
+        return {
+            "stored": lambda: bench.ours(True, **same, mix="none"),
+            "online": lambda: bench.ours(False, **same),
+        } | theirs
     bare = {"student alone": lambda: bench.bare(False), "teacher + student": lambda: bench.bare(True)}
     return stored | online | bare
 

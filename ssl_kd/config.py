@@ -77,11 +77,14 @@ class DistillConfig:
         out: run folder; the same command goes on with an interrupted run
         objective: default, dlkd, simreg, seed, compress_1q, rkd, ... (36 presets: docs/objectives.md), or a list of terms
         views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
+        mix: none, mixup or cutmix, before both networks; empty: the objective's own (mixup for lightly_v1 and lightly_v3)
+        mix_probability: share of batches that are mixed, 0 to 1
         replay: views of each image whose teacher outputs are kept and replayed in turn; 0: new views, teacher always online
         size: side of the square views, in pixels; 0: the teacher's
         crop_ratio: share of the shorter side that the student's centre crop will keep, above 0 to 1; 0: the teacher's
         epochs: passes over the images
-        batch_size: images per step (views multiply it)
+        batch_size: images at a time (views multiply it)
+        accumulate: so many batches make one step, as one batch of so many times the size would
         optimizer: adamw or sgd (momentum 0.9)
         lr: peak learning rate
         weight_decay: decoupled (adamw) or L2 (sgd); not on biases and norms
@@ -91,8 +94,11 @@ class DistillConfig:
         threads: decoding threads
         precision: auto (bf16 where a probe finds it faster), 32-true or bf16-mixed
         accelerator: auto, cpu or cuda
+        compile: let torch.compile build both networks (needs a C++ compiler; the first steps take minutes)
+        skip_nonfinite: so many steps whose loss or gradient is no number are left out before the run stops
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
         log_every: steps between lines of metrics.jsonl
+        measure_gradients: log each term's gradient norm at the student's features as well
         log: where these figures go as well: csv, tensorboard, wandb (several with commas), or jsonl for nowhere else
         health_every: epochs between looks at held-out images (docs/health.md), fractions too; 0: none is held out
         health_images: how many are held out of training; 0: 512 or 2 %, whichever is fewer, and none of less than 1,600
@@ -116,11 +122,14 @@ class DistillConfig:
     out: str = ""
     objective: str | list[dict[str, Any]] = "default"
     views: str = ""
+    mix: str = ""
+    mix_probability: float = 1.0
     replay: int = 0
     size: int = 0
     crop_ratio: float = 0.0
     epochs: int = 100
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.02
@@ -130,8 +139,11 @@ class DistillConfig:
     threads: int = 2
     precision: str = "auto"
     accelerator: str = "auto"
+    compile: bool = False
+    skip_nonfinite: int = 0
     max_unreadable: float = 0.01
     log_every: int = 20
+    measure_gradients: bool = False
     log: str = "csv"
     health_every: float = 1.0
     health_images: int = 0
@@ -211,6 +223,16 @@ def check(config: DistillConfig) -> None:
         (
             config.batch_size >= 2,
             f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
+        ),
+        (config.accumulate >= 1, f"accumulate: expected at least 1 batch per step, got {config.accumulate}"),
+        (config.skip_nonfinite >= 0, f"skip_nonfinite: expected 0 or more steps, got {config.skip_nonfinite}"),
+        (
+            config.mix in ("", "none", "mixup", "cutmix"),
+            f"mix: expected none, mixup, cutmix or nothing, got {config.mix!r}",
+        ),
+        (
+            0 <= config.mix_probability <= 1,
+            f"mix_probability: expected a share from 0 to 1, got {config.mix_probability}",
         ),
         (config.replay >= 0, f"replay: expected 0 (online) or a number of views, got {config.replay}"),
         (config.size >= 0, f"size: expected a side in pixels or 0 for the teacher's, got {config.size}"),

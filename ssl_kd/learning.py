@@ -47,13 +47,27 @@ class Pair(nn.Module):
         views, device = batch.views, batch.views.pixels[0].device
         sizes = ranks.counts(len(views), device)
         student = ranks.whole_batch(self.look(views), len(views.pixels), sizes)
-        said = {name: ranks.whole_batch(word, len(views.pixels), sizes) for name, word in batch.said.items()}
+        said = {name: ranks.whole_batch(word, views.heard, sizes) for name, word in batch.said.items()}
+        if not all(finite(features) for features in (student, *said.values())):
+            # Memories and running statistics must not take in what is no number.
+            return student.embedding.sum() * float("nan"), {}
+        said = {name: for_all_views(word, views) for name, word in said.items()}
         whole = Views(ranks.whole_index(views.index, sizes, device), views.epoch, views.pixels)
         return ask(self.objective, student, said, whole)
 
     def look(self, views: Views) -> Features:
         """What the student says about all views, view-major; its tokens only where the objective reads them."""
-        pixels = torch.cat(views.pixels)
+        large, small = views.pixels[: views.heard], views.pixels[views.heard :]
+        seen = self._look(torch.cat(large))
+        if small:  # another size: a pass of their own, of which only the embedding is compared
+            beside = self._look(torch.cat(small))
+            average = {
+                name: torch.cat([tap, beside.layers[name]]) for name, tap in seen.layers.items() if name == AVERAGE
+            }
+            seen = Features(torch.cat([seen.embedding, beside.embedding]), None, average)
+        return seen
+
+    def _look(self, pixels: Tensor) -> Features:
         seen = self.student(pixels, layers=self.objective.student_layers)
         if self.average is not None:
             with torch.no_grad():
@@ -68,6 +82,21 @@ class Pair(nn.Module):
             rate = 1 - self.objective.student_momentum
             for own, new in zip(self.average.parameters(), self.student.parameters(), strict=True):
                 own.lerp_(new, rate)
+
+
+def finite(features: Features) -> bool:
+    """Whether all that is compared are numbers."""
+    parts = (features.embedding, features.tokens, *features.layers.values())
+    return all(bool(part.isfinite().all()) for part in parts if part is not None)
+
+
+def for_all_views(word: Features, views: Views) -> Features:
+    """Small crops are asked to be where the teacher puts the image: at the mean of its words on the large views."""
+    small = len(views.pixels) - views.heard
+    if not small:
+        return word
+    mean = word.embedding.unflatten(0, (views.heard, -1)).mean(0)
+    return Features(torch.cat([word.embedding, mean.repeat(small, 1)]))
 
 
 def ask(

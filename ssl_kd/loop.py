@@ -10,6 +10,7 @@ What is asked of whom: `preparation` makes the parts, `teaching` the teachers' s
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssl_kd import ranks
 from ssl_kd.card import card
@@ -31,11 +31,12 @@ from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.health import Watch
 from ssl_kd.images import Images
 from ssl_kd.interruption import Interrupted, stop_signals
-from ssl_kd.learning import Batch, Pair, make_optimizer, warmup_cosine
+from ssl_kd.learning import Pair, warmup_cosine
 from ssl_kd.precision import make_fabric
 from ssl_kd.preparation import Parts, merge, prepare
 from ssl_kd.progress import Progress
 from ssl_kd.run import BEST, LAST, STUDENT, RunFolder, atomic_text, environment
+from ssl_kd.stepping import Bad, Stepper
 from ssl_kd.targets import TargetStore
 from ssl_kd.views import Views
 
@@ -117,13 +118,17 @@ class _Loop:
                 self.faculty.open_stores(run.path / "targets", precision)
         self.faculty.to(fabric.device)
         self.bare = Pair(parts.student, parts.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.pair, self.optimizer = fabric.setup(self.bare, make_optimizer(self.bare, config))
+        if config.compile:
+            self._networks_are_compiled(True)
+        self.stepper = Stepper(fabric, config, self.loader, self.faculty, self.bare, parts.mix)
+        self.optimizer = self.stepper.optimizer
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = self.steps_per_epoch * config.epochs
         self.quiet = config.quiet or not fabric.is_global_zero
         self.step = 0  # steps done
         self.seconds = 0.0  # of earlier sessions of this run and of this one
         self.waited = 0.0
+        self.skipped = 0  # steps not taken because a number was none
         self.last: dict[str, float] = {}
         self.watch = None
         if parts.held is not None:
@@ -138,23 +143,23 @@ class _Loop:
             self._load(saved)
         began = self.seconds
         count = len(self.loader.images)
-        self.pair.train()
+        self.stepper.pair.train()
         with (
             Progress("distill", count * self.config.epochs, quiet=self.quiet, start=self._images_done()) as bar,
             stop_signals() as stop,
         ):
             saved_at = time.monotonic()
-            for views in self._batches():
+            for parts in self._batches():
                 started = time.monotonic()
-                record = self._train_step(views)
+                record = self._train_step(parts)
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 bar.advance(
-                    len(views) * ranks.world_size(),
-                    loss=f"{record['loss']:.4f}",
+                    sum(map(len, parts)) * ranks.world_size(),
+                    loss=f"{record['loss']:.4f}" if record else "skipped",
                     epoch=1 + (self.step - 1) // self.steps_per_epoch,
                 )
-                if self.step % self.config.log_every == 0 or self.step == self.total:
+                if record and self._is_logged(self.step):
                     self._log(record, bar.rate)
                 if self.watch is not None and self.watch.due(self.step):
                     self._look(self.watch, bar)
@@ -173,18 +178,21 @@ class _Loop:
     def _images_done(self) -> int:
         return round(len(self.loader.images) * self.step / self.steps_per_epoch)
 
-    def _batches(self) -> Iterator[Views]:
-        """The rest of this epoch and all later ones; counts the time spent waiting for images."""
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.total
+
+    def _batches(self) -> Iterator[list[Views]]:
+        """The rest of this epoch and all later ones, each batch in its parts; counts the time spent waiting for images."""
         while self.step < self.total and not self._enough():
             epoch, start = divmod(self.step, self.steps_per_epoch)
             source = self.loader.epoch(epoch, start)
             while True:
                 began = time.monotonic()
-                raw = next(source, None)
+                raw = list(itertools.islice(source, self.loader.parts))
                 waited = time.monotonic() - began
                 self.waited += waited
                 self.seconds += waited
-                if raw is None:
+                if not raw:
                     break
                 yield raw
                 if self._enough():
@@ -196,20 +204,14 @@ class _Loop:
             return False
         return ranks.any_rank(self.watch.enough, self.fabric.device)
 
-    def _train_step(self, raw: Views) -> dict[str, float]:
-        rate = self._schedule()
-        views = self.loader.finish_all(raw, self.fabric.device)
-        total, terms = self.pair(Batch(views, self.faculty.say(views, self.fabric.autocast)))
-        loss = total.item()
-        self._must_be_finite("loss", loss, terms, raw)
-        self.fabric.backward(total)
-        limit = self.config.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
-        self._must_be_finite("gradient norm", float(norm), terms, raw)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.bare.follow()
-        return {"loss": loss, "lr": rate, "gradient_norm": float(norm)} | {k: float(v) for k, v in terms.items()}
+    def _train_step(self, parts: list[Views]) -> dict[str, float]:
+        """One step's figures; none if it was skipped."""
+        measure = self.config.measure_gradients and self._is_logged(self.step + 1)
+        taken = self.stepper.take(parts, self._rate(), measure)
+        if isinstance(taken, Bad):
+            self._skip_or_stop(taken)
+            return {}
+        return taken
 
     def fill(self) -> dict[str, TargetStore]:
         """Ask the teachers about every view that will be replayed, without training."""
@@ -225,23 +227,26 @@ class _Loop:
         self.faculty.flush()
         return self.faculty.stores
 
-    def _schedule(self) -> float:
+    def _rate(self) -> float:
         warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)
-        rate = self.config.lr * warmup_cosine(self.step, warmup, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+        return self.config.lr * warmup_cosine(self.step, warmup, self.total)
 
-    def _must_be_finite(self, what: str, value: float, terms: dict[str, Tensor], raw: Views) -> None:
-        if math.isfinite(value):
+    def _skip_or_stop(self, bad: Bad) -> None:
+        """Write a bad step down and go on, up to the stated number of times; then NonFinite."""
+        self.skipped += 1
+        if self.skipped <= self.config.skip_nonfinite:
+            terms = {name: value if math.isfinite(value) else str(value) for name, value in bad.terms.items()}
+            why = {"skipped": bad.what, "value": str(bad.value), "images": bad.images}
+            self.run_folder.note({"step": self.step + 1} | why | terms)
             return
-        ids = ", ".join(self.loader.images.ids[int(i)] for i in raw.index[:4])
-        parts = ", ".join(f"{k} {float(v):.4g}" for k, v in terms.items())
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in bad.terms.items())
         kept = self.run_folder.path / LAST
         good = f"the last good state is in {kept}" if kept.exists() else "no state had been saved yet"
+        skipped = f" after {self.skipped - 1} skipped steps" if self.config.skip_nonfinite else ""
         raise NonFinite(
-            f"the {what} became {value} at step {self.step} ({parts}; images {ids}, ...); {good}. "
-            f"Lower lr (now {self.config.lr}) or use precision 32-true in a new run folder"
+            f"the {bad.what} became {bad.value} at step {self.step}{skipped} ({parts}; images "
+            f"{', '.join(bad.images[:4])}, ...); {good}. Lower lr (now {self.config.lr}) or use precision 32-true in a "
+            f"new run folder"
         )
 
     def _log(self, record: dict[str, float], rate: float) -> None:
@@ -272,6 +277,7 @@ class _Loop:
             "precision": self.precision,
             "seconds": self.seconds,
             "waited": self.waited,
+            "skipped": self.skipped,
             "last": self.last,
             "pair": self.bare.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -286,14 +292,25 @@ class _Loop:
         self.bare.load_state_dict(saved["pair"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds, self.waited, self.last = (saved[k] for k in ("step", "seconds", "waited", "last"))
+        self.skipped = saved["skipped"]
         torch.set_rng_state(saved["torch_rng"])
         if self.watch is not None:
             self.watch.restore(saved["health"])
         if "cuda_rng" in saved and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"])
 
+    def _networks_are_compiled(self, compiled: bool) -> None:
+        """Compile all networks in place (their parameters keep their names), or undo it."""
+        for encoder in (self.bare.student, *(t.encoder for t in self.faculty.teachers.values())):
+            if compiled:
+                encoder.network.compile()
+            else:
+                encoder.network._compiled_call_impl = None
+
     def _finish(self, rate: float) -> Distilled:
         self._save()
+        if self.config.compile:
+            self._networks_are_compiled(False)
         student = self.bare.student.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         folder = self.run_folder.path
         self._write_student(folder / STUDENT)
@@ -331,7 +348,10 @@ class _Loop:
             )
         return {
             "images": f"{len(self.loader.images):,} from {config.images}, no labels",
-            "steps": f"{self.step:,} of batch {config.batch_size}, {config.epochs} epochs, {self.seconds / 60:.1f} minutes",
+            "steps": (
+                f"{self.step:,} of batch {config.batch_size * config.accumulate}, {config.epochs} epochs, "
+                f"{self.seconds / 60:.1f} minutes" + (f", {self.skipped} skipped" if self.skipped else "")
+            ),
             "precision": f"{self.precision} on {self.fabric.device} ({environment()['machine']})",
             "last step": ", ".join(f"{k} {v:.4g}" for k, v in self.last.items()),
             "time spent waiting for images": f"{100 * self.waited / max(self.seconds, 1e-9):.1f} %",

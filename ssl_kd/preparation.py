@@ -21,7 +21,7 @@ from ssl_kd.health import hold_out
 from ssl_kd.images import Images, open_images
 from ssl_kd.learning import AVERAGE, ask
 from ssl_kd.objectives import WeightedSum, Widths, build_objective, taps
-from ssl_kd.objectives.presets import PRESET_VIEWS
+from ssl_kd.objectives.presets import PRESET_MIXES, PRESET_VIEWS
 from ssl_kd.objectives.teachers import SeveralTeachers, build_several
 from ssl_kd.precision import device_kind
 from ssl_kd.targets import layout_of
@@ -33,7 +33,7 @@ DRY_IMAGES = 2
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of; `held` are the images kept for health, seen by `contract`; `settings` go to config.yaml."""
+    """What a run is made of: `held` are the images kept for health, seen by `contract`; `mix` is what is done to inputs."""
 
     faculty: Faculty
     student: Encoder
@@ -41,7 +41,8 @@ class Parts:
     loader: ViewLoader
     held: Images | None
     contract: Preprocessing
-    settings: dict[str, Any]
+    mix: str
+    settings: dict[str, Any]  # what config.yaml says
 
 
 def merge(config: DistillConfig | None, teacher, student, images, settings: Mapping[str, Any]) -> DistillConfig:
@@ -78,9 +79,10 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     loader = ViewLoader(
         trained_on, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay
     )
+    loader.parts = config.accumulate
     loader.batches_per_epoch()  # says that there are too few images
     device_kind(config.accelerator)  # and this, that there is no such device
-    views = _dry_views(len(recipes), contract.size)
+    views = _dry_views(loader.heard, contract.size)
     asked = {name: taps(t.line.objective) for name, t in teachers.items()}
     layers = tuple(dict.fromkeys(layer for ours, _ in asked.values() for layer in ours))
     seen = _dry_look(student, views, layers, "student")
@@ -92,6 +94,8 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
             f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
             f"{_views_name(config, teachers)!r} gives {len(recipes)}; use multi or rot4"
         )
+    mix = _mix(config, teachers)
+    _must_fit(config, objective, loader, mix)
     _try_out(objective, seen, said, views)
     parts = objective.objectives if isinstance(objective, SeveralTeachers) else {"": objective}
     teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
@@ -99,7 +103,7 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
         name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()
     }
     settings = asdict(replace(config, teachers={})) | {"images_digest": images.digest} | recorded(teachers)
-    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, held, contract, settings)
+    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, held, contract, mix, settings)
 
 
 def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preprocessing:
@@ -126,6 +130,44 @@ def _views_name(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
     objectives = [t.line.objective for t in teachers.values()]
     names = [PRESET_VIEWS.get(o, "weak") if isinstance(o, str) else "weak" for o in objectives]
     return max(names, key=lambda name: len(SCHEMES[name]))
+
+
+def _mix(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
+    """What was asked for, else what an objective was published with."""
+    if config.mix:
+        return config.mix
+    objectives = [t.line.objective for t in teachers.values()]
+    return next((PRESET_MIXES[o] for o in objectives if isinstance(o, str) and o in PRESET_MIXES), "none")
+
+
+def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, loader: ViewLoader, mix: str) -> None:
+    """UserError where settings exclude each other."""
+    if mix != "none" and config.replay:
+        raise UserError(
+            f"replay: stored targets are of single images, but {mix} asks the teacher about mixed ones; use replay 0, or "
+            f"mix none"
+        )
+    if config.accumulate > 1 and objective.indivisible:
+        raise UserError(
+            f"accumulate: {', '.join(objective.indivisible)} relates all samples of a batch to each other, which its parts "
+            f"cannot; use accumulate 1, or an objective that is a mean over samples such as simreg"
+        )
+    smallest = len(loader.images) // loader.batches_per_epoch() // config.accumulate
+    if smallest < 2:
+        raise UserError(
+            f"accumulate: {len(loader.images)} images in {config.accumulate} parts per step leave a part with "
+            f"{smallest}; lower accumulate"
+        )
+    reads_more = objective.reads_tokens or objective.student_layers
+    if loader.heard < len(loader.recipes) and reads_more:
+        raise UserError(
+            "views: small crops have patches and layers of their own, which this objective would compare with those of "
+            "large views; use weak, strong or multi, or an objective on embeddings such as default"
+        )
+    if config.compile and objective.student_layers:
+        raise UserError(
+            "compile: this objective taps layers, which a compiled network does not show; use compile false"
+        )
 
 
 def _objective(

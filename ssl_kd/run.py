@@ -132,6 +132,11 @@ class RunFolder:
         for log in self._logs:
             log.add(record)
 
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl alone: words, which the other logs do not take."""
+        if self.writes:
+            append_line(self.path / METRICS, json.dumps(dict(record)))
+
     def _forget_after(self, step: int) -> None:
         """Drop metric lines later than `step`: they belong to work that was lost and will be done again."""
         path = self.path / METRICS

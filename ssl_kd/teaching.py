@@ -92,13 +92,13 @@ class Faculty:
             self.stores[name] = TargetStore(
                 folder,
                 (*question, self.layouts[name]),
-                loader.replay * len(loader.recipes),
+                loader.replay * loader.heard,
                 len(loader.images),
                 sum(width for _, _, width in self.layouts[name]),
             )
 
     def say(self, views: Views, autocast) -> dict[str, Features]:
-        """Each teacher's features of a batch, view-major: from its store where it has heard all of them, else asked."""
+        """Each teacher's features of the views it hears, view-major: from its store where all are there, else asked."""
         return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -107,14 +107,14 @@ class Faculty:
         return rows[0] if len(rows) == 1 else torch.cat([F.normalize(row.float(), dim=1) for row in rows], dim=1)
 
     def _one(self, name: str, teacher: Teacher, views: Views, autocast) -> Features:
-        numbers = [self.loader.view_number(views.epoch, v) for v in range(len(views.pixels))]
-        store, device = self.stores.get(name), views.pixels[0].device
+        heard, store, device = views.pixels[: views.heard], self.stores.get(name), views.pixels[0].device
+        numbers = [self.loader.cycle(views.epoch) * len(heard) + v for v in range(len(heard))]
         if store is not None:
             known = [store.get(number, views.index) for number in numbers]
             if all(rows is not None for rows in known):
                 return unflattened(torch.cat([rows for rows in known if rows is not None]), self.layouts[name], device)
         with torch.no_grad(), autocast():
-            said = teacher.look(torch.cat(views.pixels))
+            said = teacher.look(torch.cat(heard))
         if store is None:
             return said
         parts = flattened(said).chunk(len(numbers))

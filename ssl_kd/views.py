@@ -42,6 +42,7 @@ class Recipe:
     grey: float = 0.0
     blur: float = 0.0  # sigma 0.1 to 2 pixels at 224, in proportion at other sizes
     quarter_turns: int = 0
+    side: float = 1.0  # share of the run's side; smaller crops, which come last, are for the student only
     shared_flip: bool = False  # the views of one image and epoch flip together (DLKD's four rotations)
 
 
@@ -57,6 +58,9 @@ GENTLE = replace(STRONG_SMALL, scale=(0.4, 1.0), flip=0.0)
 UPRIGHT = replace(WEAK, scale=(0.4, 1.0), flip=0.0)
 ROT4 = tuple(Recipe(scale=(0.08, 1.0), quarter_turns=q, shared_flip=True) for q in range(4))
 
+# Multi-crop: 96 px beside 224 px, 5 to 25 % of the area (SwAV's recipe, as SEED's small-crop variant takes it).
+SMALL = Recipe(scale=(0.05, 0.25), side=96 / 224)
+
 SCHEMES: dict[str, tuple[Recipe, ...]] = {
     "centre": (CENTRE,),
     "weak": (WEAK,),
@@ -65,6 +69,8 @@ SCHEMES: dict[str, tuple[Recipe, ...]] = {
     "multi": (WEAK, STRONG),
     "multi_small": (WEAK, STRONG_SMALL),
     "rot4": ROT4,
+    "multicrop": (WEAK, SMALL, SMALL, SMALL, SMALL),
+    "multicrop_strong": (STRONG, STRONG, *(replace(STRONG, scale=SMALL.scale, side=SMALL.side),) * 4),
     "gentle": (GENTLE,),
     "upright": (UPRIGHT,),
     "two_gentle": (GENTLE, GENTLE),
@@ -232,16 +238,23 @@ class Views:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def heard(self) -> int:
+        """How many of the views teachers look at: those as large as the first. The others are for the student only."""
+        return sum(pixels.shape[-1] == self.pixels[0].shape[-1] for pixels in self.pixels)
+
 
 class ViewLoader:
     """Cuts batches of views in worker threads, ahead of the consumer; `finish_all` completes them on the device.
 
     seed: names the whole stream of views. threads: decoding and resizing release the interpreter lock.
     replay: after so many epochs the views come round again (0: never), though in another order.
-    `share` = (rank, ranks) makes it cut only this process's part of every batch.
+    `share` = (rank, ranks) makes it cut only this process's part of every batch. With `parts` = K a batch is K times
+    `batch_size`, and comes in K pieces, one after another.
     """
 
     share = (0, 1)
+    parts = 1
 
     def __init__(
         self,
@@ -263,11 +276,12 @@ class ViewLoader:
             raise ImagesError(
                 f"expected at least 2 images to relate to each other, got {count}; point to a larger folder"
             )
-        return -(-count // self.batch_size)
+        return -(-count // (self.batch_size * self.parts))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Views]:
-        """Batches of one epoch from batch `start` on, uint8, in a fixed order."""
-        jobs = Batches(self.images.order(self.seed, epoch), self.batch_size).since(start)
+        """Batches (in their parts) of one epoch from batch `start` on, uint8, in a fixed order."""
+        whole = Batches(self.images.order(self.seed, epoch), self.batch_size * self.parts).since(start)
+        jobs = (part for job in whole for part in np.array_split(job, self.parts))
         rank, ranks = self.share
         mine = (np.array_split(job, ranks)[rank] for job in jobs)
         return prefetch(lambda index: self._cut_batch(index, epoch), mine, threads=self.threads)
@@ -281,7 +295,7 @@ class ViewLoader:
             kept.append(int(i))
             rows.append(
                 [
-                    cut(image, recipe, self.size, self.seed, int(i), self.view_number(epoch, v))
+                    cut(image, recipe, self.side(recipe), self.seed, int(i), self.view_number(epoch, v))
                     for v, recipe in enumerate(self.recipes)
                 ]
             )
@@ -293,6 +307,15 @@ class ViewLoader:
             torch.from_numpy(np.stack([row[v] for row in rows])).permute(0, 3, 1, 2) for v in range(len(self.recipes))
         )
         return Views(np.asarray(kept, dtype=np.int64), epoch, pixels)
+
+    def side(self, recipe: Recipe) -> int:
+        """Side in pixels of a recipe's views; small crops have multiples of 8."""
+        return self.size if recipe.side == 1 else max(8, 8 * round(self.size * recipe.side / 8))
+
+    @property
+    def heard(self) -> int:
+        """How many views of an image and epoch teachers look at."""
+        return sum(self.side(recipe) == self.size for recipe in self.recipes)
 
     def view_number(self, epoch: int, v: int) -> int:
         """The running number of view v of an epoch; equal numbers are equal pixels."""

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import ssl_kd
+from ssl_kd.encoder import Features
+from ssl_kd.errors import UserError
 from ssl_kd.images import ArrayImages
-from ssl_kd.learning import AVERAGE, Batch, Pair, warmup_cosine
+from ssl_kd.learning import AVERAGE, Batch, Pair, for_all_views, warmup_cosine
 from ssl_kd.loop import _Loop
 from ssl_kd.objectives import build_objective
 from ssl_kd.views import Views
@@ -109,3 +111,45 @@ def test_the_rate_climbs_then_falls_to_nothing():
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert max(rates) <= 1
     assert rates[20] == pytest.approx(0)
+
+
+def test_small_crops_are_asked_to_be_at_the_teachers_mean_of_the_large():
+    pixels = [torch.zeros(3, 3, side, side) for side in (8, 8, 4, 4)]
+    word = Features(torch.randn(6, 5), None)
+    for_all = for_all_views(word, Views(np.arange(3), 0, tuple(pixels))).embedding
+    assert for_all.shape == (12, 5)
+    assert torch.equal(for_all[:6], word.embedding)
+    mean = (word.embedding[:3] + word.embedding[3:]) / 2
+    assert torch.allclose(for_all[6:9], mean)
+    assert torch.allclose(for_all[9:], mean)
+    assert for_all_views(word, Views(np.arange(3), 0, tuple(pixels[:2]))) is word
+
+
+@pytest.mark.parametrize("objective", ["default", "seed", "dist", "compress_2q"])
+def test_small_crops_are_for_the_student_only(teacher, tmp_path, objective):
+    seen = {}
+    student = ssl_kd.build("resnet18", **ARGS)
+    hooks = [
+        network.register_forward_pre_hook(lambda _, given, name=name: seen.setdefault(name, set()).add(given[0].shape))
+        for name, network in (("teacher", teacher), ("student", student))
+    ]
+    settings = {k: v for k, v in QUICK.items() if "student" not in k} | {"epochs": 1, "batch_size": 10}
+    done = ssl_kd.distill(
+        teacher, student, images(), out=tmp_path / "run", views="multicrop", objective=objective, replay=1, **settings
+    )
+    for hook in hooks:
+        hook.remove()
+    assert np.isfinite(done.last["loss"])
+    assert seen["teacher"] == {(2, 3, 32, 32), (10, 3, 32, 32)}  # the trial's and the run's
+    assert seen["student"] == {(2, 3, 32, 32), (10, 3, 32, 32), (40, 3, 16, 16)}
+    pair = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]
+    (filled,) = (v for k, v in pair.items() if k.endswith("relation.filled"))
+    assert filled == 20  # each image once: what the teacher did not say is not remembered
+    store = next((tmp_path / "run/targets").glob("*.f16"))
+    assert store.stat().st_size == 20 * 16 * 2
+
+
+def test_patches_of_small_crops_are_not_compared(teacher, tmp_path):
+    with pytest.raises(UserError, match="views: small crops have patches"):
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", views="multicrop", objective="at", **QUICK)
+    assert not (tmp_path / "run").exists()

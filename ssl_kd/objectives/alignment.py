@@ -86,6 +86,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+ACROSS_SAMPLES = ("difference", "unit_columns")  # all other distances are means over samples
+
+
 class Alignment(nn.Module):
     """The distance between the projected student and the teacher, per sample (`of: embedding`) or per patch (`tokens`).
 
@@ -120,6 +123,7 @@ class Alignment(nn.Module):
         self.projector = projector(projector_name, *self.widths)
         self.space = SPACES[space](self.widths[1])
         self.distance = distance
+        self.divisible = distance not in ACROSS_SAMPLES
 
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
         """Scalar, float32, 0 at a match. Embeddings are (N, Ds) and (N, Dt)."""

@@ -122,8 +122,8 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "LightlyTrain, distillation v1",
         "code",
         "KL(softmax(t Q / 0.07) || softmax(g(s) Q / 0.07)), g linear, Q: 8,192 with the batch in it",
-        differs="the loss is equal to float precision (`benchmarks.lightly_train`); no mixup of the inputs, other "
-        "first weights of g",
+        differs="the loss is equal to float precision (`benchmarks.lightly_train`); other first weights of g",
+        mix="mixup",
     ),
     "lightly_v3": Preset(
         (_LIGHTLY, correlation("tokens", "linear", sampled=True)),
@@ -131,6 +131,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "code",
         "v1 + per image KL of row softmaxes of the patch Gram matrices, tau 0.07; g(s) laid over the teacher's grid bilinearly",
         differs="as v1",
+        mix="mixup",
     ),
     "ega": Preset(
         (

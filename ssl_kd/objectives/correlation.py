@@ -63,6 +63,9 @@ RELATIONS: dict[str, type[Relation]] = {
 }
 
 
+WHOLE_TABLES = ("frobenius", "rows_and_columns", "pkt")  # all other comparisons are means over rows or entries
+
+
 class Correlation(nn.Module):
     """Compare the student's similarity table with the teacher's, row by row.
 
@@ -125,6 +128,10 @@ class Correlation(nn.Module):
         if self.relation.student_momentum and projector_name != "identity":
             raise UserError("objective: a queue of the student's moving average takes projector identity")
         self.min_views = self.relation.min_views
+        # A memory takes the parts of a batch in one after another, each meeting the ones before: near enough.
+        self.divisible = comparison not in WHOLE_TABLES and (
+            self.relation.divisible or isinstance(self.relation, TeacherQueue)
+        )
         self.comparison = partial(COMPARISONS[comparison], **_chosen(given, COMPARISONS[comparison]))
         self.tau_student, self.tau_teacher = tau_student, tau_teacher
 

@@ -30,6 +30,7 @@ class TokensTable(Relation):
     """
 
     of = "tokens"
+    divisible = True
 
     def __init__(self, sampled: bool = False):
         super().__init__()
@@ -67,6 +68,7 @@ class ContextTable(Relation):
     """Cosine of each patch with the mean patch of its image: TRG's inner-instance context, as we read its abstract."""
 
     of = "tokens"
+    divisible = True
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N, L) tables."""
@@ -81,6 +83,7 @@ class AttentionMapTable(Relation):
     """
 
     of = "tokens"
+    divisible = True
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N, L) tables."""
@@ -96,6 +99,7 @@ class FlowTable(Relation):
     """
 
     of = "layers"
+    divisible = True
 
     def __init__(
         self,
@@ -150,6 +154,7 @@ class ClassAttentionTable(Relation):
     """
 
     of = "layers"
+    divisible = True
     temperature = 10.0
     smallest, largest = 1e-5, 0.996  # the published clamp
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError, one_of
-from ssl_kd.objectives.alignment import DISTANCES, must_reach_the_teacher
+from ssl_kd.objectives.alignment import ACROSS_SAMPLES, DISTANCES, must_reach_the_teacher
 from ssl_kd.objectives.projectors import projector
 from ssl_kd.objectives.reading import Widths
 from ssl_kd.objectives.spaces import SPACES
@@ -39,6 +39,7 @@ class Residual(nn.Module):
         self.assistant = projector(projector_name, ds, dt)
         self.space = SPACES[one_of("space", space, SPACES)](dt)
         self.distance = DISTANCES[one_of("distance", distance, DISTANCES)]
+        self.divisible = distance not in ACROSS_SAMPLES
 
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
         """Scalar, float32, 0 where the first head is at the teacher and the second at 0."""
@@ -58,6 +59,7 @@ class Uncertainty(nn.Module):
     """
 
     min_views = 2
+    divisible = True
 
     def __init__(
         self,

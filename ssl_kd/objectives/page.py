@@ -39,7 +39,7 @@ def _row(name: str, preset: Preset) -> str:
         preset.here or ("as published, but for what differs" if preset.differs else "as published"),
         preset.differs or "-",
         f"{preset.source}: {EVIDENCE[preset.evidence]}",
-        f"`{preset.views}`",
+        f"`{preset.views}`" + (f", `mix: {preset.mix}`" if preset.mix != "none" else ""),
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -23,7 +23,7 @@ from ssl_kd.objectives.reading import Widths
 from ssl_kd.objectives.rows import Spec
 from ssl_kd.objectives.total import Weight, WeightedSum
 
-__all__ = ["PRESETS", "PRESET_VIEWS", "TERMS", "WeightedSum", "build_objective", "taps", "terms_of"]
+__all__ = ["PRESETS", "PRESET_MIXES", "PRESET_VIEWS", "TERMS", "WeightedSum", "build_objective", "taps", "terms_of"]
 
 TERMS: dict[str, type[nn.Module]] = {
     "alignment": Alignment,
@@ -37,6 +37,9 @@ PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in C
 
 # The views a preset was published with; a config may ask for others.
 PRESET_VIEWS: dict[str, str] = {name: preset.views for name, preset in CATALOGUE.items() if preset.views != "weak"}
+
+# What is done to the inputs of both networks before: see ssl_kd.mixing.
+PRESET_MIXES: dict[str, str] = {name: preset.mix for name, preset in CATALOGUE.items() if preset.mix != "none"}
 
 
 def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:

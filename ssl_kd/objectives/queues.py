@@ -66,15 +66,16 @@ class TeacherQueue(Relation):
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
         """(N, Dt), (N, Dt) -> two (N, N + filled) tables; what stands for the batch comes first."""
         s, t = unit(s), unit(t)
-        rows = rows_of(views, t)
+        rows, heard = rows_of(views, t), heard_rows(views, t)
         if self.every_slot:
-            columns, newest = self.bank.clone(), t.flip(0)  # of a batch the last are forgotten first, as there
-            columns[self.next_slots(len(t))] = newest[-self.size :]
+            # Of a batch the last are forgotten first, as there.
+            columns, newest = self.bank.clone(), t[:heard].flip(0)
+            columns[self.next_slots(heard)] = newest[-self.size :]
             if self.training:
-                self.enqueue(newest, rows.flip(0))
+                self.enqueue(newest, rows[:heard].flip(0))
             return s @ columns.T, t @ columns.T
         # A copy: the bank changes below, before the gradient is taken.
-        queue, hidden = self.bank[: int(self.filled)].clone(), self.hidden_from(rows)
+        queue, hidden = self.bank[: int(self.filled)].clone(), self.hidden_from(rows, heard)
         if self.batch in ("beside", "inside"):
             own = torch.eye(len(t), dtype=torch.bool, device=t.device)
             hidden = torch.cat([(rows[:, None] == rows[None]) & ~own, hidden], dim=1)
@@ -87,15 +88,18 @@ class TeacherQueue(Relation):
                     torch.cat([(z * t).sum(1, keepdim=True), table], 1) for z, table in zip((s, t), tables, strict=True)
                 ]
         if self.training:
-            self.enqueue(t, rows)
+            self.enqueue(t[:heard], rows[:heard])
         return tables[0], tables[1]
 
-    def hidden_from(self, rows: Tensor) -> Tensor:
-        """(N, filled): which slots each row must not see: its own image, and with "inside" what the batch overwrites."""
+    def hidden_from(self, rows: Tensor, heard: int) -> Tensor:
+        """(N, filled): which slots each row must not see: its own image, and with "inside" what the batch overwrites.
+
+        heard: how many of the rows will be remembered.
+        """
         filled = int(self.filled)
         hidden = rows[:, None] == self.index[:filled][None]
         if self.batch == "inside":
-            slots = self.next_slots(len(rows))
+            slots = self.next_slots(heard)
             hidden[:, slots[slots < filled]] = True
         return hidden
 
@@ -141,18 +145,23 @@ class TwoQueues(TeacherQueue):
     def forward(self, s: Tensor, t: Tensor, views: Views, keys: Tensor | None = None) -> Tables:
         """(N, Ds), (N, Dt) and the (N, Ds) to be remembered -> two (N, filled) tables."""
         s, t = unit(s), unit(t)
-        rows, filled = rows_of(views, t), int(self.filled)
-        hidden = self.hidden_from(rows)
+        rows, heard, filled = rows_of(views, t), heard_rows(views, t), int(self.filled)
+        hidden = self.hidden_from(rows, heard)
         student = (s @ self.student_bank[:filled].clone().T).masked_fill(hidden, -torch.inf)
         teacher = (t @ self.bank[:filled].T).masked_fill(hidden, -torch.inf)
         if self.training:
-            slots = self.next_slots(len(t))
+            slots = self.next_slots(heard)
             kept = s if keys is None else unit(keys.float())
-            self.student_bank[slots] = kept.detach()[-self.size :].to(self.student_bank.dtype)
-            self.enqueue(t, rows)
+            self.student_bank[slots] = kept.detach()[:heard][-self.size :].to(self.student_bank.dtype)
+            self.enqueue(t[:heard], rows[:heard])
         return student, teacher
 
 
 def rows_of(views: Views, t: Tensor) -> Tensor:
     """(N,) which image each row shows."""
     return torch.as_tensor(views.index, device=t.device).repeat(len(t) // len(views))
+
+
+def heard_rows(views: Views, t: Tensor) -> int:
+    """How many rows teachers have looked at themselves: all but those of small crops, which come last."""
+    return len(t) * views.heard // len(views.pixels)

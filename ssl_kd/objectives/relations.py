@@ -29,6 +29,7 @@ class Relation(nn.Module):
     min_views: int = 1
     needs_teacher_width: bool = False  # the projected student must have the teacher's width
     of: str = "embedding"  # what the projector sees: "embedding", "tokens" or nothing ("layers")
+    divisible: bool = False  # each image has rows of its own, which the rest of the batch does not touch
     student_layers: tuple[str, ...] = ()  # taps this relation reads
     teacher_layers: tuple[str, ...] = ()
     student_momentum: float = 0.0  # above 0: reads what a moving average of the student says, from layers["ema"]

@@ -28,6 +28,7 @@ class Preset:
     here: str = ""  # the form without labels; empty: the published one
     differs: str = ""
     views: str = "weak"  # the scheme to take where a config names none
+    mix: str = "none"  # likewise, of the inputs of both networks
 
 
 def alignment(projector: str, distance: str = "cosine", weight: Any = 1.0, **more: Any) -> Spec:

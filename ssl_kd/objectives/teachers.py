@@ -49,9 +49,20 @@ class SeveralTeachers(nn.Module):
         parts = list(objectives.values())
         self.min_views = max(part.min_views for part in parts)
         self.student_momentum = max(part.student_momentum for part in parts)
+        self.indivisible = tuple(f"{name}.{term}" for name, part in objectives.items() for term in part.indivisible)
         self.reads_tokens = any(part.reads_tokens for part in parts)
         self.student_layers = tuple(dict.fromkeys(name for part in parts for name in part.student_layers))
         self.teacher_layers = {name: part.teacher_layers for name, part in objectives.items()}
+
+    @property
+    def measure_gradients(self) -> bool:
+        """Whether each term's gradient norm is among the values, as in WeightedSum."""
+        return all(part.measure_gradients for part in self.objectives.values())  # type: ignore[misc]
+
+    @measure_gradients.setter
+    def measure_gradients(self, wanted: bool) -> None:
+        for part in self.objectives.values():
+            part.measure_gradients = wanted  # type: ignore[assignment]
 
     def forward(
         self, student: Features, teachers: Mapping[str, Features], views: Views

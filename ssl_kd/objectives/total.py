@@ -86,6 +86,8 @@ class WeightedSum(nn.Module):
         self.student_layers = _union(r.student_layers for r in relations)
         self.teacher_layers = _union(r.teacher_layers for r in relations)
         self.student_momentum = max([0.0, *(r.student_momentum for r in relations)])
+        # Terms whose value over a batch is not the mean of its values over parts of the batch.
+        self.indivisible = tuple(n for n, term in self.terms.items() if not getattr(term, "divisible", False))
         self.reads_tokens = any(getattr(term, "of", "") == "tokens" for term in terms)
         self._check_schedule()
         self.balanced = [name for name, rule in self.weights.items() if rule.value == "auto"]
