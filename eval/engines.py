@@ -179,7 +179,7 @@ def _openvino(
     }
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's tracer: shapes are fixed, so what it calls constant is
-        model = openvino.convert_model(body, example_input=torch.zeros(shape))
+        model = openvino.convert_model(body, example_input=torch.zeros(2, *shape[1:]))
     model.reshape(shape)
     network = openvino.compile_model(model, "CPU", hints)
 
