@@ -194,14 +194,11 @@ class _Ids(Sequence[str]):
 def hold_out(images: Images, count: int = 0) -> tuple[Images, Images | None]:
     """Images to train on, and those held out for `Watch`: every so-many-th, whatever the seed, so that runs compare.
 
-    count: how many; 0 takes the fewer of 512 and 2 %, or none (the second is then None) where those are below 32 or
-    the pictures are streamed from shards: single ones out of many shards would have all of these fetched.
+    Of streamed shards they come from a few: single ones out of all would have all of these fetched.
+    count: how many; 0 takes the fewer of 512 and 2 %, or none (the second is then None) where those are below 32.
     """
-    streamed = getattr(images, "streamed", False)
-    if streamed and count:
-        raise ImagesError("health_images: pictures that come shard by shard cannot be held out one by one; use 0")
     wanted = count or min(MOST, int(SHARE * len(images)))
-    if not count and (wanted < FEWEST or streamed):
+    if not count and wanted < FEWEST:
         return images, None
     if not FEWEST <= wanted <= len(images) // 2:
         raise ImagesError(

@@ -314,14 +314,6 @@ def test_a_student_that_stays_collapsed_stops_the_run_and_one_that_recovers_does
         looking.look(6, student, says(teacher))
 
 
-def test_streamed_pictures_are_not_held_out():
-    streamed = images(200)
-    streamed.streamed = True
-    assert hold_out(streamed) == (streamed, None)
-    with pytest.raises(ImagesError, match="cannot be held out"):
-        hold_out(streamed, 40)
-
-
 # ---------------------------------------------------------------- in a run
 
 QUICK = {
