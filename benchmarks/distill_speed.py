@@ -2,8 +2,9 @@
 
     python -m benchmarks.distill_speed [--only loop-32 loop-224 usual lightly] [--python ltenv/bin/python] [--out FILE]
 
-- loop-32, loop-224: `distill` with stored targets against the student alone (forward, backward, step on tensors that
-  lie ready), and online against the teacher's forward and the student's step, both bare.
+- loop-32, loop-224, loop-224-r50 (with a GPU, or when named): `distill` with stored targets against the student alone
+  (forward, backward, step on tensors that lie ready), and online against the teacher's forward and the student's step,
+  both bare.
 - usual: a ResNet-50 teacher at 32 px, stored, against the script that everyone writes (fp32, DataLoader, torchvision).
 - lightly: against lightly-train at 224 px, same networks, batch, loss and precision; needs --python, an interpreter
   that has it (see benchmarks.lightly_train).
@@ -62,7 +63,8 @@ class Setting:
 SMALL = {"small_stem": True}
 SETTINGS = {
     "loop-32": Setting(("resnet18", SMALL), ("resnet18", SMALL | {"channels": [32, 64, 128, 240]}), 32, 128, "strong_small", (32, 32)),
-    "loop-224": Setting(("vit_small_patch16_224", {}), ("resnet18", {}), 224, 64, "strong", (400, 300)),
+    "loop-224": Setting(("vit_small_patch16_224", {}), ("resnet18", {}), 224, 32, "strong", (400, 300)),
+    "loop-224-r50": Setting(("resnet50", {}), ("resnet18", {}), 224, 64, "strong", (400, 300)),
     "usual": Setting(("resnet50", SMALL), ("resnet18", SMALL), 32, 128, "strong_small", (32, 32)),
     "lightly": Setting(("vit_small_patch16_224", {}), ("resnet18", {}), 224, 32, "strong", (400, 300)),
 }  # fmt: skip
@@ -304,6 +306,11 @@ def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     return {"ratios": ratios, "turns": {way: [vars(turn) for turn in turns] for way, turns in found.items()}}
 
 
+def can_run(name: str, chosen: argparse.Namespace) -> bool:
+    """Without being asked by name: the ResNet-50 at 224 px takes too long on CPUs, lightly-train has to be there."""
+    return torch.cuda.is_available() if name == "loop-224-r50" else name != "lightly" or bool(chosen.python)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), help="default: all that can run")
@@ -318,7 +325,7 @@ def main() -> None:
     parser.add_argument("--python", help="an interpreter with lightly-train and timm")
     parser.add_argument("--out", help="JSON file for the figures")
     chosen = parser.parse_args()
-    names = chosen.only or [name for name in SETTINGS if name != "lightly" or chosen.python]
+    names = chosen.only or [name for name in SETTINGS if can_run(name, chosen)]
     if "lightly" in names and not chosen.python:
         parser.error("--only lightly needs --python")
     results = {name: measure(name, chosen) for name in names}

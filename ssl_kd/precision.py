@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ssl_kd.errors import UserError
+from ssl_kd.memory import keep_freed_blocks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -66,6 +67,8 @@ def make_fabric(accelerator: str, precision: str) -> tuple[Fabric, str]:
     from lightning_fabric.strategies import DDPStrategy
 
     kind = device_kind(accelerator)
+    if kind == "cpu":
+        keep_freed_blocks()
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world == 1:
