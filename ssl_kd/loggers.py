@@ -38,7 +38,7 @@ class Log(Protocol):
 class Table:
     """metrics.csv beside metrics.jsonl: the same records, one column per name, in the order in which names came up.
 
-    The first record, and one with new names, has the table written anew from metrics.jsonl.
+    The first record, and one with new names, has the table written anew from metrics.jsonl, without its notes in words.
     """
 
     def __init__(self, home: Path, first: int):
@@ -50,8 +50,9 @@ class Table:
         if self.columns and set(record) <= set(self.columns):
             append_line(self.path, self._row(record))
             return
-        self.columns = list(dict.fromkeys(name for past in records(self.home) for name in past))
-        rows = [_csv_line(self.columns), *(self._row(past) for past in records(self.home))]
+        past = [one for one in records(self.home) if all(isinstance(value, int | float) for value in one.values())]
+        self.columns = list(dict.fromkeys(name for one in past for name in one))
+        rows = [_csv_line(self.columns), *map(self._row, past)]
         atomically(self.path, lambda file: file.write("".join(f"{row}\n" for row in rows).encode()))
 
     def _row(self, record: Mapping[str, Any]) -> str:

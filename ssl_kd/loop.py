@@ -51,9 +51,7 @@ class Distilled:
     seconds: float
     images_per_second: float
     last: dict[str, float]
-    best: Path | None = (
-        None  # the student with the most neighbours in common with the teacher, where images are held out
-    )
+    best: Path | None = None  # the student with most neighbours in common with the teacher, if images were held out
 
 
 def distill(
@@ -157,6 +155,7 @@ class _Loop:
                 bar.advance(
                     sum(map(len, parts)) * ranks.world_size(),
                     loss=f"{record['loss']:.4f}" if record else "skipped",
+                    **{name: f"{record[name]:.3f}" for name in record if _is_term(name)},
                     epoch=1 + (self.step - 1) // self.steps_per_epoch,
                 )
                 if record and self._is_logged(self.step):
@@ -370,3 +369,8 @@ def _provenance(teachers) -> dict[str, Any]:
         for name, t in teachers.items()
     }
     return told[""] if "" in told else {key: {n: told[n][key] for n in told} for key in next(iter(told.values()))}
+
+
+def _is_term(name: str) -> bool:
+    """Whether this figure of a step is the value of one of the objective's terms."""
+    return name not in ("loss", "lr", "gradient_norm") and not name.endswith("_gradient")

@@ -14,12 +14,14 @@ targets (weights, feature, images, recipes, size, seed, precision): another ques
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -92,11 +94,15 @@ class TargetStore:
 
     @staticmethod
     def _open(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap:
-        """The whole file, sparse where nothing was written; a file of another size is not ours to trust."""
+        """The whole file, zeros where nothing was written; a file of another size is not ours to trust."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         if not path.exists() or path.stat().st_size != size:
-            with open(path, "wb") as file:
-                file.truncate(size)
+            try:
+                with open(path, "wb") as file:
+                    _reserve(file, size)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
         return np.memmap(path, kind, "r+", shape=shape)
 
     def get(self, view: int, index: np.ndarray) -> Tensor | None:
@@ -130,3 +136,14 @@ class TargetStore:
 
 def _sum(row: np.ndarray) -> int:
     return zlib.crc32(row.tobytes()) or 1  # 0 means empty
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Give a file its length and its room: a disk that fills up later would kill whoever writes to a mapped hole."""
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise room
+                raise

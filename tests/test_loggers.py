@@ -142,7 +142,7 @@ def test_names_are_checked_without_waking_anything_heavy():
 def test_a_table_is_mended_from_the_lines(tmp_path):
     """A kill between the line and its row: the next process begins the table anew."""
     home = tmp_path / "metrics.jsonl"
-    home.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n')
+    home.write_text('{"step": 1, "loss": 1}\n{"step": 2, "skipped": "loss"}\n{"step": 2, "loss": 2}\n')
     (tmp_path / "metrics.csv").write_text("step,loss\n1,1\n2")
     Table(home, 2).add({"step": 2, "loss": 2})
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n1,1\n2,2\n"

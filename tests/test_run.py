@@ -8,9 +8,13 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_atomic import files_end_at
 
+import ssl_kd
+from ssl_kd.cli import main
 from ssl_kd.errors import UserError
 from ssl_kd.run import BEST, LAST, RunFolder
 
@@ -151,6 +155,31 @@ def test_a_disk_that_fills_up_leaves_the_last_state(tmp_path, monkeypatch):
     run = opened(tmp_path / "run")
     assert run.restore() == {"step": 4}
     run.close()
+
+
+def test_a_run_whose_disk_fills_up_is_one_line_and_goes_on_later(tmp_path, capsys):
+    """From the command line: files cannot grow any more in the middle of the run, and then they can again."""
+    torch.manual_seed(0)
+    ssl_kd.save_student(ssl_kd.build("resnet18", channels=[8, 8, 8, 16]), tmp_path / "teacher.safetensors")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8))
+    given = {"teacher": tmp_path / "teacher.safetensors", "images": tmp_path / "images.npy", "out": tmp_path / "run"}
+    given |= {"student_args": "{channels: [8, 8, 8, 8]}", "size": 32, "epochs": 2, "batch_size": 10, "save_minutes": 0}
+    given |= {"precision": "32-true", "accelerator": "cpu", "log_every": 1}
+    words = ["distill", "--quiet", *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
+    with files_end_at(10_000):
+        assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "last.ckpt: could not be written (File too large); free some space" in said
+    assert said.count("\n") == 1
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {
+        ".lock",
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "metrics.csv",
+    }
+    assert main(words) == 0
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 4
 
 
 def test_overwrite_begins_anew(tmp_path):

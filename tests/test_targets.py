@@ -162,3 +162,20 @@ def test_features_come_back_from_rows():
     assert torch.equal(back.embedding, given.embedding)
     assert torch.equal(back.tokens, given.tokens)
     assert all(torch.equal(back.layers[name], tap) for name, tap in given.layers.items())
+
+
+def test_room_is_taken_at_once(tmp_path):
+    """A mapped file with holes kills its writer when the disk fills up; this one has its blocks."""
+    store = TargetStore(tmp_path, "q", 2, 300, 64)
+    found = store.path.stat()
+    assert found.st_blocks * 512 >= found.st_size == 2 * 300 * 64 * 2
+
+
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match=r"targets: cannot keep them in .* .No space left on device.; use replay 0"):
+        TargetStore(tmp_path, "q", 2, 300, 64)
+    assert not list(tmp_path.iterdir())
