@@ -260,11 +260,11 @@ class _Loop:
         look = watch.look(self.step, self.bare.student, self.faculty.embed, self.bare.objective if one else None)
         self.run_folder.log({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | look.figures)
         bar.keep(neighbours=f"{look.figures['health/neighbour_overlap']:.3f}")
-        if look.alarm:
+        if look.alarm and self.run_folder.writes:
             bar.warn(f"at step {self.step} the student looks collapsed: {look.alarm}")
         if look.better:
             self._write_student(self.run_folder.path / BEST)
-        if watch.enough:
+        if watch.enough and self.run_folder.writes:
             bar.warn(
                 f"at step {self.step} of {self.total}: patience is out, step {watch.course.best_step} was the best"
             )
