@@ -44,7 +44,7 @@ def walked(folder, processes, names=()):
 def must_be_alike(name, alone, together):
     """1e-5 for each loss and each weight; gradient norms, in which rounding adds up, to 1e-3."""
     for key, tolerance in (("losses", ROUNDED.get(name, 1e-5)), ("norms", 1e-3)):
-        assert len(alone[key]) == len(together[key]) == 8
+        assert len(alone[key]) == len(together[key]) >= 8
         assert np.allclose(alone[key], together[key], rtol=tolerance, atol=1e-8), (name, key, alone, together)
     for part, tensor in alone["student"].items():
         gap = float((tensor.double() - together["student"][part].double()).abs().max())

@@ -24,7 +24,7 @@ CNN = ("resnet18", {"channels": [8, 8, 8, 16], "small_stem": True}, {"channels":
 VIT_ARGS = {"img_size": 32, "patch_size": 8, "depth": 12, "num_heads": 2}
 VIT = ("vit_tiny_patch16_224", VIT_ARGS | {"embed_dim": 16}, VIT_ARGS | {"embed_dim": 8})
 
-# What no preset does: weights balanced by gradients, whitened and centred teachers, several teachers, stored targets.
+# What no preset does: weights balanced by gradients, whitened and centred teachers, several teachers, stored targets, health.
 OWN = {
     "automatic weights": {
         "objective": [
@@ -37,6 +37,7 @@ OWN = {
     "centred": {"objective": [{"term": "alignment", "projector": "bn", "space": "centred"}]},
     "several teachers": {"teachers": {"one": "default", "two": "unic"}, "teacher_drop": 0.5},
     "stored targets": {"objective": "lightly_v3", "replay": 1},
+    "looks at held-out images": {"objective": "default", "health_images": 32, "images": 64},
 }
 CASES = {name: {"objective": name} for name in PRESETS} | OWN
 
@@ -60,7 +61,8 @@ def distilled(name, folder):
         }
     else:
         case["teacher"] = teacher(arch, teacher_args, 1)
-    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (23, 32, 32, 3), dtype=np.uint8))
+    count = case.pop("images", 23)
+    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
     out = Path(folder) / name.replace(" ", "_")
     ssl_kd.distill(
         **case,
@@ -89,6 +91,7 @@ def main(folder, out, *names):
         run = distilled(name, folder)
         if ranks.rank() == 0:
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            lines = [line for line in lines if "loss" in line]
             told[name] = {
                 "losses": [line["loss"] for line in lines],
                 "norms": [line["gradient_norm"] for line in lines],
