@@ -191,7 +191,7 @@ def pictures(count: int, size: int, seed: int = 0) -> Tensor:
 def description(encoder: Encoder, target: Target) -> dict[str, Any]:
     """What somebody who has only the file must know; goes into the file where it has a place, and into the card."""
     feature = encoder.network.default if target.default_feature else encoder.feature
-    eyes = encoder.preprocessing
+    eyes, then = encoder.preprocessing, ", subtract mean, divide by std"
     return as_record(encoder) | {
         "feature": feature,
         "dim": encoder.width(feature),
@@ -199,7 +199,10 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
         "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
         "output": f"(B, {encoder.width(feature)}) float32",
         "preprocessing": asdict(eyes)
-        | {"order": "resize the shorter side, crop the centre, divide by 255, subtract mean, divide by std"},
+        | {
+            "order": "resize the shorter side, crop the centre, divide by 255"
+            + (then if target.pixels == NORMALISED else "")
+        },
     }
 
 
