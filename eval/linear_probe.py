@@ -5,7 +5,7 @@
 
 A part of train chooses the strength (or the learning rate), the winner is fitted again on all of train, and test is
 touched once, after the last step: no best epoch is picked on it. Features are used as they are, but by
-`compress-linear`.
+`compress-linear`. A memory-mapped bank of more than 2 GB as float32 stays on disk.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from eval.features import FeatureBank, match
 from eval.logistic import Fits, fit
 from eval.metrics import Scores, accuracy, figures, hits_of_figures, mean_per_class
+from eval.rows import Rows, stays_on_disk
 from eval.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardised
 from ssl_kd.errors import NonFinite, UserError, nearest
 
@@ -99,7 +100,7 @@ class LinearProbe:
         scores, final, x_test = self._run(train, test)
         return scores, torch.cat([final.logits(rows)[0].cpu() for rows in x_test.split(_rows(final))]).numpy()
 
-    def _run(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, Fits, torch.Tensor]:
+    def _run(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, Fits, Any]:
         protocol, banks = linear_protocol(self.protocol), match(train, test)
         if self.metric not in ("top1", "mean_per_class"):
             raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
@@ -131,7 +132,7 @@ class LinearProbe:
         return scores, final, x_test
 
     def _sweep(
-        self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor, y: torch.Tensor, classes: int, own: Any
+        self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor | Rows, y: torch.Tensor, classes: int, own: Any
     ) -> list[dict[str, Any]]:
         """Fit every choice on a part of train and judge it on the rest: the set's `own` validation split if it has one."""
         held = holdout(labels, protocol.holdout, self.seed) if own is None else own
@@ -155,12 +156,12 @@ class LinearProbe:
     def _fit(
         self,
         protocol: Protocol,
-        x: torch.Tensor,
+        x: torch.Tensor | Rows,
         y: torch.Tensor,
         classes: int,
         choices: Sequence[float],
-        other: torch.Tensor,
-    ) -> tuple[Fits, list[torch.Tensor]]:
+        other: torch.Tensor | Rows,
+    ) -> tuple[Fits, list[Any]]:
         """Fit all choices to x; return them with `other` as those fits want to see it."""
         knobs = torch.tensor(choices, dtype=torch.float32, device=x.device)
         if isinstance(protocol, SGDProtocol):
@@ -194,7 +195,7 @@ def holdout(y: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     return held
 
 
-def _judge(fits: Fits, x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _judge(fits: Fits, x: torch.Tensor | Rows, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return each strength's guesses (R, N) and mean cross-entropy (R,)."""
     guesses, losses, size = [], torch.zeros(len(fits.weights), device=x.device), _rows(fits)
     for rows, labels in zip(x.split(size), y.split(size), strict=True):
@@ -209,7 +210,7 @@ def _rows(fits: Fits) -> int:
     return max(1, CELLS // (fits.weights.shape[0] * fits.weights.shape[1]))
 
 
-def _ranked(final: Fits, x: torch.Tensor) -> np.ndarray:
+def _ranked(final: Fits, x: torch.Tensor | Rows) -> np.ndarray:
     """Return the classes (N, up to 5) by falling logit; equal ones by class number."""
     parts = []
     for rows in x.split(_rows(final)):
@@ -241,6 +242,8 @@ def _notes(sweep: list[dict[str, Any]], chosen: float, final: Fits, protocol: Pr
     return notes
 
 
-def _tensor(features: np.ndarray, device: str) -> torch.Tensor:
+def _tensor(features: np.ndarray, device: str) -> Any:
+    if device == "cpu" and stays_on_disk(features):
+        return Rows(features, np.arange(len(features)))
     # a copy: torch warns about, and could write to, a read-only memory map
     return torch.from_numpy(np.array(features, dtype=np.float32, order="C")).to(device)

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eval.rows import Rows, scratch
+
 MEMORY = 10  # pairs of steps that L-BFGS remembers
 CELLS = 1 << 20  # rows x strengths x classes of one chunk: 4 MB, so that logits stay in cache
 ROWS = 8192  # features turned at a time
@@ -62,25 +64,37 @@ class Rotated:
     centre: Tensor  # (D,)
 
 
-def rotate(x: Tensor) -> Rotated:
-    """Centre features (N, D) and turn them into the eigenbasis of their covariance; beyond x and z little is needed."""
+def rotate(x: Tensor | Rows) -> Rotated:
+    """Centre features (N, D) and turn them into the eigenbasis of their covariance; beyond x and z little is needed.
+
+    Features that stay on disk are read twice, and turned into a file.
+    """
     centre = x.mean(0)
-    covariance = x.new_zeros(x.shape[1], x.shape[1])
+    covariance = centre.new_zeros(x.shape[1], x.shape[1])
     for part in _chunks(len(x), ROWS):
         rows = x[part] - centre
         covariance.addmm_(rows.T, rows)
     _, turn = torch.linalg.eigh(covariance / len(x))
-    z, spread = torch.empty_like(x), torch.zeros_like(centre)
+    z, spread = torch.empty_like(x) if isinstance(x, Tensor) else scratch(*x.shape), torch.zeros_like(centre)
     for part in _chunks(len(x), ROWS):
         rows = torch.mm(x[part] - centre, turn, out=z[part])
         spread += rows.square().sum(0) / len(x)
     keep = spread > FLAT**2 * spread.max()
     keep[-1] = True  # constant features leave the bias alone to fit, but a product needs a column
-    return Rotated(z if keep.all() else z[:, keep].contiguous(), spread[keep], turn[:, keep], centre)
+    if not keep.all():
+        shape = len(x), int(keep.sum())
+        z = _columns(z, keep, z.new_empty(shape) if isinstance(x, Tensor) else scratch(*shape))
+    return Rotated(z, spread[keep], turn[:, keep], centre)
+
+
+def _columns(wide: Tensor, keep: Tensor, room: Tensor) -> Tensor:
+    for part in _chunks(len(wide), ROWS):
+        room[part] = wide[part][:, keep]
+    return room
 
 
 def fit(
-    x: Tensor,
+    x: Tensor | Rows,
     y: Tensor,
     classes: int,
     penalties: Tensor,
@@ -88,7 +102,7 @@ def fit(
     precision: float = 3e-4,
     max_passes: int = 1000,
 ) -> Fits:
-    """Fit one model per penalty (R,) to features (N, D) float32 and class numbers (N,).
+    """Fit one model per penalty (R,) to features (N, D) float32, in memory or on disk, and class numbers (N,).
 
     A strength has converged when no entry of the gradient exceeds `tolerance` (scikit-learn's rule) and L-BFGS expects
     to gain less than `precision` of the objective (or of CERTAIN), or no step gains anything that float32 can show. Strong penalties

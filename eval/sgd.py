@@ -8,12 +8,14 @@ cannot give is augmentation: features are of centre crops, where the DINO, DINOv
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.logistic import Fits
+from eval.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def rate(protocol: SGDProtocol, step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * (epoch / protocol.epochs if protocol.by_epoch else step / steps))) / 2
 
 
-def fit_sgd(x: Tensor, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtocol, seed: int = 0) -> Fits:
+def fit_sgd(x: Tensor | Rows, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtocol, seed: int = 0) -> Fits:
     """Train one head per learning rate (R,) on features (N, D) float32 and class numbers (N,), side by side.
 
     All heads start from the same normal(0, 0.01) weights and see the same batches. `objective` is the mean
@@ -87,7 +89,7 @@ def fit_sgd(x: Tensor, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtoc
     # classes outside, heads inside, as in the solver: the softmax runs along contiguous memory
     weights = weights[:, None].repeat(1, r, 1).view(classes * r, width)
     bias, speed = weights.new_zeros(classes * r), torch.zeros_like(weights)
-    bias_speed, per_row = torch.zeros_like(bias), lrs.to(x).repeat(classes)
+    bias_speed, per_row = torch.zeros_like(bias), lrs.to(weights).repeat(classes)
     steps = protocol.epochs * math.ceil(n / protocol.batch)
     loss, step = torch.zeros(r, device=x.device), 0
     for _ in range(protocol.epochs):
@@ -119,8 +121,18 @@ def fit_sgd(x: Tensor, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtoc
     return Fits(heads, bias.view(classes, r).T.contiguous(), loss / n, torch.full((r,), math.nan), epochs, sound)
 
 
-def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
+def standardised(train: Tensor | Rows, *others: Tensor | Rows) -> list[Any]:
     """Return unit vectors with mean 0 and variance 1 per dimension, both measured on `train`."""
-    unit = [torch.nn.functional.normalize(rows) for rows in (train, *others)]
-    mean, spread = unit[0].mean(0), unit[0].std(0, correction=0).clamp_min(1e-6)
-    return [(rows - mean) / spread for rows in unit]
+    unit = torch.nn.functional.normalize
+    if isinstance(train, Rows):
+        lengths = replace(train, ready=unit)
+        mean = lengths.mean()
+        spread = replace(train, ready=lambda rows: (unit(rows) - mean).square()).mean().sqrt().clamp_min(1e-6)
+    else:
+        rows = unit(train)
+        mean, spread = rows.mean(0), rows.std(0, correction=0).clamp_min(1e-6)
+
+    def ready(rows: Tensor) -> Tensor:
+        return (unit(rows) - mean) / spread
+
+    return [replace(part, ready=ready) if isinstance(part, Rows) else ready(part) for part in (train, *others)]
