@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory clean
+.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory bench-eval clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,12 @@ bench-distill: install
 # IMAGES=1281167 for the whole of an ImageNet-1k index.
 bench-memory: install
 	$(BIN)/python -m benchmarks memory $(if $(IMAGES),--images $(IMAGES))
+
+# the goals of evaluation beside its peers' times; SIZE=--quick for a look of some minutes
+bench-eval: install
+	$(BIN)/python -m benchmarks eval_extract $(SIZE)
+	$(BIN)/python -m benchmarks eval_knn $(SIZE)
+	$(BIN)/python -m benchmarks eval_probe $(SIZE)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
