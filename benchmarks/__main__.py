@@ -15,6 +15,7 @@ NAMES = {
     "distill_speed": "the training loop, against the networks alone, the usual script and lightly-train",
 }
 WHEN_NAMED = {
+    "eval_workers": "the cells of an evaluation in several processes, against one",
     "memory": "seconds and bytes of an index, and whether a run's memory grows",
     "lightly_train": "lightly-train beside us: its losses against our presets, its own recipe on our teacher",
 }
