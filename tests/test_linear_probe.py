@@ -146,3 +146,25 @@ def test_bad_settings_give_one_clear_line(settings, says):
     with pytest.raises(UserError, match=says) as caught:
         LinearProbe(**settings)(*banks())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harm", ["constant", "duplicates", "zeros", "a class of one", "from seven"])
+def test_odd_banks_still_give_a_right_answer(harm):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = (np.eye(3)[y] * 8 + rng.standard_normal((60, 3))).astype(np.float32)
+    sound = FeatureBank(x.copy(), y)
+    if harm == "constant":
+        x = np.hstack([x, np.full((60, 2), 5, np.float32)])
+        sound = FeatureBank(x, y)
+    elif harm == "duplicates":
+        x[:30] = x[np.arange(30) % 3]
+    elif harm == "zeros":
+        x[:6] = 0
+    elif harm == "a class of one":
+        y = y.copy()
+        y[0] = 3
+    else:
+        y, sound = y + 7, FeatureBank(x, y + 7)
+    scores = LinearProbe("quick-lbfgs")(FeatureBank(x, y), sound)
+    assert scores.value() > 0.95
