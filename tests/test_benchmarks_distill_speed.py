@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from benchmarks.distill_speed import GOALS, Marks, Turn, pairs, plant
-from ssl_kd.encoder import build
 from ssl_kd.images import open_images
 
 
@@ -21,10 +20,10 @@ def test_where_the_probe_chose_fp32_the_default_of_lightly_train_is_what_was_mea
 def test_steps_are_what_lies_between_forwards():
     import torch
 
-    encoder = build("test_resnet")
+    encoder = torch.nn.Linear(2, 2)
     marks = Marks(encoder, torch.device("cpu"))
     for _ in range(4):
-        encoder(torch.zeros(1, 3, 32, 32))
+        encoder(torch.zeros(1, 2))
     assert len(marks.notes) == 4
     assert marks.turn(1).wall > 0
 
