@@ -1,11 +1,14 @@
 """Mixup and CutMix before both networks: the teacher looks at the very image, mixed or not, that the student sees.
 
 Each image of a batch meets its neighbour in the (shuffled) batch. Whether, how much and where is a hash of (seed, first
-image, epoch), so an interrupted run mixes on as before. With several processes each mixes among its own images.
+image, epoch), so an interrupted run mixes on as before, and several processes mix as one.
 """
 
 from __future__ import annotations
 
+import torch
+
+from ssl_kd import ranks
 from ssl_kd.views import Views, uniform
 
 MIXES = ("none", "mixup", "cutmix")
@@ -19,21 +22,25 @@ def mixed(views: Views, kind: str, probability: float, seed: int) -> Views:
     mixup: lambda x own + (1 - lambda) x neighbour. cutmix: a square of 1 - lambda of the area comes from the neighbour.
     """
 
-    def drawn(what: int) -> float:
-        return float(uniform(seed ^ _STREAM, int(views.index[0]), views.epoch, what))
+    if kind == "none":
+        return views
+    first = ranks.of_first(int(views.index[0]), views.pixels[0].device)
 
-    if kind == "none" or drawn(_WHETHER) >= probability:
+    def drawn(what: int) -> float:
+        return float(uniform(seed ^ _STREAM, first, views.epoch, what))
+
+    if drawn(_WHETHER) >= probability:
         return views
     share, done = drawn(_SHARE), []
     for pixels in views.pixels:
-        neighbour = pixels.roll(1, 0)
+        neighbour = ranks.neighbours(pixels)
         if kind == "mixup":
-            done.append(share * pixels + (1 - share) * neighbour)
+            pixels = share * pixels + (1 - share) * neighbour
         else:
             whole = pixels.shape[-1]
             side = round(whole * (1 - share) ** 0.5)
             top, left = (round(drawn(where) * (whole - side)) for where in (_TOP, _LEFT))
             pixels = pixels.clone()
             pixels[..., top : top + side, left : left + side] = neighbour[..., top : top + side, left : left + side]
-            done.append(pixels)
+        done.append(pixels.contiguous(memory_format=torch.channels_last))
     return Views(views.index, views.epoch, tuple(done))

@@ -72,6 +72,24 @@ def gather_views(x: Tensor, views: int, sizes: list[int]) -> Tensor:
     return gather(by_sample, sizes).transpose(0, 1).flatten(0, 1)
 
 
+def neighbours(x: Tensor) -> Tensor:
+    """Each row's predecessor in the whole batch (of the first, the last): one row travels per rank. No gradient."""
+    if world_size() == 1:
+        return x.roll(1, 0)
+    lasts = [x.new_empty(x.shape[1:]) for _ in range(world_size())]
+    dist.all_gather(lasts, x[-1].detach().contiguous())
+    return torch.cat([lasts[rank() - 1][None], x[:-1]])
+
+
+def of_first(value: int, device: torch.device) -> int:
+    """The first rank's number, on every rank."""
+    if world_size() == 1:
+        return value
+    told = torch.tensor([value], device=device)
+    dist.broadcast(told, 0)
+    return int(told.item())
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank as soon as it is on one."""
     if world_size() == 1:

@@ -24,7 +24,8 @@ CNN = ("resnet18", {"channels": [8, 8, 8, 16], "small_stem": True}, {"channels":
 VIT_ARGS = {"img_size": 32, "patch_size": 8, "depth": 12, "num_heads": 2}
 VIT = ("vit_tiny_patch16_224", VIT_ARGS | {"embed_dim": 16}, VIT_ARGS | {"embed_dim": 8})
 
-# What no preset does: weights balanced by gradients, whitened and centred teachers, several teachers, stored targets, health.
+# What no preset does: weights balanced by gradients, whitened and centred teachers, several teachers, stored targets, health,
+# CutMix, small crops for the student, batches taken in parts.
 OWN = {
     "automatic weights": {
         "objective": [
@@ -36,7 +37,10 @@ OWN = {
     "whitened": {"objective": [{"term": "alignment", "projector": "bn", "space": "whitened", "distance": "mse"}]},
     "centred": {"objective": [{"term": "alignment", "projector": "bn", "space": "centred"}]},
     "several teachers": {"teachers": {"one": "default", "two": "unic"}, "teacher_drop": 0.5},
-    "stored targets": {"objective": "lightly_v3", "replay": 1},
+    "stored targets": {"objective": "lightly_v3", "mix": "none", "replay": 1},
+    "cutmix": {"objective": "simreg", "mix": "cutmix"},
+    "small crops": {"objective": "queue", "views": "multicrop"},
+    "parts": {"objective": "simreg", "batch_size": 3, "accumulate": 2},
     "looks at held-out images": {"objective": "default", "health_images": 32, "images": 64},
 }
 CASES = {name: {"objective": name} for name in PRESETS} | OWN
@@ -64,23 +68,21 @@ def distilled(name, folder):
     count = case.pop("images", 23)
     images = ArrayImages(np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
     out = Path(folder) / name.replace(" ", "_")
-    ssl_kd.distill(
-        **case,
-        images=images,
-        out=out,
-        student=arch,
-        student_args=student_args,
-        size=32,
-        epochs=2,
-        batch_size=6,
-        quiet=True,
-        precision="32-true",
-        accelerator="cpu",
-        log_every=1,
-        optimizer="sgd",
-        lr=0.002,
-        warmup=0,
-    )
+    settings = {
+        "student": arch,
+        "student_args": student_args,
+        "size": 32,
+        "epochs": 2,
+        "batch_size": 6,
+        "quiet": True,
+        "precision": "32-true",
+        "accelerator": "cpu",
+        "log_every": 1,
+        "optimizer": "sgd",
+        "lr": 0.002,
+        "warmup": 0,
+    }
+    ssl_kd.distill(images=images, out=out, **settings | case)
     return out
 
 
