@@ -33,7 +33,8 @@ FEW_SHARDS = 8  # of streamed shards so many give the held-out images
 BATCH = 64  # images per forward pass
 ILL = 3  # looks in a row at a collapsed student before the run stops
 SAME_PLACE = 1e-4  # spread below which all images lie in one place
-FLAT = 0.05  # share of the teacher's effective rank below which the student has lost its dimensions
+FLAT = 0.05  # share of the teacher's effective rank (or of the student's width) below which dimensions are lost
+LINE = 1.5  # effective rank below which all images lie along one line
 
 # ------------------------------------------------------------------------------------------------- measures
 
@@ -124,9 +125,10 @@ def collapsed(student: Tensor, teacher: Tensor) -> str:
     """Why the student counts as collapsed, in words; empty while it does not."""
     if (value := spread(student)) < SAME_PLACE:
         return f"all held-out images lie in one place: spread {value:.2g}, below {SAME_PLACE:.0e}"
-    ours, theirs = effective_rank(student), effective_rank(teacher)
-    if ours < FLAT * theirs:
-        return f"effective rank {ours:.2g}, below {FLAT:.0%} of the teacher's {theirs:.3g}"
+    ours, theirs, width = effective_rank(student), effective_rank(teacher), student.shape[1]
+    least = max(LINE, FLAT * min(theirs, width)) if min(theirs, width) > LINE else 0
+    if ours < least:
+        return f"effective rank {ours:.2g}, below {least:.2g} (width {width}, the teacher's rank {theirs:.3g})"
     return ""
 
 

@@ -162,6 +162,12 @@ def test_collapse_is_told_from_health():
     assert collapsed(t + 0.1 * rows(100, 20, 1), t) == ""
     assert "in one place" in collapsed(torch.ones(100, 20) + 1e-5 * t, t)
     assert "effective rank" in collapsed(line, rows(100, 60))
+    assert "effective rank" in collapsed(line + 1e-3 * t, t)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_narrow_student_is_not_taken_for_a_collapsed_one(width):
+    assert collapsed(rows(300, width), rows(300, 200, 1)) == ""
 
 
 # ---------------------------------------------------------------- held-out images
