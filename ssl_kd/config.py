@@ -20,16 +20,18 @@ class PretrainConfig:
     Args:
         images: folder, zip or data set of unlabelled images
         out: checkpoint to write, in the layout of the method's training script; an existing one is resumed
-        method: moco (MoCo v2) or simclr
-        arch: timm ResNet to train
+        method: moco (MoCo v2), simclr or dino
+        arch: timm ResNet to train; for dino also a ViT
         arch_args: extra arguments of the architecture, e.g. {channels: [32, 64, 128, 256]}
         size: side of the square views, in pixels
         epochs: passes over the images
         batch_size: images per step
-        lr: learning rate per 256 images (SGD, momentum 0.9, one epoch of warm-up, cosine to 0)
-        weight_decay: L2 penalty
-        momentum: of the key encoder's moving average, 0 to 1 (moco)
-        temperature: of the contrastive softmax
+        lr: learning rate per 256 images (SGD, momentum 0.9; AdamW for dino; one epoch of warm-up, cosine to 0)
+        weight_decay: L2 penalty; decoupled for dino
+        momentum: of the moving average, 0 to 1 (moco: key encoder, dino: teacher)
+        temperature: of the contrastive softmax, or of dino's student
+        teacher_temperature: of dino's teacher
+        prototypes: outputs of dino's head
         queue: negatives kept, in embeddings (moco)
         views: augmentation scheme with two views
         seed: of weights, shuffling and views
@@ -51,6 +53,8 @@ class PretrainConfig:
     weight_decay: float = 1e-4
     momentum: float = 0.999
     temperature: float = 0.2
+    teacher_temperature: float = 0.04
+    prototypes: int = 65536
     queue: int = 65536
     views: str = "two_strong"
     seed: int = 0

@@ -2,8 +2,9 @@
 
     moco     MoCo v2 (arXiv:1911.05722, arXiv:2003.04297); the file of the official main_moco.py
     simclr   SimCLR (arXiv:2002.05709); the file of the sthalles/SimCLR training script (Google's own are TensorFlow's)
+    dino     DINO (arXiv:2104.14294), two large views and no small ones; a full checkpoint of the official main_dino.py
 
-Both come back through the ordinary loader and are resumable.
+All come back through the ordinary loader and are resumable.
 
     ssl-kd pretrain --images photos/ --method moco --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar
 """
@@ -77,15 +78,16 @@ class MoCo(nn.Module):
                 key = _embed(self.encoder_k, (second - self.mean) / self.std)
         return self.contrast(query, key)
 
-    def checkpoint(self) -> dict[str, Tensor]:
+    def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The state dict of the official script."""
         state = {f"module.encoder_q.{k}": v for k, v in self.encoder_q.state_dict().items()}
         state |= {f"module.encoder_k.{k}": v for k, v in self.encoder_k.state_dict().items()}
         bank = self.contrast.memory_bank
-        return state | {"module.queue": bank.bank.T, "module.queue_ptr": bank.bank_ptr}
+        return {"state_dict": state | {"module.queue": bank.bank.T.contiguous(), "module.queue_ptr": bank.bank_ptr}}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
         """The inverse of `checkpoint`."""
+        state = saved["state_dict"]
         for encoder, name in ((self.encoder_q, "encoder_q"), (self.encoder_k, "encoder_k")):
             encoder.load_state_dict(_below(state, f"module.{name}."))
         bank = self.contrast.memory_bank
@@ -109,16 +111,79 @@ class SimCLR(nn.Module):
             both = _embed(self.encoder_q, torch.cat([first, second]))
         return self.contrast(*both.chunk(2))
 
-    def checkpoint(self) -> dict[str, Tensor]:
+    def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The state dict of sthalles/SimCLR: the projection head inside the backbone, as its fc."""
-        return {f"backbone.{k}": v for k, v in self.encoder_q.state_dict().items()}
+        return {"state_dict": {f"backbone.{k}": v for k, v in self.encoder_q.state_dict().items()}}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
         """The inverse of `checkpoint`."""
-        self.encoder_q.load_state_dict(_below(state, "backbone."))
+        self.encoder_q.load_state_dict(_below(saved["state_dict"], "backbone."))
 
 
-METHODS: dict[str, type[MoCo] | type[SimCLR]] = {"moco": MoCo, "simclr": SimCLR}
+class DINO(nn.Module):
+    """A student learns to say of one view what its moving average says of the other, centred and sharpened.
+
+    For ViTs (timm's) and ResNets. Differs from the official script: two large views only, a constant momentum of the
+    average, a constant weight decay and a constant temperature of the teacher.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PretrainConfig):
+        import timm
+        from lightly.loss import DINOLoss
+        from lightly.models.modules import DINOProjectionHead
+
+        super().__init__()
+        self.config = config
+
+        def network() -> nn.ModuleDict:
+            backbone = timm.create_model(config.arch, num_classes=0, **config.arch_args)
+            head = DINOProjectionHead(backbone.num_features, hidden_dim=1024, output_dim=config.prototypes)
+            return nn.ModuleDict({"backbone": backbone, "head": head}).to(memory_format=torch.channels_last)
+
+        self.encoder_q, self.encoder_k = network(), network().requires_grad_(False)
+        self.encoder_k.load_state_dict(self.encoder_q.state_dict())  # weight norm cannot be deep-copied
+        warm = {"warmup_teacher_temp": config.teacher_temperature, "warmup_teacher_temp_epochs": 1}
+        self.loss = DINOLoss(
+            config.prototypes, teacher_temp=config.teacher_temperature, student_temp=config.temperature, **warm
+        )
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+        """Cross-entropy between what the average says of one view and the student of the other, views in [0, 1]."""
+        from lightly.models.utils import update_momentum
+
+        update_momentum(self.encoder_q, self.encoder_k, self.config.momentum)
+        both = (torch.cat([first, second]) - self.mean) / self.std
+        with autocast:
+            said = self._say(self.encoder_q, both)
+            with torch.no_grad():
+                heard = self._say(self.encoder_k, both)
+        return self.loss(list(heard.float().chunk(2)), list(said.float().chunk(2)))
+
+    @staticmethod
+    def _say(network: Any, images: Tensor) -> Tensor:
+        return network["head"](network["backbone"](images))
+
+    def checkpoint(self) -> dict[str, dict[str, Tensor]]:
+        """Teacher, student and centre as the official script keeps them."""
+        return {
+            "student": {f"module.{k}": v for k, v in self.encoder_q.state_dict().items()},
+            "teacher": dict(self.encoder_k.state_dict()),
+            "dino_loss": {"center": self.loss.center.flatten(0, -2)},
+        }
+
+    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+        """The inverse of `checkpoint`."""
+        self.encoder_q.load_state_dict(_below(saved["student"], "module."))
+        self.encoder_k.load_state_dict(saved["teacher"])
+        self.loss.center.data.copy_(saved["dino_loss"]["center"].view_as(self.loss.center))
+
+
+METHODS: dict[str, type[MoCo] | type[SimCLR] | type[DINO]] = {"moco": MoCo, "simclr": SimCLR, "dino": DINO}
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -128,7 +193,7 @@ def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
     """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is gone on with.
 
-    SGD with momentum 0.9, one epoch of warm-up, cosine to 0. Raises UserError for bad settings, NonFinite for a loss
+    SGD with momentum 0.9 (AdamW for DINO), one epoch of warm-up, cosine to 0. Raises UserError for bad settings, NonFinite for a loss
     that is no number; the checkpoint then holds the last whole epoch.
     """
     one_of("method", config.method, METHODS)
@@ -144,7 +209,7 @@ def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
     fabric, _ = make_fabric(config.accelerator, config.precision)
     model = METHODS[config.method](config).to(fabric.device)
     peak = config.lr * config.batch_size / 256
-    optimizer = torch.optim.SGD(model.encoder_q.parameters(), peak, momentum=0.9, weight_decay=config.weight_decay)
+    optimizer = _optimizer(model, config, peak)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     first = _resume(out, model, optimizer) if out.exists() else 0
@@ -164,11 +229,8 @@ def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
                 loss.backward()
                 optimizer.step()
                 bar.advance(len(raw), epoch=f"{epoch + 1}/{config.epochs}", loss=f"{value:.3f}")
-            state = {k: v.contiguous() for k, v in model.checkpoint().items()}
-            atomic_save(
-                out,
-                {"epoch": epoch + 1, "arch": config.arch, "state_dict": state, "optimizer": optimizer.state_dict()},
-            )
+            about = {"epoch": epoch + 1, "arch": config.arch, "optimizer": optimizer.state_dict()}
+            atomic_save(out, model.checkpoint() | about)
     return out
 
 
@@ -176,11 +238,19 @@ def _rate(step: int, warmup: int, total: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def _resume(path: Path, model: MoCo | SimCLR, optimizer: torch.optim.Optimizer) -> int:
+def _optimizer(model: nn.Module, config: PretrainConfig, rate: float) -> torch.optim.Optimizer:
+    """SGD for the contrastive methods, AdamW for DINO, as their scripts have it."""
+    parameters = model.encoder_q.parameters()
+    if config.method == "dino":
+        return torch.optim.AdamW(parameters, rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=config.weight_decay)
+
+
+def _resume(path: Path, model: MoCo | SimCLR | DINO, optimizer: torch.optim.Optimizer) -> int:
     """Load a checkpoint of this very method and architecture; returns the epochs done."""
     try:
         saved = own_state(path)
-        model.restore(saved["state_dict"])
+        model.restore(saved)
         optimizer.load_state_dict(saved["optimizer"])
         return int(saved["epoch"])
     except Exception as error:
