@@ -84,6 +84,7 @@ class DistillConfig:
         mix: none, mixup or cutmix, before both networks; empty: the objective's own (mixup for lightly_v1 and lightly_v3)
         mix_probability: share of batches that are mixed, 0 to 1
         replay: views of each image whose teacher outputs are kept and replayed in turn; 0: new views, teacher always online
+        targets: folder of the replayed outputs, which runs on the same teacher, images, views and seed share; empty: the run's
         size: side of the square views, in pixels; 0: the teacher's
         crop_ratio: share of the shorter side that the student's centre crop will keep, above 0 to 1; 0: the teacher's
         epochs: passes over the images
@@ -129,6 +130,7 @@ class DistillConfig:
     mix: str = ""
     mix_probability: float = 1.0
     replay: int = 0
+    targets: str = ""
     size: int = 0
     crop_ratio: float = 0.0
     epochs: int = 100

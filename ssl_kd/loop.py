@@ -113,7 +113,7 @@ class _Loop:
         self.loader.share = (ranks.rank(), ranks.world_size())
         if config.replay:
             with fabric.rank_zero_first():
-                self.faculty.open_stores(run.path / "targets", precision)
+                self.faculty.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.faculty.to(fabric.device)
         self.bare = Pair(parts.student, parts.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:

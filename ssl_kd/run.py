@@ -35,7 +35,7 @@ STUDENT = "student.safetensors"
 BEST = "student_best.safetensors"
 # Settings that do not change what is learned: a run may be resumed with other values.
 FREE = frozenset(
-    {"out", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
+    {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
 )
 
 

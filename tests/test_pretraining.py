@@ -33,6 +33,47 @@ def test_a_teacher_comes_back_through_the_ordinary_loader(tmp_path, method, arch
     assert family in str(ssl_kd.inspect(path)).lower()
 
 
+TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
+DINO = QUICK | {"method": "dino", "arch": "vit_tiny_patch16_224", "arch_args": TINY_VIT, "prototypes": 32, "lr": 1e-3}
+OLD_NORM = "ignore:.*weight_norm.* is deprecated:FutureWarning"  # in lightly's head
+
+
+@pytest.mark.filterwarnings(OLD_NORM)
+def test_a_dino_teacher_is_the_moving_average_and_reads_as_the_official_checkpoint(tmp_path):
+    path = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "t.pth"), epochs=2, momentum=0.9, **DINO), IMAGES)
+    encoder = ssl_kd.load_teacher(path)
+    assert (encoder.dim, encoder.feature, encoder.preprocessing.size) == (64, "cls", 32)
+    saved = torch.load(path, weights_only=True)
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, saved["teacher"]["backbone." + name])
+    learned = saved["student"]["module.backbone.blocks.0.attn.qkv.weight"]
+    assert not torch.equal(learned, saved["teacher"]["backbone.blocks.0.attn.qkv.weight"])
+    assert "dino" in str(ssl_kd.inspect(path)).lower()
+
+
+@pytest.mark.filterwarnings(OLD_NORM)
+def test_an_interrupted_dino_teacher_goes_on_to_the_same_bits(tmp_path):
+    shared = DINO | {"lr": 1e-3}
+    whole = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "whole.pth"), epochs=2, **shared), IMAGES)
+    with pytest.MonkeyPatch.context() as patch:
+        count = [0]
+        step = torch.optim.AdamW.step
+
+        def stops(self, *args, **kwargs):
+            count[0] += 1
+            if count[0] > 4:  # in the middle of the second epoch
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
+        patch.setattr(torch.optim.AdamW, "step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "cut.pth"), epochs=2, **shared), IMAGES)
+    cut = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "cut.pth"), epochs=2, **shared), IMAGES)
+    a, b = (torch.load(p, weights_only=True) for p in (whole, cut))
+    for part in ("student", "teacher", "dino_loss"):
+        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+
+
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_an_interrupted_teacher_goes_on_to_the_same_bits(tmp_path, method):
     shared = QUICK | {"method": method, "arch_args": {"channels": [8, 8, 8, 8]}, "epochs": 3}
