@@ -238,7 +238,7 @@ def _rate(step: int, warmup: int, total: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def _optimizer(model: nn.Module, config: PretrainConfig, rate: float) -> torch.optim.Optimizer:
+def _optimizer(model: MoCo | SimCLR | DINO, config: PretrainConfig, rate: float) -> torch.optim.Optimizer:
     """SGD for the contrastive methods, AdamW for DINO, as their scripts have it."""
     parameters = model.encoder_q.parameters()
     if config.method == "dino":

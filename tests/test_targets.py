@@ -179,3 +179,15 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"targets: cannot keep them in .* .No space left on device.; use replay 0"):
         TargetStore(tmp_path, "q", 2, 300, 64)
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_share_a_folder_of_targets(tmp_path, teacher):
+    shared = QUICK | {"targets": str(tmp_path / "said"), "replay": 1, "epochs": 1}
+    first = ssl_kd.distill(teacher, images=images(), out=tmp_path / "first", **shared)
+    asked = []
+    hook = teacher.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    second = ssl_kd.distill(teacher, images=images(), out=tmp_path / "second", **shared)
+    hook.remove()
+    assert same(first.student, second.student)
+    assert not (tmp_path / "second" / "targets").exists()
+    assert max(asked) == 2  # the dry look at made-up images alone
