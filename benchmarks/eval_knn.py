@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 
 from eval.features import FeatureBank
-from eval.knn import KNN, KNNProtocol
+from eval.knn import KNN, KNNProtocol, Search
+from eval.metrics import Scores
 
 CLASSES, TEMPERATURE = 100, 0.07
 
@@ -119,6 +121,7 @@ def measure(n: int, q: int, width: int, runs: int) -> dict[str, object]:
         return round(statistics.median(a / b for a, b in zip(times[peer], times[own], strict=True)), 3)
 
     ours = answers["ours, four k"]
+    disk = on_disk(x, y, test, four, ours)
     return {
         "train x test x dim": [n, q, width],
         "seconds": {name: round(statistics.median(took), 3) for name, took in times.items()},
@@ -131,7 +134,36 @@ def measure(n: int, q: int, width: int, runs: int) -> dict[str, object]:
             k: int((guess != ours.predicted[k]).sum()) for k, guess in answers["DINO's loop, four k"].items()
         },
         "rows guessed unlike lightly": int((answers["lightly, one k"] != ours.predicted[ks[-1]]).sum()),
+        **disk,
         "accuracy": {k: ours.value("top1", k) for k in ks},
+    }
+
+
+def on_disk(x: np.ndarray, y: np.ndarray, test: FeatureBank, protocol: KNNProtocol, held: Scores) -> dict[str, object]:
+    """A bank that is memory-mapped and not of unit length is normalised shard by shard: at what memory and time?
+
+    Against the same bank as unit vectors in memory, in turn; the pages of the file are the bank, and are taken off.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.npy"
+        np.save(path, x * np.float32(3))
+        mapped = FeatureBank(np.load(path, mmap_mode="r"), y)
+        mapped.features.sum()  # its pages are here before anything is measured
+        with Peak() as peak:
+            scores = KNN(protocol)(mapped, test)
+        ratios, unit = [], FeatureBank(x, y)
+        for _ in range(3):
+            began = time.perf_counter()
+            KNN(protocol)(mapped, test)
+            middle = time.perf_counter()
+            KNN(protocol)(unit, test)
+            ratios.append((middle - began) / (time.perf_counter() - middle))
+        unlike = sum(int((scores.predicted[k] != held.predicted[k]).sum()) for k in held.predicted)
+    return {
+        "MB beyond a mapped bank, in shards (goal 64)": round(peak.megabytes),
+        "shards": len(Search(mapped.features).parts),
+        "time in shards / held": round(statistics.median(ratios), 3),
+        "guesses in shards unlike held": unlike,
     }
 
 

@@ -35,8 +35,10 @@ class EvalConfig:
         batch_size: images per forward pass
         threads: decoding threads
         workers: processes that share the cells, and the processor's threads among them; figures are the same with any number
+        index: name of an approximate index for the evaluators retrieval/top1000 and asymmetric/top1000: a factory string of faiss and how widely to look, as "IVF256,Flat nprobe=16"; trained once, kept beside the features, its recall noted; empty: exact
         device: cpu or cuda
-        precision: 32-true or bf16-mixed; published protocols are 32-true
+        precision: 32-true or bf16-mixed; published protocols are 32-true, and every figure made otherwise says so
+        engine: how networks are run when features are extracted: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
         seed: of the part of train that chooses a probe's strength
         report: write report.html, with maps and neighbours of every encoder
@@ -54,8 +56,10 @@ class EvalConfig:
     batch_size: int = 64
     threads: int = 2
     workers: int = 1
+    index: str = ""
     device: str = "cpu"
     precision: str = "32-true"
+    engine: str = "folded"
     max_unreadable: float = 0.01
     seed: int = 0
     report: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from eval.features import FeatureBank
@@ -15,9 +16,10 @@ from ssl_kd.errors import UserError, nearest
 class Kind:
     """How an evaluator is made.
 
-    `find` gives a protocol by name, with all its constants. `make(protocol, metric, seed, device)` gives the evaluator:
-    a call on train and test bank, and for a `paired` one on the reference's two banks after them. `several`, where
-    images of several classes can be judged, finds the protocol for them.
+    `find` gives a protocol by name, with all its constants. `make(protocol, metric, seed, device, quiet, folder)` gives
+    the evaluator (`folder`: where it may keep what other evaluations can use): a call on train and test bank, and for a
+    `paired` one on the reference's two banks after them. `several`, where images of several classes can be judged,
+    finds the protocol for them.
     """
 
     default: str
@@ -33,7 +35,7 @@ def _knn_protocol(name: str) -> Any:
     return knn_protocol(name)
 
 
-def _knn(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _knn(protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None) -> Callable[..., Scores]:
     from eval.knn import KNN
 
     return KNN(protocol, quiet=quiet)
@@ -45,7 +47,9 @@ def _linear_protocol(name: str) -> Any:
     return linear_protocol(name)
 
 
-def _linear(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _linear(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     from eval.linear_probe import LinearProbe
     from eval.multilabel import MultiLabelProbe
 
@@ -66,20 +70,24 @@ def _retrieval_protocol(name: str) -> Any:
     return retrieval_protocol(name)
 
 
-def _retrieval(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _retrieval(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     from eval.retrieval import Retrieval
 
-    return Retrieval(protocol, quiet=quiet)
+    return Retrieval(protocol, quiet, folder)
 
 
-def _asymmetric(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _asymmetric(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     """Query the reference's index with the encoder's test rows, carried over by a bridge that needs no labels."""
     from eval.retrieval import Retrieval, bridge
 
     def run(train: FeatureBank, test: FeatureBank, reference: FeatureBank, reference_test: FeatureBank) -> Scores:
         itself = train.key == reference.key and bool(train.key)
         carried = reference_test if itself else bridge(train, reference, seed)(test)
-        return replace(Retrieval(protocol, quiet=quiet)(reference, carried), evaluator="asymmetric")
+        return replace(Retrieval(protocol, quiet, folder)(reference, carried), evaluator="asymmetric")
 
     return run
 
@@ -90,7 +98,9 @@ def _agreement_protocol(name: str) -> str:
     return name
 
 
-def _agreement(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _agreement(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     from eval.retrieval import Agreement
 
     return Agreement()
@@ -102,7 +112,9 @@ def _fewshot_protocol(name: str) -> Any:
     return fewshot_protocol(name)
 
 
-def _fewshot(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _fewshot(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     from eval.fewshot import FewShot
 
     return FewShot(protocol, seed)
@@ -114,13 +126,17 @@ def _damage(name: str) -> Any:
     return damage_protocol(name)
 
 
-def _robustness(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _robustness(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     from eval.robustness import Robustness
 
     return Robustness(protocol, seed=seed)
 
 
-def _calibration(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _calibration(
+    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
+) -> Callable[..., Scores]:
     from eval.calibration import Calibration
 
     return Calibration(protocol.name, seed, device)
@@ -144,7 +160,7 @@ def _ood_protocol(name: str) -> Any:
     return ood_protocol(name)
 
 
-def _ood(protocol: Any, metric: str, seed: int, device: str, quiet: bool) -> Callable[..., Scores]:
+def _ood(protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None) -> Callable[..., Scores]:
     from eval.ood import OutOfDistribution
 
     return OutOfDistribution(protocol)
@@ -178,3 +194,18 @@ def split_evaluator(name: str) -> tuple[str, str]:
     row = EVALUATORS[kind]
     row.find(protocol or row.default)
     return kind, protocol or row.default
+
+
+def indexed(evaluators: list[tuple[str, str]], index: str) -> list[tuple[str, str]]:
+    """Return kinds and protocols with an approximate index for those that can have one; UserError when none can."""
+    if not index:
+        return evaluators
+    able = [one for one in evaluators if one in (("retrieval", "top1000"), ("asymmetric", "top1000"))]
+    if not able:
+        raise UserError(
+            f"index: {index!r} serves retrieval/top1000 and asymmetric/top1000; neither is among evaluators"
+        )
+    return [
+        split_evaluator(f"{kind}/{protocol}@{index}") if (kind, protocol) in able else (kind, protocol)
+        for kind, protocol in evaluators
+    ]

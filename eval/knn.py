@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,15 @@ from eval.metrics import Scores, figures, hits_of_figures
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.progress import Progress
 
-SHARD_BYTES = 1 << 28  # a bank that has to be normalised or converted is searched in copies of this size
+SHARD_BYTES = 24 << 20  # a bank that has to be normalised or converted is searched in copies of this size
+QUERY_BYTES = 16 << 20  # queries asked of such a bank at a time: with a shard, and what they find, below 64 MB
+MERGED = 1024  # of these queries, how many are taken through a shard at a time
 BLOCK = 4096  # queries searched and counted at a time: faiss' own block, and what bounds the memory beyond the bank
 VOTE_CELLS = 1 << 19  # cells of one table of votes (queries x classes, or queries x neighbours)
 UNIT = 1e-6  # a length this close to 1 is what float32 makes of a unit vector
 GUESSES = 5  # ranked guesses per query: what top-5 needs
+GPU_K = 2048  # the most neighbours that faiss finds on a GPU
+GPU_BYTES = 1 << 30  # of vectors, and of queries, that faiss takes to a GPU at a time
 NEAR = 1e-6  # similarities this close to a tied one count as tied
 
 
@@ -113,22 +118,22 @@ def knn_protocol(protocol: str | KNNProtocol) -> KNNProtocol:
 
 
 class Search:
-    """Exact nearest rows of a bank (N, D), by faiss.
+    """Exact nearest rows of a bank (N, D), by faiss; on a GPU where both the machine and its build of faiss have one.
 
     `similarity` is "cosine" or "euclidean" (then minus the distance). The bank may be memory-mapped or float16. One
     that holds float32 unit vectors already, or is searched by distance, is not copied; another is normalised or
-    converted in shards of `shard_bytes`.
+    converted in shards of `shard_bytes` (None: SHARD_BYTES), anew for every block of queries.
     """
 
-    def __init__(self, bank: np.ndarray, similarity: str = "cosine", shard_bytes: int = SHARD_BYTES):
+    def __init__(self, bank: np.ndarray, similarity: str = "cosine", shard_bytes: int | None = None):
         self.bank, self.similarity = bank, similarity
         as_is = bank.dtype == np.float32 and bank.flags.c_contiguous
         self.as_is = as_is and (similarity != "cosine" or _is_unit(bank))
-        rows = len(bank) if self.as_is else max(1, shard_bytes // (4 * bank.shape[1]))
+        rows = len(bank) if self.as_is else max(1, (shard_bytes or SHARD_BYTES) // (4 * bank.shape[1]))
         self.parts = list(blocks(len(bank), rows))
         self.held = self._shard(self.parts[0]) if len(self.parts) == 1 else None
-        # several shards are made anew for every block of queries: then fewer, larger blocks
-        self.block = BLOCK if self.held is not None else 16 * BLOCK
+        self.block = BLOCK if self.held is not None else max(1, min(BLOCK, QUERY_BYTES // (4 * bank.shape[1])))
+        self.card = _card()
 
     def __call__(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return similarity (Q, k) float32, falling, and row numbers (Q, k) of each query's k nearest rows.
@@ -143,7 +148,7 @@ class Search:
         wanted = min(k + 1 + (own is not None), len(self.bank))  # one more shows whether the last place is tied
         best, index = self._search(q, wanted)
         if own is not None:
-            best, index = _without(best, index, own)
+            best, index = without(best, index, own)
         if best.shape[1] > k:
             for row in np.flatnonzero(best[:, k] == best[:, k - 1]).tolist():
                 skip = None if own is None else int(own[row])
@@ -166,17 +171,25 @@ class Search:
         import faiss
 
         cosine = self.similarity == "cosine"
-        best, index = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
+        if self.held is not None:
+            best, index = self._nearest(q, self.held, k)
+            return (best if cosine else -best), index
+        heap = faiss.ResultHeap(len(q), k, keep_max=cosine)
         for part, shard in self._shards():
-            metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
-            near, where = faiss.knn(q, shard, min(k, len(shard)), metric=metric)
-            near, where = (near if cosine else -near), where + part.start
-            if best.shape[1]:
-                near, where = np.hstack([best, near]), np.hstack([index, where])
-                order = np.argsort(-near, axis=1, kind="stable")[:, :k]
-                near, where = np.take_along_axis(near, order, 1), np.take_along_axis(where, order, 1)
-            best, index = near, where
-        return best, index
+            for some in blocks(len(q), MERGED):
+                near, where = self._nearest(q[some], shard, min(k, len(shard)))
+                heap.add_result_subset(np.arange(some.start, some.stop), near, where + part.start)
+        heap.finalize()
+        return (heap.D if cosine else -heap.D), heap.I
+
+    def _nearest(self, q: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        metric = faiss.METRIC_INNER_PRODUCT if self.similarity == "cosine" else faiss.METRIC_L2
+        if self.card is None or k > GPU_K:
+            return faiss.knn(q, rows, k, metric=metric)
+        limits = {"vectorsMemoryLimit": GPU_BYTES, "queriesMemoryLimit": GPU_BYTES}
+        return faiss.knn_gpu(self.card, q, rows, k, metric=metric, **limits)
 
     def _settle(self, query: np.ndarray, k: int, edge: float, skip: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Cut a tie at the last place by row number: faiss keeps whichever of the tied rows it met in its own order."""
@@ -260,11 +273,21 @@ def _weights(similarity: np.ndarray, protocol: KNNProtocol) -> np.ndarray:
     return np.ones(similarity.shape)
 
 
-def _without(best: np.ndarray, index: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def without(best: np.ndarray, index: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return similarities and row numbers (Q, K) without each query's own row, one column less; the last goes if need be."""
     others = index != own[:, None]
     others[others.all(1), -1] = False  # crowded out by its own duplicates: then the last place goes
     shape = (len(index), index.shape[1] - 1)
     return best[others].reshape(shape), index[others].reshape(shape)
+
+
+def _card() -> Any:
+    """Return faiss' handle of a GPU, None where the machine or this build of faiss has none."""
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1:
+        return None
+    return faiss.StandardGpuResources()
 
 
 def _scores(query: np.ndarray, rows: np.ndarray, similarity: str) -> np.ndarray:
@@ -273,11 +296,11 @@ def _scores(query: np.ndarray, rows: np.ndarray, similarity: str) -> np.ndarray:
 
 def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:
     """Return C-ordered float32 rows, of unit length for cosine (all-zero rows stay zero)."""
-    rows = np.ascontiguousarray(rows, np.float32)
     if similarity != "cosine":
-        return rows
-    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    return rows / np.maximum(lengths, np.float32(1e-12))[:, None]
+        return np.ascontiguousarray(rows, np.float32)
+    rows = np.array(rows, np.float32, order="C")  # divided in place: a second copy of a shard would be half the memory
+    rows /= np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-12))[:, None]
+    return rows
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from eval.tasks import Split, Task
     from ssl_kd.encoder import Encoder
 
+PUBLISHED = "32-true"  # the precision of published protocols
 CELL_VERSION = 4  # raise it when a change of code changes figures
 
 
@@ -40,12 +41,18 @@ class Settings:
     threads: int = 2
     device: str = "cpu"
     precision: str = "32-true"
+    engine: str = "folded"
     seed: int = 0
     quiet: bool = False
     cells: Path | None = None
     features: Path | None = None
     looks: bool = False
     maps: tuple[str, ...] = ("pca",)
+
+    @property
+    def how(self) -> str:
+        """Precision and engine as a cell's key knows them; the default engine goes without saying."""
+        return self.precision if self.engine == "folded" else f"{self.precision} {self.engine}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +134,22 @@ class Bench:
             protocol = kind.find(job.protocol)
             if task.several and kind.several:
                 protocol = kind.several(job.protocol)
-            judge = kind.make(protocol, task.metric, self.settings.seed, self.settings.device, self.settings.quiet)
+            judge = kind.make(
+                protocol,
+                task.metric,
+                self.settings.seed,
+                self.settings.device,
+                self.settings.quiet,
+                self.settings_for(*self._names(job)).features,
+            )
             scores = judge(train, test, *others)
             if task.classes and not job.outside:
                 scores = replace(scores, classes=np.array(task.classes))
+            if self.settings.precision != PUBLISHED:
+                note = (
+                    f"features at {self.settings.precision}, which the protocol's {PUBLISHED} figures are not made at"
+                )
+                scores = replace(scores, notes=(*scores.notes, note))
             facts: dict[str, Any] = {
                 "images_per_second": rate,
                 "parameters": sum(p.numel() for p in encoder.backbone.parameters()),
@@ -157,7 +176,7 @@ class Bench:
             "metric": self.tasks[job.task].metric,
             "evaluator": job.kind,
             "protocol": repr(KINDS[job.kind].find(job.protocol)),
-            "precision": self.settings.precision,
+            "precision": self.settings.how,
             "seed": self.settings.seed,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -185,6 +204,7 @@ def make_banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> t
         "batch_size": settings.batch_size,
         "device": settings.device,
         "precision": settings.precision,
+        "engine": settings.engine,
         "threads": settings.threads,
         "quiet": settings.quiet,
     }
@@ -198,7 +218,7 @@ def make_banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> t
     if task.held is not None:
         banks[0] = replace(banks[0], held=_held(task.train, task.held, banks[0]))
     if store is not None:
-        return banks[0], banks[1], store.rate(encoder, task.train.images, settings.precision)
+        return banks[0], banks[1], store.rate(encoder, task.train.images, settings.precision, settings.engine)
     return banks[0], banks[1], sum(map(len, banks)) / max(time.monotonic() - began, 1e-9)
 
 

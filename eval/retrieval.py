@@ -12,11 +12,13 @@ space, by the projector of its distillation or by a `bridge`, a ridge regression
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from eval.features import FeatureBank, blocks, check_finite, match
+from eval.approximate import check_index, found_again, open_index
+from eval.features import FeatureBank, Matched, blocks, check_finite, match
 from eval.knn import Search, unit_rows
 from eval.metrics import Scores, mean_score
 from ssl_kd.errors import UserError, nearest
@@ -27,11 +29,15 @@ QUERIES = 128  # whose whole rankings are alive at once
 
 @dataclass(frozen=True)
 class RetrievalProtocol:
-    """What is ranked: the whole index, or (by faiss, for large ones) the nearest `depth` rows of it."""
+    """What is ranked: the whole index, or (by faiss, for large ones) the nearest `depth` rows of it.
+
+    `index` is the name of an approximate one (`eval.approximate`) for a cut ranking; empty: exact.
+    """
 
     name: str
     ks: tuple[int, ...] = (1, 5, 10, 20, 100)
     depth: int | None = None
+    index: str = ""
     source: str = ""
 
 
@@ -51,11 +57,13 @@ class Retrieval:
 
     Recall@k is the share of queries with a relevant row among the first k, precision@k the share of relevant rows
     there, mAP the mean average precision, mAP@R the average precision of the first R (the number of relevant rows),
-    MRR the mean of 1 / rank of the first relevant row. Equal similarities stand in the order of the index.
+    MRR the mean of 1 / rank of the first relevant row. Equal similarities stand in the order of the index. Approximate
+    indexes are kept in `folder` (None: not at all), and the share of the exact neighbours that they find is noted.
     """
 
     protocol: str | RetrievalProtocol = "full"
     quiet: bool = True
+    folder: Path | None = None
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return every figure with its interval; given one bank twice, no row finds itself."""
@@ -66,12 +74,13 @@ class Retrieval:
         depth = min(protocol.depth or size, size)
         ks = tuple(sorted({min(k, depth) for k in protocol.ks}))
         relevant = np.bincount(banks.y, minlength=len(banks.classes))[banks.y_test] - banks.same
-        rank = _ranker(banks.x, depth, size)
+        rank, recall = _ranker(banks, protocol, ks, depth, size, self.folder)
         columns: dict[tuple[str, int | None], list[np.ndarray]] = {}
         with Progress("retrieval", len(banks.y_test), "queries", self.quiet) as bar:
             for part in blocks(len(banks.y_test), QUERIES):
                 own = np.arange(part.start, part.stop) if banks.same else None
-                hits = banks.y[rank(banks.x_test[part], own)] == banks.y_test[part, None]
+                rows = rank(banks.x_test[part], own)
+                hits = (banks.y[rows] == banks.y_test[part, None]) & (rows >= 0)
                 for key, values in _figures(hits, relevant[part], ks).items():
                     columns.setdefault(key, []).append(values)
                 bar.advance(part.stop - part.start)
@@ -82,6 +91,9 @@ class Retrieval:
         notes = [f"{(~asked).sum()} queries have no relevant row and are left out"] if not asked.all() else []
         clamped = [k for k in protocol.ks if k > depth]
         notes += [f"k = {', '.join(map(str, clamped))} clamped to the {depth} rows that are ranked"] if clamped else []
+        if recall:
+            shares = ", ".join(f"{100 * share:.1f} % of {k}" for k, share in recall.items())
+            notes.append(f"approximate index {protocol.index}: finds {shares} exact neighbours")
         return Scores(
             "retrieval",
             protocol.name,
@@ -90,16 +102,24 @@ class Retrieval:
             banks.y_test[asked],
             {},
             notes=tuple(notes),
-            details={"index": len(banks.x), "depth": depth},
+            details={"index": len(banks.x), "depth": depth} | ({"recall of the exact": recall} if recall else {}),
             headline_metric="map",
             each=each,
         )
 
 
 def retrieval_protocol(protocol: str | RetrievalProtocol) -> RetrievalProtocol:
-    """Return a protocol by name, or the given one as it is."""
+    """Return a protocol by name, or the given one as it is; "top1000@IVF256,Flat" is top1000 of an approximate index."""
     if not isinstance(protocol, str):
         return protocol
+    plain, _, index = protocol.partition("@")
+    if index:
+        found = replace(retrieval_protocol(plain), name=protocol, index=check_index(index))
+        if found.depth is None:
+            raise UserError(
+                f"{protocol}: {plain} ranks every row; an approximate index serves a cut ranking, as top1000"
+            )
+        return found
     if protocol not in PROTOCOLS:
         known = list(PROTOCOLS)
         raise UserError(f"no retrieval protocol {protocol!r}; known: {', '.join(known)}.{nearest(protocol, known)}")
@@ -193,12 +213,21 @@ class Agreement:
         )
 
 
-def _ranker(index: np.ndarray, depth: int, size: int) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
-    """Return a function of queries (and their own rows) that gives row numbers (Q, depth), nearest first."""
+def _ranker(
+    banks: Matched, protocol: RetrievalProtocol, ks: tuple[int, ...], depth: int, size: int, folder: Path | None
+) -> tuple[Callable[[np.ndarray, np.ndarray | None], np.ndarray], dict[str, float]]:
+    """Return a function of queries (and their own rows) that gives row numbers (Q, depth), nearest first, -1 for none.
+
+    With it, for an approximate index, the share of the exact neighbours that it finds among the first k.
+    """
+    if protocol.index:
+        index = open_index(banks.x, protocol.index, folder)
+        found = found_again(index, banks.x, banks.x_test, ks, np.arange(len(banks.x_test)) if banks.same else None)
+        return lambda queries, own: index(queries, depth, own)[1], {str(k): share for k, share in found.items()}
     if depth < size:
-        search = Search(index)
-        return lambda queries, own: search(queries, depth, own)[1]
-    rows = unit_rows(index)
+        search = Search(banks.x)
+        return lambda queries, own: search(queries, depth, own)[1], {}
+    rows = unit_rows(banks.x)
 
     def whole(queries: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         similarity = unit_rows(queries) @ rows.T
@@ -206,7 +235,7 @@ def _ranker(index: np.ndarray, depth: int, size: int) -> Callable[[np.ndarray, n
             similarity[np.arange(len(own)), own] = -np.inf
         return np.argsort(-similarity, axis=1, kind="stable")[:, :depth]
 
-    return whole
+    return whole, {}
 
 
 def _figures(hits: np.ndarray, relevant: np.ndarray, ks: tuple[int, ...]) -> dict[tuple[str, int | None], np.ndarray]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import EvalConfig, check, encoders_of, ood_of, tasks_of
-from eval.evaluators import split_evaluator
+from eval.evaluators import indexed, split_evaluator
 from eval.measure import Bench, Job, Settings, plan
 from eval.opening import open_encoders, open_task
 from eval.report import Results, write_atomically
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_of
 
 if TYPE_CHECKING:
     from eval.tasks import Task
@@ -27,8 +27,9 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     """Run what a configuration describes and write its results into `config.out`. UserError for bad input."""
     check(config)
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
-    wanted = [split_evaluator(name) for name in dict.fromkeys(config.evaluators)]
+    wanted = indexed([split_evaluator(name) for name in dict.fromkeys(config.evaluators)], config.index)
     _check_device(config.device)
+    _check_engine(config.engine)
     tasks = {task.title: open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
     try:
@@ -40,6 +41,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         config.threads,
         config.device,
         config.precision,
+        config.engine,
         config.seed,
         quiet,
         Path(config.out) / "cells",
@@ -86,6 +88,12 @@ def _check_device(device: str) -> None:
         raise UserError(f"device: expected cpu or cuda, got {device!r}") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: {device} was asked for, but torch sees no GPU here; use cpu")
+
+
+def _check_engine(engine: str) -> None:
+    from eval.engines import ENGINES
+
+    one_of("engine", engine, list(ENGINES))
 
 
 def evaluate_encoders(
@@ -135,9 +143,9 @@ def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Resu
             looks.append(look(bench.tasks[job.task], job.encoder, train, test, maps=settings.maps))
     if not cells:
         raise UserError(f"nothing to do: {'; '.join(left_out)}")
-    return Results(
-        tuple(cells), bench.reference, facts(bench.encoders, bench.tasks.values()), tuple(looks), tuple(left_out)
-    )
+    known = facts(bench.encoders, bench.tasks.values())
+    known["features"] = f"{settings.precision}, engine {settings.engine}"
+    return Results(tuple(cells), bench.reference, known, tuple(looks), tuple(left_out))
 
 
 def facts(encoders: Mapping[str, Encoder], tasks: Any) -> dict[str, str]:

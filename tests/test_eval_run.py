@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,32 @@ def test_a_size_changes_what_the_network_sees(lab, tmp_path):
     assert len(set(names)) == 2
 
 
+def test_an_engine_or_precision_of_choice_has_cells_and_features_of_its_own_and_bf16_says_so(lab, tmp_path):
+    out, kept = str(tmp_path / "out"), []
+    for changes in ({}, {"engine": "eager"}, {"engine": "eager", "precision": "bf16-mixed"}):
+        settings = EvalConfig(out, [str(lab / "hues")], [str(lab / "student.safetensors")], ["knn"], report=False)
+        results = evaluate(replace(settings, **changes), quiet=True)
+        kept.append(tuple(len(list((tmp_path / "out" / part).iterdir())) for part in ("cells", "features")))
+        assert (
+            results.facts["features"]
+            == f"{changes.get('precision', '32-true')}, engine {changes.get('engine', 'folded')}"
+        )
+        assert ("features at bf16-mixed" in results.markdown()) == ("precision" in changes)
+    assert kept == [(1, 2), (2, 4), (3, 6)]
+
+
+def test_an_approximate_index_is_kept_beside_the_features_and_its_recall_beside_the_figures(lab, tmp_path):
+    settings = EvalConfig(
+        str(tmp_path), [str(lab / "hues")], [str(lab / "student.safetensors")], ["retrieval/top1000"], report=False
+    )
+    exact = evaluate(settings, quiet=True)
+    approximate = evaluate(replace(settings, index="IVF2,Flat nprobe=2"), quiet=True)
+    assert [row["value"] for row in approximate.rows] == pytest.approx([row["value"] for row in exact.rows], abs=1e-3)
+    assert approximate.cells[0].scores.protocol == "top1000@IVF2,Flat nprobe=2"
+    assert "finds 100.0 % of 1" in approximate.markdown()
+    assert len(list((tmp_path / "features").glob("*.faiss"))) == 1
+
+
 def _cells_after(settings):
     evaluate(settings, quiet=True)
     return list((Path(settings.out) / "cells").iterdir())
@@ -292,6 +319,12 @@ BAD = {
     "unknown corruption": ({"tasks": [{"path": "HUES", "corrupt": "blurr"}]}, "Did you mean blur"),
     "wrong severity": ({"tasks": [{"path": "HUES", "corrupt": "blur", "severity": 9}]}, "severity is 1 to 5, got 9"),
     "wrong precision": ({"precision": "fp16"}, "32-true or bf16-mixed"),
+    "wrong engine": ({"engine": "foldd"}, "engine: expected one of .* Did you mean folded"),
+    "unreadable index": (
+        {"evaluators": ["retrieval/top1000"], "index": "IVF4,Flt"},
+        "index 'IVF4,Flt': faiss does not",
+    ),
+    "index for nobody": ({"index": "IVF4,Flat"}, "serves retrieval/top1000 and asymmetric/top1000; neither"),
     "wrong device": ({"device": "gpuu"}, "device: expected cpu or cuda, got 'gpuu'"),
     "weights and supervised": ({"encoders": [{"weights": "x", "supervised": "y"}]}, "or supervised"),
     "ood of an unknown task": ({"ood": [["hues", "hue"]]}, r"ood\[0\]: expected one of hues; got 'hue'. Did you mean"),

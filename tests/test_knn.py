@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,65 @@ def test_neighbours_do_not_depend_on_shards(similarity, shard_bytes):
     np.testing.assert_allclose(whole[0], cut[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_memory_mapped_bank_in_shards_gives_the_votes_of_one_in_memory(tmp_path, monkeypatch, dtype):
+    train, test = banks(n=900, q=150, seed=8)
+    train.features[500:520] = train.features[:20]  # ties across shards
+    np.save(tmp_path / "bank.npy", train.features.astype(dtype))
+    mapped = FeatureBank(np.load(tmp_path / "bank.npy", mmap_mode="r"), train.labels)
+    whole = KNN("dino")(FeatureBank(np.array(mapped.features), train.labels), test)
+    monkeypatch.setattr("eval.knn.SHARD_BYTES", 5000)
+    monkeypatch.setattr("eval.knn.QUERY_BYTES", 3000)
+    monkeypatch.setattr("eval.knn.MERGED", 7)
+    search = Search(mapped.features)
+    assert len(search.parts) > 5
+    assert search.block < 100
+    cut = KNN("dino")(mapped, test)
+    assert cut.rows == whole.rows
+    for k, guesses in whole.predicted.items():
+        np.testing.assert_array_equal(cut.predicted[k], guesses)
+
+
+def test_a_search_in_shards_needs_a_shard_and_not_the_bank(tmp_path, monkeypatch):
+    """numpy's own memory, the memory map aside: a 16 MB bank in shards of 1 MB."""
+    np.save(tmp_path / "bank.npy", np.random.default_rng(0).normal(size=(65_536, 64)).astype(np.float32))
+    bank = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    search = Search(bank, shard_bytes=1 << 20)
+    tracemalloc.start()
+    search(np.array(bank[:20]), 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 << 20
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_a_gpu_is_asked_where_faiss_has_one_and_only_for_as_many_as_it_can(monkeypatch, similarity):
+    """A double of faiss' surface, answered by the processor: that a GPU is asked rightly, not that one answers."""
+    import faiss
+
+    asked = []
+
+    def knn_gpu(card, queries, rows, k, metric, **limits):
+        asked.append((card, k, limits))
+        return faiss.knn(queries, rows, k, metric=metric)
+
+    train, test = banks(seed=3)
+    expected = Search(train.features, similarity)(test.features, 25)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "card", raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    assert Search(train.features, similarity).card is None  # a build for GPUs on a machine without one
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    for shard_bytes in (1 << 20, 5000):
+        found = Search(train.features.astype(np.float64), similarity, shard_bytes)(test.features, 25)
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert {(card, k) for card, k, *_ in asked} == {("card", 26)}
+    assert all(set(limits) == {"vectorsMemoryLimit", "queriesMemoryLimit"} for _, _, limits in asked)
+    count = len(asked)
+    monkeypatch.setattr("eval.knn.GPU_K", 20)
+    Search(train.features, similarity)(test.features, 25)
+    assert len(asked) == count
+
+
 def test_guesses_do_not_depend_on_row_order():
     train, test = banks(seed=4)
     order = np.random.default_rng(0).permutation(len(train))
@@ -162,6 +223,17 @@ def test_many_classes_and_float16_banks_work():
     y = np.arange(22_000) % 21_841
     scores = KNN("plain")(FeatureBank(x, y), FeatureBank(x[:50], y[:50]))
     assert scores.value("top1", 1) > 0.9
+
+
+def test_votes_among_many_classes_need_no_table_of_queries_by_classes():
+    rng = np.random.default_rng(0)
+    labels, index = np.arange(21_841), rng.integers(0, 21_841, (2000, 20))
+    tracemalloc.start()
+    ranked = ranked_votes(-np.sort(rng.random((2000, 20)), 1), index, labels, 21_841, (1, 20), PROTOCOLS["dino"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(ranked[1][:, 0], index[:, 0])
+    assert peak < 2000 * 21_841 * 8 / 10
 
 
 def test_unit_banks_are_not_copied_and_give_the_same():

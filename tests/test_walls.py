@@ -21,6 +21,7 @@ OPEN_TO_EVAL = {
 }
 EVALUATORS = (
     "knn",
+    "approximate",
     "linear_probe",
     "logistic",
     "metrics",
