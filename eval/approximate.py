@@ -119,7 +119,7 @@ def _look(index: Any, name: str, words: str) -> None:
     import faiss
 
     if words:
-        _asked(name, lambda: faiss.ParameterSpace().set_index_parameters(index, words))
+        _asked(name, lambda: faiss.ParameterSpace().set_index_parameters(index, words))  # type: ignore[arg-type]  # its stub is wrong
 
 
 def _asked(name: str, what: Callable[[], Any]) -> Any:

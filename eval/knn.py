@@ -188,8 +188,9 @@ class Search:
         metric = faiss.METRIC_INNER_PRODUCT if self.similarity == "cosine" else faiss.METRIC_L2
         if self.card is None or k > GPU_K:
             return faiss.knn(q, rows, k, metric=metric)
-        limits = {"vectorsMemoryLimit": GPU_BYTES, "queriesMemoryLimit": GPU_BYTES}
-        return faiss.knn_gpu(self.card, q, rows, k, metric=metric, **limits)
+        return faiss.knn_gpu(
+            self.card, q, rows, k, metric=metric, vectorsMemoryLimit=GPU_BYTES, queriesMemoryLimit=GPU_BYTES
+        )
 
     def _settle(self, query: np.ndarray, k: int, edge: float, skip: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Cut a tie at the last place by row number: faiss keeps whichever of the tied rows it met in its own order."""
