@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from eval.features import FeatureBank
-from eval.linear_probe import CELLS, LBFGS_PROTOCOLS, LinearProbe, LinearProtocol, holdout
-from eval.logistic import Fits
+from eval.linear_probe import LBFGS_PROTOCOLS, LinearProbe, LinearProtocol, holdout
 from ssl_kd.errors import UserError
 
 
@@ -131,26 +129,6 @@ def test_many_classes_and_small_chunks_give_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     crowd = FeatureBank(rng.normal(size=(6000, 3)).astype(np.float32), np.arange(6000) % 3000)
     assert 0 <= LinearProbe(strength=1.0)(crowd, crowd.rows(np.arange(40))).value("top5") <= 1
-
-
-@pytest.mark.slow
-def test_all_of_imagenet_21ks_classes_are_fitted_in_chunks_and_what_did_not_converge_is_said(monkeypatch):
-    sizes, given, product = [], Fits.logits, torch.addmm
-    monkeypatch.setattr(Fits, "logits", lambda fits, x: _noted(given(fits, x), sizes))
-    monkeypatch.setattr(torch, "addmm", lambda *parts, **settings: _noted(product(*parts, **settings), sizes))
-    labels = np.r_[np.arange(21_841), np.arange(40)]  # a second row of forty classes can be held out
-    x = np.random.default_rng(0).normal(size=(len(labels), 4)).astype(np.float32)
-    strengths = (100.0, 10.0)
-    probe = LinearProbe(LinearProtocol("two passes", strengths, 0.5, max_passes=2))
-    scores = probe(FeatureBank(x, labels), FeatureBank(x[:50], labels[:50]))
-    assert scores.predicted[None].max() < 21_841
-    assert "2 of 2 strengths did not converge" in scores.notes[0]
-    assert max(sizes) <= CELLS < len(labels) * 21_841 * len(strengths) / 10
-
-
-def _noted(logits, sizes):
-    sizes.append(logits.numel())
-    return logits
 
 
 def test_read_only_and_half_precision_banks_are_taken():
