@@ -162,7 +162,7 @@ def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, l
     if loader.heard < len(loader.recipes) and reads_more:
         raise UserError(
             "views: small crops have patches and layers of their own, which this objective would compare with those of "
-            "large views; use weak, strong or multi, or an objective on embeddings such as default"
+            "large views; use weak, strong or multi, or an objective on embeddings such as default_light"
         )
     if config.compile and objective.student_layers:
         raise UserError(

@@ -125,7 +125,7 @@ def test_small_crops_are_asked_to_be_at_the_teachers_mean_of_the_large():
     assert for_all_views(word, Views(np.arange(3), 0, tuple(pixels[:2]))) is word
 
 
-@pytest.mark.parametrize("objective", ["default", "seed", "dist", "compress_2q"])
+@pytest.mark.parametrize("objective", ["simreg_queue", "seed", "dist", "compress_2q"])
 def test_small_crops_are_for_the_student_only(teacher, tmp_path, objective):
     seen = {}
     student = ssl_kd.build("resnet18", **ARGS)

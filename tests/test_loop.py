@@ -47,7 +47,7 @@ def same(a, b):
 def test_a_run_brings_the_student_to_the_teacher_and_explains_itself(teacher, tmp_path):
     before = weights(teacher)
     done = ssl_kd.distill(
-        teacher, images=images(), out=tmp_path / "run", objective="default", **QUICK | {"epochs": 12, "lr": 3e-3}
+        teacher, images=images(), out=tmp_path / "run", objective="simreg_queue", **QUICK | {"epochs": 12, "lr": 3e-3}
     )
     assert same(before, weights(teacher))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -222,7 +222,7 @@ def test_taps_tell_what_to_ask_the_networks_for():
 
 
 def test_the_state_of_the_first_presets_keeps_its_names():
-    keys = set(build_objective("default", 6, 10).state_dict())
+    keys = set(build_objective("simreg_queue", 6, 10).state_dict())
     assert {f"terms.correlation_queue.relation.{b}" for b in ("bank", "index", "filled", "head")} < keys
     rest = {key for key in keys if ".relation." not in key}
     assert {key.split(".")[1] for key in rest} == {"alignment", "correlation_queue"}

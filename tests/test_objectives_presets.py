@@ -22,6 +22,7 @@ from small_features import (
 
 from ssl_kd.encoder import Features
 from ssl_kd.objectives import PRESETS
+from ssl_kd.objectives.presets import terms_of
 
 
 def queue_kl(s, t, queue, tau_s, tau_t, own=False):
@@ -163,6 +164,21 @@ def test_theia_and_unic_mix_cosine_and_smooth_l1_on_standardised_teachers():
     assert unic.answer(0)[0] == pytest.approx((whole + patches) / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["default", "default_light"])
+def test_ours_are_squared_distances_to_standardised_teachers(name):
+    case = Case(name)
+    by_hand = [np.mean((case.projected(0, i) - standardised(case.teacher(0))) ** 2) for i in range(2)]
+    if name == "default":
+        by_hand.append(np.mean(np.square(np.subtract(*rows_of_tokens(case, 2)))))
+    total, values = case.answer(0)
+    assert values == pytest.approx(by_hand, rel=1e-3)
+    assert total == pytest.approx(sum(by_hand), rel=1e-3)
+
+
+def test_simreg_queue_is_the_sum_of_both():
+    assert terms_of("simreg_queue") == (*terms_of("simreg"), *terms_of("queue"))
+
+
 def test_attn_distill_compares_what_the_class_tokens_look_at():
     case = Case("attn_distill")
     total, (mse, attention) = case.answer(0)
@@ -238,5 +254,5 @@ def test_the_pull_on_the_target_follows_the_ratio_of_teacher_and_student():
 def test_every_preset_is_named_in_a_test_of_its_formula():
     files = (Path(__file__).with_name(f"test_objectives{which}.py") for which in ("", "_presets", "_classics"))
     text = "".join(path.read_text() for path in files)
-    alike = {"mlkd": "dlkd", "dlkd_light": "dlkd", "queue": "default"}  # the same parts
+    alike = {"mlkd": "dlkd", "dlkd_light": "dlkd", "queue": "simreg_queue"}  # the same parts
     assert [name for name in PRESETS if f'"{alike.get(name, name)}"' not in text] == []

@@ -12,7 +12,7 @@ TEACHERS = {"dino": 10, "moco": 7, "swav": 5}
 
 def built(**more):
     torch.manual_seed(0)
-    return build_several({"dino": "simreg", "moco": "default", "swav": "dlkd"}, 6, TEACHERS, **more)
+    return build_several({"dino": "simreg", "moco": "simreg_queue", "swav": "dlkd"}, 6, TEACHERS, **more)
 
 
 def answer(objective, start=0, epoch=0):

@@ -25,14 +25,37 @@ _DLKD = Preset(
     views="multi",
 )
 
+# A head that can bend, and one that cannot: the second keeps the teacher's neighbours in the student's own embedding.
+_STANDARDISED = (
+    alignment("mlp", "mse", space="standardised"),
+    alignment("bn", "mse", space="standardised"),
+)
+
 OURS: dict[str, Preset] = {
     "default": Preset(
+        (*_STANDARDISED, alignment("mlp", "mse", of="tokens", space="standardised")),
+        "chosen by the comparison below",
+        "ours",
+        "-",
+        "MSE(g1(s), t) + MSE(g2(s), t) + MSE(g3(patches of s), patches of t), t standardised; g1, g3: two layers, g2: linear "
+        "and batch norm",
+        "each dimension of the teacher counts equally; patches make stored targets large: `default_light` then",
+    ),
+    "default_light": Preset(
+        _STANDARDISED,
+        "`default` without patches: for teachers that have none, and for stored targets",
+        "ours",
+        "-",
+        "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
+        "-",
+    ),
+    "simreg_queue": Preset(
         (_SIMREG, _QUEUE),
         "our combination of `simreg` and `queue`",
         "ours",
         "-",
         "L_simreg + L_queue",
-        "not yet chosen by a comparison of all presets",
+        "the default before the comparison",
     ),
     "queue": Preset(
         (_QUEUE,),

@@ -64,7 +64,7 @@ def tokens(features: Features, whose: str, width: int | None = None) -> Tensor:
     if features.tokens is None:
         raise UserError(
             f"objective: it compares patch tokens, but the {whose} gives none; take a network with patches or a map, "
-            f"or an objective on embeddings such as default"
+            "or an objective on embeddings such as default_light"
         )
     if width is not None and features.tokens.shape[2] != width:
         raise UserError(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class Standardise(nn.Module):
     """The teacher's features with zero mean and unit variance per dimension, by running statistics.
 
-    The first batch sets the statistics; later ones move them by `momentum`. Source: the moving averages of UNIC
-    (Sariyildiz et al., ECCV 2024), with a constant momentum.
+    The first 1 / momentum batches count equally, so that a dimension that rested in the very first is not blown up;
+    later ones move the statistics by `momentum`. Source: the moving averages of UNIC (Sariyildiz et al., ECCV 2024).
     """
 
     mean: Tensor
@@ -32,7 +32,7 @@ class Standardise(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """(N, Dt) -> (N, Dt)."""
         if self.training:
-            rate = 1.0 if int(self.seen) == 0 else self.momentum
+            rate = max(1 / (int(self.seen) + 1), self.momentum)
             self.mean.lerp_(t.mean(0), rate)
             self.var.lerp_(t.var(0, unbiased=False), rate)
             self.seen += 1
