@@ -113,6 +113,13 @@ def test_an_engine_that_answers_something_else_is_refused(monkeypatch):
         run(pixels())
 
 
+def test_an_engine_that_answers_no_numbers_is_refused(monkeypatch):
+    nothing = lambda *_: lambda images: {"pool": torch.full((len(images), 512), torch.nan)}  # noqa: E731
+    monkeypatch.setitem(ENGINES, "broken", nothing)
+    with started(worn("resnet10t"), ("pool",), "broken") as run, pytest.raises(UserError, match="use engine eager"):
+        run(pixels())
+
+
 @pytest.mark.parametrize(
     ("engine", "says"), [("foldet", "folded"), ("openvino", "pip install")], ids=["a typing error", "not installed"]
 )
