@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from eval.features import blocks
+from ssl_kd.atomic import reserve
+from ssl_kd.errors import UserError
 
 IN_MEMORY = 1 << 31  # bytes as float32; a memory-mapped bank above it stays on disk
 
@@ -62,9 +64,19 @@ class Rows:
 
 
 def scratch(rows: int, width: int) -> Tensor:
-    """Return a float32 tensor (rows, width) that lies in an unnamed file of the temporary folder."""
-    with tempfile.TemporaryFile(prefix="ssl_kd-") as file:
-        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(rows, width)))
+    """Return a float32 tensor (rows, width) that lies in an unnamed file of the temporary folder.
+
+    UserError where that has no room: a mapped file with holes would kill its writer later.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="ssl_kd-") as file:
+            reserve(file, rows * width * 4)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, width)))
+    except OSError as error:
+        raise UserError(
+            f"probe: a bank that stays on disk needs {rows * width * 4 / 1e9:.1f} GB in {tempfile.gettempdir()} "
+            f"({error.strerror or error}); free some space or set TMPDIR to another folder"
+        ) from error
 
 
 def stays_on_disk(features: np.ndarray) -> bool:

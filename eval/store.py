@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eval.features import FeatureBank, bank_key, embed
+from ssl_kd.atomic import reserve
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.progress import Progress
 
@@ -124,14 +125,28 @@ class _Shelf:
         return {**nothing, **state} if fits else nothing
 
     def open(self, mode: Literal["r", "r+", "w+"]) -> tuple[np.memmap, np.memmap]:
-        new = mode == "w+"
+        new, paths = mode == "w+", (self.folder / "features.npy", self.folder / "kept.npy")
         features = np.lib.format.open_memmap(
-            self.folder / "features.npy", mode, np.dtype(self.dtype), (self.rows, self.width) if new else None
+            paths[0], mode, np.dtype(self.dtype), (self.rows, self.width) if new else None
         )
-        kept = np.lib.format.open_memmap(
-            self.folder / "kept.npy", mode, np.dtype("int64"), (self.rows,) if new else None
-        )
+        kept = np.lib.format.open_memmap(paths[1], mode, np.dtype("int64"), (self.rows,) if new else None)
+        if new:
+            self._take_room(paths)
         return features, kept
+
+    def _take_room(self, paths: Sequence[Path]) -> None:
+        """A disk that fills up later would kill the writer of a mapped file with holes; leave none and say so now."""
+        try:
+            for path in paths:
+                with path.open("r+b") as file:
+                    reserve(file, path.stat().st_size)
+        except OSError as error:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise UserError(
+                f"features: {self.rows:,} rows of {self.width} numbers cannot be kept in {self.folder} "
+                f"({error.strerror or error}); free some space or choose another folder"
+            ) from error
 
     def note(self, **state: Any) -> None:
         path = self.folder / "state.json"

@@ -5,6 +5,7 @@ A process that is killed in between leaves `NAME.PID.part`, which `sweep` remove
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,17 @@ def append_line(path: Path, line: str) -> None:
         raise UserError(
             f"{path}: could not be written ({error.strerror or error}); free some space or choose another place"
         ) from error
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Give a file its length and its room: a disk that fills up later would kill whoever writes to a mapped hole."""
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise room
+                raise
 
 
 def sweep(folder: Path) -> None:

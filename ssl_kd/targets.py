@@ -14,19 +14,18 @@ targets (weights, feature, images, recipes, size, seed, precision): another ques
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_kd.atomic import reserve
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
 
@@ -99,7 +98,7 @@ class TargetStore:
         if not path.exists() or path.stat().st_size != size:
             try:
                 with open(path, "wb") as file:
-                    _reserve(file, size)
+                    reserve(file, size)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
@@ -136,14 +135,3 @@ class TargetStore:
 
 def _sum(row: np.ndarray) -> int:
     return zlib.crc32(row.tobytes()) or 1  # 0 means empty
-
-
-def _reserve(file: IO[bytes], size: int) -> None:
-    """Give a file its length and its room: a disk that fills up later would kill whoever writes to a mapped hole."""
-    file.truncate(size)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise room
-                raise

@@ -10,6 +10,7 @@ from eval import rows
 from eval.features import FeatureBank
 from eval.linear_probe import LinearProbe
 from eval.rows import Rows, scratch, stays_on_disk
+from ssl_kd.errors import UserError
 
 
 def bank(n, seed, dtype=np.float32):
@@ -59,3 +60,20 @@ def test_a_scratch_file_is_written_and_read_like_memory():
     room = scratch(5, 3)
     room[1:3] = 7.0
     assert room.sum() == 42
+
+
+def test_a_temporary_folder_without_room_is_one_line(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match=r"needs 0.0 GB in .* .No space left on device.; free some space or set TMPDIR"):
+        scratch(5, 3)
+
+
+def test_a_scratch_file_has_its_room(monkeypatch):
+    """A mapped file with holes kills its writer when the disk fills up."""
+    asked = []
+    monkeypatch.setattr("os.posix_fallocate", lambda handle, start, size: asked.append((start, size)))
+    assert scratch(5, 3).sum() == 0
+    assert asked == [(0, 60)]

@@ -184,3 +184,18 @@ def test_another_engine_is_another_bank(network, pixels, store):
     banks = [store.bank(network, ArrayImages(pixels), quiet=True, engine=name) for name in ("eager", "folded")]
     assert len({bank.key for bank in banks}) == 2
     np.testing.assert_allclose(banks[0].features, banks[1].features, rtol=1e-4, atol=1e-5)
+
+
+def test_a_disk_without_room_is_one_line_before_an_image_is_read(network, pixels, store, monkeypatch):
+    """A mapped file with holes would kill the process when the disk fills up."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    seen = counted(monkeypatch)
+    with monkeypatch.context() as during:
+        during.setattr("os.posix_fallocate", full)
+        with pytest.raises(UserError, match=r"features: 7 rows of .* .No space left on device.; free some space"):
+            store.bank(network, ArrayImages(pixels), quiet=True)
+    assert not seen
+    assert len(store.bank(network, ArrayImages(pixels), quiet=True)) == 7
