@@ -98,6 +98,7 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
         saved = None if config.overwrite else run.restore()
         # An interrupted run goes on in the precision it began with, whatever a new probe would say.
         fabric, precision = make_fabric(config.accelerator, saved["precision"] if saved else config.precision)
+        del saved  # or student, heads and queues lie in memory twice as long as this is open
         yield _Loop(fabric, precision, config, run, parts)
     finally:
         run.close()
@@ -136,9 +137,7 @@ class _Loop:
     def run(self) -> Distilled:
         """Train to the end and save the student."""
         self.fabric.barrier()  # every rank begins from what the first has on disk
-        saved = self.run_folder.restore()
-        if saved is not None:
-            self._load(saved)
+        self._go_on()
         began = self.seconds
         count = len(self.loader.images)
         self.stepper.pair.train()
@@ -171,7 +170,7 @@ class _Loop:
                 if time.monotonic() - saved_at > self.config.save_minutes * 60 and self.step < self.total:
                     self._save()
                     saved_at = time.monotonic()
-            rate = (count * self.config.epochs - bar.start) / max(self.seconds - began, 1e-9)
+            rate = (self._images_done() - bar.start) / max(self.seconds - began, 1e-9)
         return self._finish(rate)
 
     def _images_done(self) -> int:
@@ -286,6 +285,11 @@ class _Loop:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         self.run_folder.save(state)
+
+    def _go_on(self) -> None:
+        """Take up the saved state, if there is one; nothing of it stays in memory beside what it went into."""
+        if (saved := self.run_folder.restore()) is not None:
+            self._load(saved)
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.bare.load_state_dict(saved["pair"])
