@@ -27,9 +27,12 @@ def distill(argv: Sequence[str]) -> int:
         ),
     )
     check(config)
+    from ssl_kd import ranks
     from ssl_kd.loop import distill as run
 
     done = run(config=config)
+    if ranks.rank():
+        return 0  # of several processes the first speaks
     losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
     print(
         f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
@@ -48,9 +51,11 @@ def targets(argv: Sequence[str]) -> int:
         "ssl-kd targets",
         examples=("ssl-kd targets --replay 4 ... (then the same with ssl-kd distill)",),
     )
+    from ssl_kd import ranks
     from ssl_kd.loop import fill_targets
 
-    for name, store in fill_targets(config=config).items():
+    stores = fill_targets(config=config)
+    for name, store in stores.items() if not ranks.rank() else ():
         whose = f"{name}: " if name else ""
         print(f"{whose}{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
     return 0

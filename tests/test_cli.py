@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -111,3 +112,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, tmp_path, folder, capsys):
     assert captured.err.strip().count("\n") == 0
     assert captured.out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_of_several_processes_the_first_alone_says_what_came_out(monkeypatch, capsys):
+    done = SimpleNamespace(path="x", student=SimpleNamespace(arch="resnet18", dim=512), seconds=60.0, last={})
+    monkeypatch.setattr("ssl_kd.loop.distill", lambda config: done)
+    store = SimpleNamespace(path="y", filled=lambda: 1.0, shape=(1, 2, 3))
+    monkeypatch.setattr("ssl_kd.loop.fill_targets", lambda config: {"": store})
+    words = ["--teacher", "t", "--images", "i", "--out", "o", "--replay", "1"]
+    for rank, speaks in ((0, True), (1, False)):
+        monkeypatch.setattr("ssl_kd.ranks.rank", lambda: rank)  # noqa: B023 - asked inside this turn
+        for command in ("distill", "targets"):
+            assert main([command, *words]) == 0
+            assert bool(capsys.readouterr().out) is speaks
