@@ -237,10 +237,11 @@ def _state_lines(twin: Twin) -> tuple[str, ...]:
 
 
 def _write_state(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {name: tensor.clone().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    save_file(state, path, metadata={"format": "pt", "card": json.dumps(card)})
+    # Written by Python, whose errors say that a disk is full; likewise below.
+    path.write_bytes(save(state, metadata={"format": "pt", "card": json.dumps(card)}))
 
 
 def _twin_of(make: Callable[[Encoder], Twin]) -> Callable[[Encoder, Path], Ask]:
@@ -311,7 +312,9 @@ def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None
     with _quiet_torchscript(), torch.no_grad():
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
         traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={"card.json": json.dumps(card)})
+        program = BytesIO()
+        torch.jit.save(traced, program, _extra_files={"card.json": json.dumps(card)})
+    path.write_bytes(program.getbuffer())
 
 
 def _reload_script(encoder: Encoder, path: Path) -> Ask:

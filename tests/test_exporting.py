@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from test_atomic import files_end_at
 
 import ssl_kd
 from ssl_kd import exporting
@@ -142,6 +143,15 @@ def test_what_differs_or_breaks_leaves_nothing(write, words, tmp_path, monkeypat
         ssl_kd.export(network("vit"), ["safetensors", "timm"], tmp_path / "out")
     assert list(kept.parent.iterdir()) == [kept]
     assert kept.read_text() == "an older export"
+
+
+@pytest.mark.parametrize("form", ["timm", "safetensors", "torchscript"])
+def test_a_disk_without_room_is_one_line(form, tmp_path):
+    """The libraries' own writers turn a full disk into errors of their own."""
+    with files_end_at(5_000), pytest.raises(ssl_kd.UserError, match=r"could not be written .File too large.") as said:
+        ssl_kd.export(network("vit"), form, tmp_path / "model")
+    assert "\n" not in str(said.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_state_of_other_shapes_is_not_kept(tmp_path, monkeypatch):
