@@ -108,7 +108,7 @@ class DistillConfig:
         health_every: epochs between looks at held-out images (docs/health.md), fractions too; 0: none is held out
         health_images: how many are held out of training; 0: 512 or 2 %, whichever is fewer, and none of less than 1,600
         patience: looks without a better neighbour overlap after which the run ends early; 0: never
-        save_minutes: minutes between saved states (and at each end of an epoch that long apart)
+        save_minutes: minutes between saved states
         overwrite: start again in a run folder that already holds something
         quiet: no progress bar
         teacher_digest: SHA-256 that the teacher must have, as a run's config.yaml records it; empty: any
