@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.metrics import Score, Scores
-from eval.report import write_atomically
+from ssl_kd.atomic import atomically
 
 
 def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str, Any]) -> None:
@@ -38,7 +38,7 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str,
     arrays |= {"head": np.array(json.dumps(head)), "classes": scores.classes, "labels": scores.labels}
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
-    write_atomically(folder / f"{key}.npz", content.getvalue())
+    atomically(folder / f"{key}.npz", lambda file: file.write(content.getvalue()))
 
 
 def has_cell(folder: Path | None, key: str) -> bool:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +25,7 @@ from eval.metrics import (
     share_of_map11,
     share_of_means,
 )
+from ssl_kd.atomic import atomically
 
 WIDE = 3  # evaluators side by side that a terminal can show
 COLUMNS = (
@@ -182,7 +182,8 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         forms = {"jsonl": self.jsonl(), "csv": self.csv(), "md": self.markdown(), "tex": self.latex()}
         for name, text in forms.items():
-            write_atomically(folder / f"results.{name}", text.encode())
+            content = text.encode()
+            atomically(folder / f"results.{name}", lambda file, content=content: file.write(content))
         return folder
 
     def _find(self, encoder: str, task: str, evaluator: str) -> Cell:
@@ -345,13 +346,3 @@ def _count(n: int) -> str:
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from eval.config import EvalConfig, check, encoders_of, ood_of, tasks_of
 from eval.evaluators import indexed, split_evaluator
 from eval.measure import Bench, Job, Settings, plan
 from eval.opening import open_encoders, open_task
-from eval.report import Results, write_atomically
+from eval.report import Results
+from ssl_kd.atomic import atomically
 from ssl_kd.errors import UserError, nearest, one_of
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Ma
     curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
     results = replace(results, curves=curves, latencies=latencies(bench.encoders, config.device))
     settings = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    write_atomically(
-        Path(config.out) / "report.html", page(results, settings, f"Evaluation: {Path(config.out).name}").encode()
-    )
+    content = page(results, settings, f"Evaluation: {Path(config.out).name}").encode()
+    atomically(Path(config.out) / "report.html", lambda file: file.write(content))
     return results
 
 

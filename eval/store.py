@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eval.features import FeatureBank, bank_key, embed
-from ssl_kd.atomic import reserve
+from ssl_kd.atomic import atomically, reserve
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.progress import Progress
 
@@ -149,10 +148,7 @@ class _Shelf:
             ) from error
 
     def note(self, **state: Any) -> None:
-        path = self.folder / "state.json"
-        unfinished = path.with_name(f".state.{os.getpid()}")
-        unfinished.write_text(json.dumps(state))
-        unfinished.replace(path)
+        atomically(self.folder / "state.json", lambda file: file.write(json.dumps(state).encode()))
 
     def bank(self, images: Any, labels: np.ndarray | None) -> FeatureBank:
         rows = self.state["rows"]

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from ssl_kd.atomic import atomically
 from ssl_kd.download import Check, DownloadError, MissingError, digest_of, download
 from ssl_kd.errors import CheckpointError, nearest
 from ssl_kd.parsing import OneLineParser
@@ -243,9 +244,7 @@ def _record(entry: Entry, path: Path, url: str, sha256: str) -> None:
         "seen": datetime.now(UTC).strftime("%Y-%m-%d"),
         "licence": entry.licence,
     }
-    draft = path.with_name(RECORD + ".part")
-    draft.write_text(json.dumps(record, indent=1))
-    os.replace(draft, path.with_name(RECORD))
+    atomically(path.with_name(RECORD), lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
 def _read_record(entry: Entry) -> dict | None:
