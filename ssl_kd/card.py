@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_kd.config import DistillConfig
 from ssl_kd.encoder import Encoder
-from ssl_kd.run import LAST, STUDENT, environment
+from ssl_kd.run import BEST, LAST, STUDENT, environment
 from ssl_kd.teaching import Teacher, parameter_count
 
 
@@ -23,6 +23,7 @@ def card(
     skipped = "".join(f"\n- {name}: {why}" for name, why in unreadable.items()) or " none"
     whom = " and ".join(t.encoder.arch for t in teachers.values())
     rows = "\n".join(f"| {name} | {value} |" for name, value in (_who(teachers, student) | dict(facts)).items())
+    best = f"\n- `{BEST}`: the student at its best look at the held-out images" if (folder / BEST).exists() else ""
     return f"""# {config.student}, distilled from {whom}
 
 | | |
@@ -36,7 +37,7 @@ Reproduce it: `{environment()["command"]}`, or `ssl-kd distill --config config.y
 - `config.yaml`: every setting; `environment.json`: versions and machine
 - `metrics.jsonl` and `metrics.csv`: one line per {config.log_every} steps, and one per look at the held-out images
 - `{LAST}`: student, heads, queues, optimiser and position
-- `{STUDENT}`: the student alone
+- `{STUDENT}`: the student alone{best}
 
 Unreadable images:{skipped}
 """

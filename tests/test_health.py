@@ -361,6 +361,7 @@ def test_a_run_looks_every_epoch_and_keeps_its_best_student(teacher, tmp_path):
     assert best["health/neighbour_overlap"] == pytest.approx(want["neighbour_overlap"])
     assert best["health/cka"] == pytest.approx(want["cka"], abs=1e-4)
     card = (tmp_path / "run/README.md").read_text()
+    assert "\n- `student_best.safetensors`: " in card
     assert f"at step {best['step']}: {best['health/neighbour_overlap']:.1%}" in card
 
 
@@ -380,6 +381,7 @@ def test_without_looks_every_image_is_trained_on(teacher, tmp_path):
     done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | {"health_every": 0})
     assert "64 from" in (tmp_path / "run/README.md").read_text()
     assert (done.best, looks(tmp_path / "run")) == (None, [])
+    assert "student_best" not in (tmp_path / "run/README.md").read_text()
 
 
 def test_a_run_ends_early_by_patience_and_goes_on_with_more_of_it(teacher, tmp_path, monkeypatch, capsys):
