@@ -136,6 +136,12 @@ def test_an_unknown_kind_shows_its_keys_and_the_way_out(tmp_path):
     assert "model/layers. (2)" in str(report)
 
 
+def test_a_bare_resnet_is_not_called_dinos(tmp_path):
+    torch.save(build("resnet18").backbone.state_dict(), tmp_path / "anybodys.pth")
+    found = inspect(tmp_path / "anybodys.pth")
+    assert (found.format, found.origin) == ("dino_resnet", "resnet18 of unknown origin, read as DINO's")
+
+
 def test_two_claims_are_not_decided_by_order(tmp_path):
     tree, _, _ = layouts.moco("resnet18")
     solo, _, _ = layouts.solo("resnet18", "backbone.")

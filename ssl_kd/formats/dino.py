@@ -129,6 +129,14 @@ def matches_resnet(file: Contents) -> bool:
     return resnets.is_resnet(file.state()) and not any(name.startswith("fc.") for name in file.state())
 
 
+def convert_resnet(file: Contents) -> Weights:
+    """A flat ResNet. DINO published a ResNet-50 alone; of any other it is not known who trained it."""
+    weights = resnets.read_resnet(file, "DINO", BICUBIC)
+    if (weights.arch, weights.arch_args) == ("resnet50", {}):
+        return weights
+    return replace(weights, origin=f"{weights.origin.removeprefix('DINO ')} of unknown origin, read as DINO's")
+
+
 def matches_full(file: Contents) -> bool:
     """A training checkpoint with one of the three kinds of teacher."""
     state = teacher(file)[1]
@@ -172,7 +180,7 @@ DINO_RESNET = Format(
     "pooled map",
     BICUBIC,
     matches_resnet,
-    lambda file: resnets.read_resnet(file, "DINO", BICUBIC),
+    convert_resnet,
 )
 DINO_FULL = Format(
     "dino_full",
