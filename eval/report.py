@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +183,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         forms = {"jsonl": self.jsonl(), "csv": self.csv(), "md": self.markdown(), "tex": self.latex()}
         for name, text in forms.items():
-            content = text.encode()
-            atomically(folder / f"results.{name}", lambda file, content=content: file.write(content))
+            atomically(folder / f"results.{name}", methodcaller("write", text.encode()))
         return folder
 
     def _find(self, encoder: str, task: str, evaluator: str) -> Cell:
