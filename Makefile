@@ -1,5 +1,5 @@
 # make demo   install, then the main job end to end on images that ship with a dependency
-# make test   install, then the whole suite (under 5 minutes on 2 cores)
+# make test   install, then all but the slow tests (under 5 minutes on 2 cores)
 # make test-kill  kill a run at 40 random moments; it must end with the same bits (also, smaller, in make test-slow)
 # make check  style, types and the fast tests: before each commit
 PYTHON ?= python3
