@@ -142,7 +142,12 @@ class Bench:
     # ------------------------------------------------------------------ our loop
 
     def settings(self, stored: bool, **more: Any) -> dict[str, Any]:
-        common = {"objective": "default_light", "views": self.setting.views, "batch_size": self.setting.batch, "epochs": 1}
+        common = {
+            "objective": "default_light",
+            "views": self.setting.views,
+            "batch_size": self.setting.batch,
+            "epochs": 1,
+        }
         common |= {
             "size": self.setting.size,
             "precision": self.precision,

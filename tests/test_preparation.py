@@ -93,7 +93,9 @@ def test_tokens_of_a_network_without_patches_are_refused_at_once(cnn, tmp_path):
 def test_the_dry_pass_leaves_no_trace(cnn):
     """The teacher's state and the student's first weights are what they would be without it."""
     before = {k: v.clone() for k, v in cnn.state_dict().items()}
-    config = DistillConfig(teacher="x", images="x", out="x", student_args=CNN, size=32, seed=3, objective="simreg_queue")
+    config = DistillConfig(
+        teacher="x", images="x", out="x", student_args=CNN, size=32, seed=3, objective="simreg_queue"
+    )
     parts = prepare(config, cnn, None, images())
     torch.manual_seed(3)
     fresh = ssl_kd.build("resnet18", **CNN)
