@@ -142,7 +142,7 @@ def test_gradients_are_measured_on_logged_steps_and_change_nothing(teacher, tmp_
     )
     for line in lines(tmp_path / "told"):
         assert line["alignment_gradient"] > 0
-        assert line["correlation_queue_gradient"] > 0
+        assert line["alignment_3_gradient"] > 0
     assert "alignment_gradient" not in lines(tmp_path / "plain")[0]
     a, b = plain.student.state_dict(), told.student.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
