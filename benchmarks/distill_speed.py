@@ -330,6 +330,8 @@ def main() -> None:
     parser.add_argument("--python", help="an interpreter with lightly-train and timm")
     parser.add_argument("--out", help="JSON file for the figures")
     chosen = parser.parse_args()
+    if chosen.steps - chosen.leave_out < 2:
+        parser.error(f"--steps: expected at least 2 more than --leave-out {chosen.leave_out}, got {chosen.steps}")
     names = chosen.only or [name for name in SETTINGS if can_run(name, chosen)]
     if "lightly" in names and not chosen.python:
         parser.error("--only lightly needs --python")
