@@ -20,15 +20,15 @@ class PretrainConfig:
     Args:
         images: folder, zip or data set of unlabelled images
         out: checkpoint to write, in the layout of the method's training script; an existing one is resumed
-        method: moco (MoCo v2), simclr or dino
-        arch: timm ResNet to train; for dino also a ViT
+        method: moco (MoCo v2), moco_v3, simclr or dino
+        arch: timm ResNet to train; for moco_v3 a ViT of 12 heads, for dino also a ViT
         arch_args: extra arguments of the architecture, e.g. {channels: [32, 64, 128, 256]}
         size: side of the square views, in pixels
         epochs: passes over the images
         batch_size: images per step
-        lr: learning rate per 256 images (SGD, momentum 0.9; AdamW for dino; one epoch of warm-up, cosine to 0)
-        weight_decay: L2 penalty; decoupled for dino
-        momentum: of the moving average, 0 to 1 (moco: key encoder, dino: teacher)
+        lr: learning rate per 256 images (SGD, momentum 0.9; AdamW for moco_v3 and dino; one epoch of warm-up, cosine to 0)
+        weight_decay: L2 penalty; decoupled for moco_v3 and dino
+        momentum: of the moving average, 0 to 1 (moco, moco_v3: key encoder, dino: teacher)
         temperature: of the contrastive softmax, or of dino's student
         teacher_temperature: of dino's teacher
         prototypes: outputs of dino's head

@@ -213,6 +213,8 @@ class _Loop:
 
     def fill(self) -> dict[str, TargetStore]:
         """Ask the teachers about every view that will be replayed, without training."""
+        if self.faculty.has_said_all():
+            return self.faculty.stores
         count = len(self.loader.images) * self.config.replay
         with Progress("targets", count, quiet=self.quiet) as bar, stop_signals() as stop:
             for epoch in range(self.config.replay):

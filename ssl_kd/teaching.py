@@ -121,6 +121,10 @@ class Faculty:
         kept = [store.put(number, views.index, part) for number, part in zip(numbers, parts, strict=True)]
         return unflattened(torch.cat(kept), self.layouts[name], device)
 
+    def has_said_all(self) -> bool:
+        """Whether every row of every store is there; a row that rotted since is found when it is read, and asked again."""
+        return bool(self.stores) and all(store.filled() == 1 for store in self.stores.values())
+
     def flush(self) -> None:
         """Ask the system to write all stores out."""
         for store in self.stores.values():

@@ -1,5 +1,7 @@
 """Own teachers: saved in a known layout, read back through the ordinary loader to the very network that was trained."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ import ssl_kd
 from ssl_kd.config import PretrainConfig
 from ssl_kd.errors import UserError
 from ssl_kd.images import ArrayImages
+from ssl_kd.pretexts import METHODS
 
 IMAGES = ArrayImages(np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8))
 QUICK = {"size": 32, "batch_size": 8, "queue": 32, "views": "two_strong_small", "quiet": True, "precision": "32-true"}
@@ -51,9 +54,52 @@ def test_a_dino_teacher_is_the_moving_average_and_reads_as_the_official_checkpoi
     assert "dino" in str(ssl_kd.inspect(path)).lower()
 
 
+V3_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 12}
+V3 = QUICK | {"method": "moco_v3", "arch": "vit_tiny_patch16_224", "arch_args": V3_VIT, "lr": 1e-3, "momentum": 0.9}
+
+
+@pytest.mark.parametrize("stem", [{}, {"img_size": 64, "patch_size": 16, "conv_stem": True}])
+def test_a_moco_v3_teacher_is_the_base_encoder_and_reads_as_the_official_checkpoint(tmp_path, stem):
+    settings = V3 | {"arch_args": V3_VIT | stem, "size": stem.get("img_size", 32)}
+    path = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "t.pth.tar"), epochs=2, **settings), IMAGES)
+    encoder = ssl_kd.load_teacher(path)
+    assert (encoder.dim, encoder.feature, encoder.preprocessing.size) == (48, "cls", settings["size"])
+    assert encoder.backbone.blocks[0].attn.num_heads == 12
+    assert "MoCo v3" in str(ssl_kd.inspect(path))
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, saved["module.base_encoder." + name])
+    qkv = "blocks.0.attn.qkv.weight"
+    assert not torch.equal(saved["module.base_encoder." + qkv], saved["module.momentum_encoder." + qkv])
+    patches = [n for n in saved if n.startswith("module.base_encoder.patch_embed.proj") and n.endswith("weight")]
+    same = [torch.allclose(saved[n], saved[n.replace("base", "momentum")], atol=1e-7) for n in patches]
+    assert not any(same) if stem else all(same)  # a patch projection keeps its random weights, a stem learns
+
+
+def test_the_loss_of_moco_v3_is_its_papers():
+    # Algorithm 1 of arXiv:2104.02057: ctr(q, k) = 2 tau CE(q k' / tau, own row), for both orders of the views.
+    model = METHODS["moco_v3"](PretrainConfig(out="x", **V3 | {"temperature": 0.3}))
+    first, second = torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    loss = model(first, second, contextlib.nullcontext())
+
+    def project(network, pixels):
+        return network["head"](network["backbone"](model.normalise(pixels), ["cls"])[0]["cls"])
+
+    q = [model.encoder_q["predictor"](project(model.encoder_q, x)) for x in (first, second)]
+    k = [project(model.encoder_k, x) for x in (first, second)]
+    unit = [[x / x.norm(dim=1, keepdim=True) for x in pair] for pair in (q, k)]
+    expected = 0.0
+    for one, other in ((unit[0][0], unit[1][1]), (unit[0][1], unit[1][0])):
+        table = (one @ other.T / 0.3).softmax(1)
+        expected = expected - 2 * 0.3 * table.diag().log().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is None for p in model.encoder_k.parameters())
+
+
 @pytest.mark.filterwarnings(OLD_NORM)
-def test_an_interrupted_dino_teacher_goes_on_to_the_same_bits(tmp_path):
-    shared = DINO | {"lr": 1e-3}
+@pytest.mark.parametrize("shared", [DINO, V3], ids=["dino", "moco_v3"])
+def test_an_interrupted_vit_goes_on_to_the_same_bits(tmp_path, shared):
     whole = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "whole.pth"), epochs=2, **shared), IMAGES)
     with pytest.MonkeyPatch.context() as patch:
         count = [0]
@@ -70,7 +116,7 @@ def test_an_interrupted_dino_teacher_goes_on_to_the_same_bits(tmp_path):
             ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "cut.pth"), epochs=2, **shared), IMAGES)
     cut = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "cut.pth"), epochs=2, **shared), IMAGES)
     a, b = (torch.load(p, weights_only=True) for p in (whole, cut))
-    for part in ("student", "teacher", "dino_loss"):
+    for part in {"student", "teacher", "dino_loss", "state_dict"} & a.keys():
         assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
 
 
@@ -104,6 +150,8 @@ def test_an_interrupted_teacher_goes_on_to_the_same_bits(tmp_path, method):
         ({"method": "mocov2"}, "Did you mean moco"),
         ({"views": "weak"}, "needs a scheme of two views"),
         ({"arch": "vit_tiny_patch16_224"}, "knows ResNets"),
+        ({"method": "moco_v3"}, "trains ViTs of 12 heads"),
+        ({"method": "moco_v3", "arch": "vit_tiny_patch16_224"}, "num_heads: 12 goes into arch_args"),
     ],
 )
 def test_wrong_settings_are_one_line_and_leave_no_file(tmp_path, settings, words):

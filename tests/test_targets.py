@@ -98,6 +98,13 @@ def test_the_teacher_is_asked_once_per_view_and_the_student_is_the_same(teacher,
     assert same(ahead.student, during.student)
 
 
+def test_filling_what_is_full_cuts_no_view_again(teacher, tmp_path, monkeypatch):
+    settings = {"images": images(), "out": tmp_path / "ahead", "replay": 2, **QUICK}
+    fill_targets(teacher, **settings)
+    monkeypatch.setattr("ssl_kd.views.ViewLoader.epoch", None)
+    assert fill_targets(teacher, **settings)[""].filled() == 1.0
+
+
 def test_replayed_views_come_round_again_in_another_order(teacher):
     from ssl_kd.views import SCHEMES, ViewLoader
 

@@ -76,9 +76,7 @@ def test_four_teachers_from_one_config_by_the_command_line(files, tmp_path, caps
     assert main(["distill", "--config", str(tmp_path / "four.yaml")]) == 0
     run = tmp_path / "run"
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"dino.alignment", "moco.alignment", "moco.alignment_3", "swav.alignment", "simclr.alignment"} <= set(
-        record
-    )
+    assert {"dino.alignment", "moco.alignment", "moco.alignment_3", "swav.alignment", "simclr.alignment"} <= set(record)
     assert "dino.alignment_3" not in record
     kept = yaml.safe_load((run / "config.yaml").read_text())["teachers"]
     digests = {name: ssl_kd.load_teacher(files / f"{name}.pth").digest for name in ("dino", *lines)}

@@ -58,9 +58,11 @@ def read_v3_vit(state: State, given: State, where: str, without: str) -> Weights
 
     The lab's code takes 224 px only. At other sizes position embeddings are interpolated as mmpretrain does for it.
     """
-    depth = 11 if "patch_embed.proj.0.weight" in state else 12
+    convolutional = "patch_embed.proj.0.weight" in state
+    published = state["pos_embed"].shape[-1] in vits.DEPTHS  # of another width, the file is the only word on its depth
+    depth = (11 if convolutional else 12) if published else None
     arch, args, dim = vits.describe(state, heads=HEADS, depth=depth, positions="size")
-    stem = "convolutional stem" if depth == 11 else f"patch {args.get('patch_size', 16)}"
+    stem = "convolutional stem" if convolutional else f"patch {args.get('patch_size', 16)}"
     return Weights(
         arch,
         # Said even where it is timm's default, because it is what people get wrong.
