@@ -13,14 +13,15 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.peak import Peak
 from eval.features import FeatureBank
 from eval.knn import KNN, KNNProtocol, Search
 from eval.metrics import Scores
@@ -63,30 +64,6 @@ def lightly(bank: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, k: int
     )
 
 
-class Peak:
-    """Peak resident memory above the level at entry, in MB, sampled every 2 ms."""
-
-    def __enter__(self) -> Peak:
-        self.base = self.top = self._now()
-        self.over = threading.Event()
-        self.watch = threading.Thread(target=self._run, daemon=True)
-        self.watch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.watch.join()
-        self.megabytes = (self.top - self.base) / 2**20
-
-    def _run(self) -> None:
-        while not self.over.wait(0.002):
-            self.top = max(self.top, self._now())
-
-    @staticmethod
-    def _now() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def measure(n: int, q: int, width: int, runs: int) -> dict[str, object]:
     import faiss
 
@@ -110,12 +87,14 @@ def measure(n: int, q: int, width: int, runs: int) -> dict[str, object]:
         with Peak() as peak:
             answers[name] = run()
         memory[name] = round(peak.megabytes)
+        print(f"{width} wide, {name}: {memory[name]} MB", file=sys.stderr, flush=True)
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(runs):
         for name, run in rivals.items():
             began = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - began)
+            print(f"{width} wide, {name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
 
     def ratio(peer: str, own: str) -> float:
         return round(statistics.median(a / b for a, b in zip(times[peer], times[own], strict=True)), 3)

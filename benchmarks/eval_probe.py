@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.peak import ANONYMOUS, Peak
 from eval.logistic import fit
 from eval.rows import Rows
 from eval.sgd import SGDProtocol, fit_sgd
@@ -121,7 +121,7 @@ def stream(n: int, width: int, classes: int) -> dict[str, Any]:
             bank.flush()
             read = Rows(np.load(Path(folder) / "x.npy", mmap_mode="r"), np.arange(rows))
             labels, penalties = torch.from_numpy(y), torch.tensor([1e-2, 1e-3, 1e-4])
-            with AnonymousPeak() as peak:
+            with Peak(ANONYMOUS) as peak:
                 seconds, _ = timed(lambda r=read, t=labels, p=penalties: fit(r, t, classes, p))
             found[rows] = {
                 "bank MB": rows * width >> 18,
@@ -129,31 +129,6 @@ def stream(n: int, width: int, classes: int) -> dict[str, Any]:
                 "s": round(seconds, 1),
             }
     return {"on disk, width x classes": [width, classes], "rows (goal: memory does not grow)": found}
-
-
-class AnonymousPeak:
-    """Peak above the level at entry of memory that the system cannot give back to files, in MB, sampled every 5 ms."""
-
-    def __enter__(self) -> AnonymousPeak:
-        self.base = self.top = self._now()
-        self.over = threading.Event()
-        self.watch = threading.Thread(target=self._run, daemon=True)
-        self.watch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.watch.join()
-        self.megabytes = (self.top - self.base) / 1024
-
-    def _run(self) -> None:
-        while not self.over.wait(0.005):
-            self.top = max(self.top, self._now())
-
-    @staticmethod
-    def _now() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def sgd(n: int, width: int, classes: int, epochs: int) -> dict[str, Any]:

@@ -26,10 +26,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import zipfile
 from pathlib import Path
+
+from benchmarks.peak import ANONYMOUS, Peak, now
 
 IMAGENET = 1_281_167
 FOLDERS, SHARD, BYTES = 1000, 10_000, 110_000
@@ -76,14 +77,6 @@ def plant_tar(place: Path, count: int) -> Path:
 PLANTS = {"folder": plant_folder, "zip": plant_zip, "tar": plant_tar}
 
 
-def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process's memory, by a name in /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"memory: /proc/self/status says nothing of {field}; this benchmark needs Linux")
-
-
 def trim() -> None:
     """Give back what was freed: what is left is held."""
     import ctypes
@@ -98,7 +91,7 @@ def opened(source: str) -> dict[str, float]:
     from ssl_kd.images import open_images
 
     trim()
-    before = resident()
+    before = now()
     began, worked = time.perf_counter(), time.process_time()
     images = open_images(source)
     images.ids[len(images) - 1]
@@ -112,7 +105,7 @@ def opened(source: str) -> dict[str, float]:
         "images": count,
         "seconds": seconds,
         "core seconds": core,
-        "held": (resident() - before) / count,
+        "held": (now() - before) / count,
         "peak": (peak - before) / count,
         "for 1.28 M": seconds * IMAGENET / count,
     }
@@ -147,15 +140,7 @@ def distilled(source: str, epochs: int, replay: int) -> dict[str, float]:
     torch.manual_seed(0)
     small = Preprocessing(size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     teacher = build("resnet18", preprocessing=small, channels=[8, 16, 32, 64])
-    peak, stop = [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.05):
-            peak[0] = max(peak[0], resident("RssAnon"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, Peak(ANONYMOUS, every=0.05) as peak:
         done = distill(
             teacher,
             "resnet18",
@@ -171,10 +156,8 @@ def distilled(source: str, epochs: int, replay: int) -> dict[str, float]:
             accelerator="cpu",
             quiet=True,
         )
-    stop.set()
-    watcher.join()
     return {
-        "anonymous": peak[0] / 1e6,
+        "anonymous": peak.top / 1e6,
         "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         "images_per_second": done.images_per_second,
     }

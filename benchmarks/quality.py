@@ -29,6 +29,7 @@ import torch
 import yaml
 
 import ssl_kd
+from benchmarks.health import every
 from benchmarks.lightly_train import distil as distil_with_lightly
 from eval.features import FeatureBank
 from eval.knn import KNN
@@ -79,9 +80,9 @@ def arrays(images: Images, rows: Sequence[int], contract: Preprocessing) -> torc
 
 
 def part(split: Split, count: int, contract: Preprocessing) -> tuple[torch.Tensor, np.ndarray]:
-    """Evenly spaced pictures of a set that is sorted by class."""
-    rows = np.linspace(0, len(split.labels) - 1, min(count, len(split.labels)), dtype=int)
-    return arrays(split.images, rows.tolist(), contract), split.labels[rows]
+    """Pixels and labels of evenly spaced pictures."""
+    chosen = every(split, count)
+    return arrays(chosen.images, range(len(chosen.images)), contract), chosen.labels
 
 
 @torch.no_grad()
@@ -138,9 +139,10 @@ def train(objective: Any, seed: int, bench: Bench, factor: float) -> tuple[Encod
     """A student and the seconds it took, stored targets not counted in."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = settings_of(objective, bench, factor) | {"seed": seed, "out": f"{folder}/run"}
+        teacher = bench.load()
         if chosen["replay"]:
-            fill_targets(bench.load(), images=bench.images, **chosen)
-        done = ssl_kd.distill(bench.load(), images=bench.images, **chosen)
+            fill_targets(teacher, images=bench.images, **chosen)
+        done = ssl_kd.distill(teacher, images=bench.images, **chosen)
         return done.student, done.seconds
 
 
@@ -180,8 +182,8 @@ def run(chosen: argparse.Namespace) -> None:
     teacher = bench.load()
     said = {task: embed(teacher, test[0]) for task, (_, test) in bench.banks.items()}
     if not any(row["objective"] == "teacher" for row in rows_of(out, bench.name)):
-        size = sum(p.numel() for p in teacher.parameters())
-        keep(out, {"bench": bench.name, "objective": "teacher", "parameters": size, "tasks": judge(teacher, bench)})
+        row = {"bench": bench.name, "objective": "teacher", "parameters": teacher.parameter_count}
+        keep(out, row | {"tasks": judge(teacher, bench)})
     wanted = [(name, seed) for seed in chosen.seeds for name in [*objectives, *lightly]]
     if chosen.shuffle:
         random.Random(chosen.shuffle).shuffle(wanted)
@@ -197,8 +199,7 @@ def run(chosen: argparse.Namespace) -> None:
                 student, seconds = train_lightly(LIGHTLY[name], seed, bench, chosen.lightly_python, factor)
             else:
                 student, seconds = train(objectives[name], seed, bench, factor)
-            size = sum(p.numel() for p in student.parameters())
-            row |= {"seconds": seconds, "parameters": size, "tasks": judge(student, bench, said)}
+            row |= {"seconds": seconds, "parameters": student.parameter_count, "tasks": judge(student, bench, said)}
         except UserError as error:
             row["refused"] = str(error)
         keep(out, row)

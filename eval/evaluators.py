@@ -13,12 +13,25 @@ from ssl_kd.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
+class Given:
+    """What an evaluator may be told besides its protocol; each takes what it needs.
+
+    metric: the task's. folder: where it may keep what other evaluations can use, None for nowhere.
+    """
+
+    metric: str
+    seed: int
+    device: str
+    quiet: bool
+    folder: Path | None
+
+
+@dataclass(frozen=True)
 class Kind:
     """How an evaluator is made.
 
-    `find` gives a protocol by name, with all its constants. `make(protocol, metric, seed, device, quiet, folder)` gives
-    the evaluator (`folder`: where it may keep what other evaluations can use): a call on train and test bank, and for a
-    `paired` one on the reference's two banks after them. `several`, where images of several classes can be judged,
+    `find` gives a protocol by name, with all its constants. `make(protocol, given)` gives the evaluator: a call on train
+    and test bank, and for a `paired` one on the reference's two banks after them. `several`, where images of several classes can be judged,
     finds the protocol for them.
     """
 
@@ -35,10 +48,10 @@ def _knn_protocol(name: str) -> Any:
     return knn_protocol(name)
 
 
-def _knn(protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None) -> Callable[..., Scores]:
+def _knn(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.knn import KNN
 
-    return KNN(protocol, quiet=quiet)
+    return KNN(protocol, quiet=given.quiet)
 
 
 def _linear_protocol(name: str) -> Any:
@@ -47,15 +60,13 @@ def _linear_protocol(name: str) -> Any:
     return linear_protocol(name)
 
 
-def _linear(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _linear(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.linear_probe import LinearProbe
     from eval.multilabel import MultiLabelProbe
 
-    if metric == "map11":
-        return MultiLabelProbe(protocol, seed, device)
-    return LinearProbe(protocol, metric=metric, seed=seed, device=device)
+    if given.metric == "map11":
+        return MultiLabelProbe(protocol, given.seed, given.device)
+    return LinearProbe(protocol, metric=given.metric, seed=given.seed, device=given.device)
 
 
 def _multilabel_protocol(name: str) -> Any:
@@ -70,24 +81,20 @@ def _retrieval_protocol(name: str) -> Any:
     return retrieval_protocol(name)
 
 
-def _retrieval(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _retrieval(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.retrieval import Retrieval
 
-    return Retrieval(protocol, quiet, folder)
+    return Retrieval(protocol, given.quiet, given.folder)
 
 
-def _asymmetric(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _asymmetric(protocol: Any, given: Given) -> Callable[..., Scores]:
     """Query the reference's index with the encoder's test rows, carried over by a bridge that needs no labels."""
     from eval.retrieval import Retrieval, bridge
 
     def run(train: FeatureBank, test: FeatureBank, reference: FeatureBank, reference_test: FeatureBank) -> Scores:
         itself = train.key == reference.key and bool(train.key)
-        carried = reference_test if itself else bridge(train, reference, seed)(test)
-        return replace(Retrieval(protocol, quiet, folder)(reference, carried), evaluator="asymmetric")
+        carried = reference_test if itself else bridge(train, reference, given.seed)(test)
+        return replace(Retrieval(protocol, given.quiet, given.folder)(reference, carried), evaluator="asymmetric")
 
     return run
 
@@ -98,9 +105,7 @@ def _agreement_protocol(name: str) -> str:
     return name
 
 
-def _agreement(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _agreement(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.retrieval import Agreement
 
     return Agreement()
@@ -112,12 +117,10 @@ def _fewshot_protocol(name: str) -> Any:
     return fewshot_protocol(name)
 
 
-def _fewshot(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _fewshot(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.fewshot import FewShot
 
-    return FewShot(protocol, seed)
+    return FewShot(protocol, given.seed)
 
 
 def _damage(name: str) -> Any:
@@ -126,20 +129,16 @@ def _damage(name: str) -> Any:
     return damage_protocol(name)
 
 
-def _robustness(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _robustness(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.robustness import Robustness
 
-    return Robustness(protocol, seed=seed)
+    return Robustness(protocol, seed=given.seed)
 
 
-def _calibration(
-    protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None
-) -> Callable[..., Scores]:
+def _calibration(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.calibration import Calibration
 
-    return Calibration(protocol.name, seed, device)
+    return Calibration(protocol.name, given.seed, given.device)
 
 
 EVALUATORS: dict[str, Kind] = {
@@ -160,7 +159,7 @@ def _ood_protocol(name: str) -> Any:
     return ood_protocol(name)
 
 
-def _ood(protocol: Any, metric: str, seed: int, device: str, quiet: bool, folder: Path | None) -> Callable[..., Scores]:
+def _ood(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.ood import OutOfDistribution
 
     return OutOfDistribution(protocol)

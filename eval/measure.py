@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.cells import has_cell, load_cell, save_cell
-from eval.evaluators import KINDS, OOD, unfit
+from eval.evaluators import KINDS, OOD, Given, unfit
 from eval.report import Cell
 
 if TYPE_CHECKING:
@@ -134,14 +134,9 @@ class Bench:
             protocol = kind.find(job.protocol)
             if task.several and kind.several:
                 protocol = kind.several(job.protocol)
-            judge = kind.make(
-                protocol,
-                task.metric,
-                self.settings.seed,
-                self.settings.device,
-                self.settings.quiet,
-                self.settings_for(*self._names(job)).features,
-            )
+            how = self.settings
+            features = self.settings_for(*self._names(job)).features
+            judge = kind.make(protocol, Given(task.metric, how.seed, how.device, how.quiet, features))
             scores = judge(train, test, *others)
             if task.classes and not job.outside:
                 scores = replace(scores, classes=np.array(task.classes))
@@ -152,7 +147,7 @@ class Bench:
                 scores = replace(scores, notes=(*scores.notes, note))
             facts: dict[str, Any] = {
                 "images_per_second": rate,
-                "parameters": sum(p.numel() for p in encoder.backbone.parameters()),
+                "parameters": encoder.parameter_count,
                 "width": train.width,
                 "seconds": time.monotonic() - began,
             }

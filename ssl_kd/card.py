@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_kd.config import DistillConfig
 from ssl_kd.encoder import Encoder
 from ssl_kd.run import BEST, LAST, STUDENT, environment
-from ssl_kd.teaching import Teacher, parameter_count
+from ssl_kd.teaching import Teacher
 
 
 def card(
@@ -48,11 +48,11 @@ def _who(teachers: Mapping[str, Teacher], student: Encoder) -> dict[str, object]
     for name, teacher in teachers.items():
         encoder = teacher.encoder
         told[f"teacher {name}".strip()] = (
-            f"{encoder.origin} ({encoder.arch}, feature `{encoder.feature}`, {parameter_count(encoder):,} parameters, "
+            f"{encoder.origin} ({encoder.arch}, feature `{encoder.feature}`, {encoder.parameter_count:,} parameters, "
             f"sees {teacher.size} px; objective {teacher.line.objective}, weight {teacher.line.weight:g}; "
             f"SHA-256 {encoder.digest})"
         )
     told["student"] = (
-        f"{student.arch}, feature `{student.feature}`, width {student.dim}, {parameter_count(student):,} parameters"
+        f"{student.arch}, feature `{student.feature}`, width {student.dim}, {student.parameter_count:,} parameters"
     )
     return told

@@ -79,7 +79,7 @@ class DistillConfig:
         student_weights: a student file to start from; empty: random weights
         images: folder, zip or data set of unlabelled images
         out: run folder; the same command goes on with an interrupted run
-        objective: default, dlkd, simreg, seed, compress_1q, rkd, ... (38 presets: docs/objectives.md), or a list of terms
+        objective: default, dlkd, simreg, seed, compress_1q, rkd, ... (all presets: docs/objectives.md), or a list of terms
         views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
         mix: none, mixup or cutmix, before both networks; empty: the objective's own (mixup for lightly_v1 and lightly_v3)
         mix_probability: share of batches that are mixed, 0 to 1

@@ -144,6 +144,11 @@ class Encoder(nn.Module):
         """The wrapped module, with its library's parameter names."""
         return self.network.backbone
 
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the network that were or can be learnt, buffers not among them."""
+        return sum(p.numel() for p in self.parameters())
+
     def width(self, feature: str) -> int:
         """Numbers per image of any feature of this network; UserError if it has no such feature."""
         return self.network.width(feature)

@@ -10,10 +10,10 @@ All measures take rows, one per image, and give a float; nothing here draws rand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ssl_kd.encoder import Encoder, Preprocessing
 from ssl_kd.errors import Collapsed, ImagesError
 from ssl_kd.images import Images, prefetch
+from ssl_kd.listing import Names
 from ssl_kd.objectives.alignment import Alignment
 
 NEIGHBOURS = 10  # k of the neighbour overlap
@@ -176,20 +177,14 @@ class Part(Images):
         yield self.numbers.astype("<i8").tobytes()
 
 
-class _Ids(Sequence[str]):
+class _Ids(Names):
     def __init__(self, part: Part):
         self._part = part
 
     def __len__(self) -> int:
         return len(self._part)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def name(self, i: int) -> str:
         return self._part.whole.ids[self._part.number(i)]
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,7 @@ from ssl_kd.decode import MAX_BYTES, UnreadableError, check_pixels, decode, to_r
 from ssl_kd.errors import ImagesError, nearest, one_line
 from ssl_kd.listing import (
     NAMED_IN_ERRORS,
+    Names,
     PackedNames,
     files_identity,
     no_images,
@@ -130,21 +131,18 @@ class Images(ABC):
             )
 
 
-class Numbers(Sequence[str]):
+class Numbers(Names):
     """The ids "0", "1", ... of pictures that have no names."""
 
     def __init__(self, count: int):
-        self._range = range(count)
+        self._count = count
 
     def __len__(self) -> int:
-        return len(self._range)
+        return self._count
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        return [str(j) for j in self._range[i]] if isinstance(i, slice) else str(self._range[i])
+    def name(self, i: int) -> str:
+        """See Names."""
+        return str(i)
 
 
 class FolderImages(Images):

@@ -20,7 +20,24 @@ from ssl_kd.errors import ImagesError, nearest
 NAMED_IN_ERRORS = 3  # so many pictures or folders are named before "..."
 
 
-class PackedNames(Sequence[str]):
+class Names(Sequence[str]):
+    """A list of names that are made when they are asked for; a kind says how many there are and what `name` i is."""
+
+    def name(self, i: int) -> str:
+        """The name with that number, 0 to len - 1."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self.name(j) for j in range(*i.indices(len(self)))]
+        return self.name(range(len(self))[i])  # negative numbers and IndexError as for a list
+
+
+class PackedNames(Names):
     """Strings in one block of bytes: 8 bytes and the text for each, where a list of str takes 60 bytes more."""
 
     def __init__(self, names: Iterable[str]):
@@ -40,15 +57,9 @@ class PackedNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        at = range(len(self))[i]  # negative numbers and IndexError as for a list
-        return self.block[self.ends[at] : self.ends[at + 1]].decode("utf-8", "surrogateescape")
+    def name(self, i: int) -> str:
+        """See Names."""
+        return self.block[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
 def picture_paths(folder: str, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:

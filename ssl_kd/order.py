@@ -58,7 +58,7 @@ class Shuffled:
         half, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
         left, right = x >> half, x & mask
         for key in self._keys:
-            left, right = right, left ^ (_hash(right + key) & mask)
+            left, right = right, left ^ (scrambled(right + key) & mask)
         return (left << half) | right
 
 
@@ -123,8 +123,8 @@ class Batches:
         return b * small + min(b, larger)
 
 
-def _hash(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser."""
+def scrambled(x: np.ndarray) -> np.ndarray:
+    """uint64 to uint64, one to one and without a pattern: splitmix64's finaliser."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_kd.checkpoint import load_teacher
 from ssl_kd.config import DistillConfig, TeacherLine, teacher_lines
@@ -129,8 +129,3 @@ class Faculty:
         """Ask the system to write all stores out."""
         for store in self.stores.values():
             store.flush()
-
-
-def parameter_count(network: nn.Module) -> int:
-    """Numbers in a network."""
-    return sum(p.numel() for p in network.parameters())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssl_kd.errors import ImagesError, one_of
 from ssl_kd.images import Images, prefetch
-from ssl_kd.order import Batches
+from ssl_kd.order import Batches, scrambled
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
 LUMA = (0.299, 0.587, 0.114)
@@ -92,14 +92,8 @@ def uniform(seed: int, index: np.ndarray | int, view: int, draw: int) -> np.ndar
     with np.errstate(over="ignore"):
         x = np.asarray(index, dtype=np.uint64)
         for part in (seed, view, draw):
-            x = _mix(x + np.uint64(0x9E3779B97F4A7C15) * np.uint64(part + 1))
+            x = scrambled(x + np.uint64(0x9E3779B97F4A7C15) * np.uint64(part + 1))
         return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 # One number per decision, so that adding a decision never shifts the others.
