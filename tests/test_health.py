@@ -1,12 +1,12 @@
 """Label-free health: each measure against its definition and its laws, the held-out images, and what a watch remembers."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import SMALL, logged, small_teacher
 
 import ssl_kd
 from ssl_kd.errors import Collapsed, ImagesError
@@ -322,29 +322,16 @@ def test_a_student_that_stays_collapsed_stops_the_run_and_one_that_recovers_does
 
 # ---------------------------------------------------------------- in a run
 
-QUICK = {
-    "student": "resnet18",
-    "student_args": {"channels": [8, 8, 8, 8]},
-    "size": 32,
-    "crop_ratio": 1.0,
-    "epochs": 3,
-    "batch_size": 16,
-    "health_images": 32,
-    "quiet": True,
-    "precision": "32-true",
-    "accelerator": "cpu",
-}
+QUICK = SMALL | {"crop_ratio": 1.0, "epochs": 3, "batch_size": 16, "health_images": 32}
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    torch.manual_seed(1)
-    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+    return small_teacher()
 
 
 def looks(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "health/neighbour_overlap" in line]
+    return [line for line in logged(folder) if "health/neighbour_overlap" in line]
 
 
 def test_a_run_looks_every_epoch_and_keeps_its_best_student(teacher, tmp_path):

@@ -5,11 +5,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
-from ssl_kd.images import ArrayImages
 from ssl_kd.learning import AVERAGE, Batch, Pair, for_all_views, warmup_cosine
 from ssl_kd.loop import _Loop
 from ssl_kd.objectives import build_objective
@@ -19,27 +19,12 @@ ARGS = {"channels": [8, 8, 8, 8]}
 TWO_QUEUES = [
     {"term": "correlation", "relation": "two_queues", "projector": "identity", "size": 16, "momentum": 0.9},
 ]
-QUICK = {
-    "student": "resnet18",
-    "student_args": ARGS,
-    "size": 32,
-    "epochs": 2,
-    "batch_size": 8,
-    "quiet": True,
-    "precision": "32-true",
-    "accelerator": "cpu",
-    "log_every": 1,
-}
+QUICK = SMALL
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    torch.manual_seed(1)
-    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
-
-
-def images():
-    return ArrayImages(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
+    return small_teacher()
 
 
 def pair(objective, width=16):
@@ -85,7 +70,7 @@ def test_a_loss_reaches_the_student_and_its_heads(teacher):
 
 
 def test_a_run_with_an_average_resumes_to_the_same_bits(teacher, tmp_path, monkeypatch):
-    settings = QUICK | {"objective": TWO_QUEUES, "images": images()}
+    settings = QUICK | {"objective": TWO_QUEUES, "images": small_images()}
     ssl_kd.distill(teacher, out=tmp_path / "whole", **settings)
     step = _Loop._train_step
 
@@ -135,7 +120,14 @@ def test_small_crops_are_for_the_student_only(teacher, tmp_path, objective):
     ]
     settings = {k: v for k, v in QUICK.items() if "student" not in k} | {"epochs": 1, "batch_size": 10}
     done = ssl_kd.distill(
-        teacher, student, images(), out=tmp_path / "run", views="multicrop", objective=objective, replay=1, **settings
+        teacher,
+        student,
+        small_images(),
+        out=tmp_path / "run",
+        views="multicrop",
+        objective=objective,
+        replay=1,
+        **settings,
     )
     for hook in hooks:
         hook.remove()
@@ -151,5 +143,5 @@ def test_small_crops_are_for_the_student_only(teacher, tmp_path, objective):
 
 def test_patches_of_small_crops_are_not_compared(teacher, tmp_path):
     with pytest.raises(UserError, match="views: small crops have patches"):
-        ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", views="multicrop", objective="at", **QUICK)
+        ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "run", views="multicrop", objective="at", **QUICK)
     assert not (tmp_path / "run").exists()

@@ -3,34 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.config import DistillConfig
 from ssl_kd.errors import UserError
-from ssl_kd.images import ArrayImages
 from ssl_kd.mixing import mixed
 from ssl_kd.preparation import prepare
 from ssl_kd.views import Views
 
-QUICK = {
-    "student": "resnet18",
-    "student_args": {"channels": [8, 8, 8, 8]},
-    "size": 32,
-    "epochs": 1,
-    "batch_size": 4,
-    "quiet": True,
-    "precision": "32-true",
-    "accelerator": "cpu",
-}
-
-
-def teacher():
-    torch.manual_seed(1)
-    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
-
-
-def images():
-    return ArrayImages(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8))
+QUICK = SMALL | {"epochs": 1, "batch_size": 4}
 
 
 def views(first=0, count=2):
@@ -80,25 +62,27 @@ def test_mixing_is_a_function_of_the_batch_and_the_seed():
 
 def test_both_networks_see_the_same_mixture(tmp_path):
     seen = {"teacher": [], "student": []}
-    networks = {"teacher": teacher(), "student": ssl_kd.build("resnet18", channels=[8, 8, 8, 8])}
+    networks = {"teacher": small_teacher(), "student": ssl_kd.build("resnet18", channels=[8, 8, 8, 8])}
     for name, network in networks.items():
         network.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0].clone()))
     settings = {k: v for k, v in QUICK.items() if "student" not in k}
-    ssl_kd.distill(networks["teacher"], networks["student"], images(), out=tmp_path / "mix", mix="mixup", **settings)
+    ssl_kd.distill(
+        networks["teacher"], networks["student"], small_images(12), out=tmp_path / "mix", mix="mixup", **settings
+    )
     mixed_pixels = seen["teacher"][1:]  # the first is the trial's
     assert all(torch.equal(a, b) for a, b in zip(mixed_pixels, seen["student"][1:], strict=True))
     seen["teacher"].clear()
-    ssl_kd.distill(networks["teacher"], images=images(), out=tmp_path / "plain", **QUICK)
+    ssl_kd.distill(networks["teacher"], images=small_images(12), out=tmp_path / "plain", **QUICK)
     assert not any(torch.equal(a, b) for a, b in zip(mixed_pixels, seen["teacher"][1:], strict=True))
 
 
 def test_stored_targets_cannot_serve_mixtures(tmp_path):
     with pytest.raises(UserError, match="replay: stored targets are of single images, but cutmix"):
-        ssl_kd.distill(teacher(), images=images(), out=tmp_path / "run", mix="cutmix", replay=2, **QUICK)
+        ssl_kd.distill(small_teacher(), images=small_images(12), out=tmp_path / "run", mix="cutmix", replay=2, **QUICK)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("objective", "asked", "found"), [("lightly_v1", "", "mixup"), ("lightly_v1", "none", "none")])
 def test_a_preset_mixes_as_it_was_published_unless_told_otherwise(objective, asked, found):
     config = DistillConfig(teacher="t", images="i", out="o", objective=objective, mix=asked, size=32)
-    assert prepare(config, teacher(), None, images()).mix == found
+    assert prepare(config, small_teacher(), None, small_images(12)).mix == found

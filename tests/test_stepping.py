@@ -1,28 +1,15 @@
 """One step: parts of a batch add up to the whole, bad numbers are left out or end the run, gradients are measured."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
+from small_runs import SMALL, logged, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.images import ArrayImages
 from ssl_kd.objectives import WeightedSum
 from ssl_kd.teaching import Faculty
 
-QUICK = {
-    "student": "resnet18",
-    "student_args": {"channels": [8, 8, 8, 8]},
-    "size": 32,
-    "epochs": 2,
-    "batch_size": 8,
-    "quiet": True,
-    "precision": "32-true",
-    "accelerator": "cpu",
-    "log_every": 1,
-}
+QUICK = SMALL
 # No batch norm anywhere: parts of a batch would have statistics of their own.
 PLAIN = QUICK | {
     "student": "vit_tiny_patch16_224",
@@ -35,16 +22,11 @@ PLAIN = QUICK | {
 
 @pytest.fixture(scope="module")
 def teacher():
-    torch.manual_seed(1)
-    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+    return small_teacher()
 
 
 def images(n=22):
-    return ArrayImages(np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8))
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return small_images(n)
 
 
 def close(a, b):
@@ -57,7 +39,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(teacher, tmp_path):
     parts = ssl_kd.distill(
         teacher, images=images(), out=tmp_path / "parts", **PLAIN | {"batch_size": 4, "accumulate": 2}
     )
-    a, b = lines(tmp_path / "whole"), lines(tmp_path / "parts")
+    a, b = logged(tmp_path / "whole"), logged(tmp_path / "parts")
     assert len(a) == len(b) == 6
     for one, other in zip(a, b, strict=True):
         for key in ("loss", "alignment", "gradient_norm", "lr"):
@@ -94,7 +76,7 @@ def test_a_bad_step_is_left_out_and_written_down(teacher, tmp_path, monkeypatch)
     poison(monkeypatch, 2)
     done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", skip_nonfinite=1, **QUICK)
     assert all(torch.isfinite(v).all() for v in done.student.state_dict().values())
-    told = lines(tmp_path / "run")
+    told = logged(tmp_path / "run")
     assert [line["step"] for line in told] == [1, 2, 3, 4, 5, 6]
     assert (told[1]["skipped"], told[1]["value"]) == ("loss", "nan")
     assert len(told[1]["images"]) in (7, 8)
@@ -132,7 +114,7 @@ def test_what_is_no_number_never_reaches_a_memory(teacher, tmp_path, monkeypatch
     pair = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]
     assert all(torch.isfinite(v).all() for v in pair.values())
     index = pair["objective.terms.correlation_queue.relation.index"]
-    assert int((index >= 0).sum()) == 44 - len(lines(tmp_path / "run")[1]["images"])
+    assert int((index >= 0).sum()) == 44 - len(logged(tmp_path / "run")[1]["images"])
 
 
 def test_gradients_are_measured_on_logged_steps_and_change_nothing(teacher, tmp_path):
@@ -140,10 +122,10 @@ def test_gradients_are_measured_on_logged_steps_and_change_nothing(teacher, tmp_
     told = ssl_kd.distill(
         teacher, images=images(), out=tmp_path / "told", **QUICK | {"measure_gradients": True, "log_every": 2}
     )
-    for line in lines(tmp_path / "told"):
+    for line in logged(tmp_path / "told"):
         assert line["alignment_gradient"] > 0
         assert line["alignment_3_gradient"] > 0
-    assert "alignment_gradient" not in lines(tmp_path / "plain")[0]
+    assert "alignment_gradient" not in logged(tmp_path / "plain")[0]
     a, b = plain.student.state_dict(), told.student.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
 

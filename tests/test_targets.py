@@ -3,39 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL, same, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
-from ssl_kd.images import ArrayImages
 from ssl_kd.loop import fill_targets
 from ssl_kd.targets import TargetStore, flattened, layout_of, unflattened
 
-QUICK = {
-    "student": "resnet18",
-    "student_args": {"channels": [8, 8, 8, 8]},
-    "size": 32,
-    "epochs": 4,
-    "batch_size": 8,
-    "quiet": True,
-    "precision": "32-true",
-    "accelerator": "cpu",
-}
+QUICK = SMALL | {"epochs": 4}
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    torch.manual_seed(1)
-    return ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
-
-
-def images(seed=0):
-    return ArrayImages(np.random.default_rng(seed).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return all(torch.equal(a[k], b[k]) for k in a)
+    return small_teacher()
 
 
 def test_rows_come_back_as_they_were_put(tmp_path):
@@ -87,19 +68,19 @@ def test_too_little_room_is_said_at_once(tmp_path):
 def test_the_teacher_is_asked_once_per_view_and_the_student_is_the_same(teacher, tmp_path):
     calls = []
     hook = teacher.register_forward_hook(lambda *_: calls.append(1))
-    filled = fill_targets(teacher, images=images(), out=tmp_path / "ahead", replay=2, **QUICK)
+    filled = fill_targets(teacher, images=small_images(), out=tmp_path / "ahead", replay=2, **QUICK)
     assert filled[""].filled() == 1.0
     assert len(calls) == 1 + 6  # the trial before a run, and two views of three batches
-    ahead = ssl_kd.distill(teacher, images=images(), out=tmp_path / "ahead", replay=2, **QUICK)
+    ahead = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "ahead", replay=2, **QUICK)
     assert len(calls) == 8
-    during = ssl_kd.distill(teacher, images=images(), out=tmp_path / "during", replay=2, **QUICK)
+    during = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "during", replay=2, **QUICK)
     assert len(calls) == 15  # two epochs of three batches; the other two were read
     hook.remove()
     assert same(ahead.student, during.student)
 
 
 def test_filling_what_is_full_cuts_no_view_again(teacher, tmp_path, monkeypatch):
-    settings = {"images": images(), "out": tmp_path / "ahead", "replay": 2, **QUICK}
+    settings = {"images": small_images(), "out": tmp_path / "ahead", "replay": 2, **QUICK}
     fill_targets(teacher, **settings)
     monkeypatch.setattr("ssl_kd.views.ViewLoader.epoch", None)
     assert fill_targets(teacher, **settings)[""].filled() == 1.0
@@ -108,7 +89,7 @@ def test_filling_what_is_full_cuts_no_view_again(teacher, tmp_path, monkeypatch)
 def test_replayed_views_come_round_again_in_another_order(teacher):
     from ssl_kd.views import SCHEMES, ViewLoader
 
-    loader = ViewLoader(images(), SCHEMES["strong"], 32, 20, replay=2)
+    loader = ViewLoader(small_images(), SCHEMES["strong"], 32, 20, replay=2)
     first, second, third = (loader.finish_all(next(loader.epoch(e))) for e in (0, 1, 2))
     back = {int(i): k for k, i in enumerate(third.index)}
     rows = [back[int(i)] for i in first.index]
@@ -123,7 +104,7 @@ def test_a_run_with_stored_targets_resumes_to_the_same_bits(teacher, tmp_path, m
 
     from ssl_kd.loop import _Loop
 
-    whole = ssl_kd.distill(teacher, images=images(), out=tmp_path / "whole", replay=2, **QUICK)
+    whole = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "whole", replay=2, **QUICK)
     step = _Loop._train_step
 
     def step_then_stop(self, views):
@@ -134,15 +115,15 @@ def test_a_run_with_stored_targets_resumes_to_the_same_bits(teacher, tmp_path, m
 
     monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", replay=2, **QUICK)
+        ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "cut", replay=2, **QUICK)
     monkeypatch.undo()
-    rest = ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", replay=2, **QUICK)
+    rest = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "cut", replay=2, **QUICK)
     assert same(whole.student, rest.student)
 
 
 def test_filling_nothing_is_refused(teacher, tmp_path):
     with pytest.raises(UserError, match="replay: expected at least 1"):
-        fill_targets(teacher, images=images(), out=tmp_path / "run", **QUICK)
+        fill_targets(teacher, images=small_images(), out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
 
 
@@ -151,12 +132,14 @@ def test_patches_and_tapped_layers_are_stored_as_well(teacher, tmp_path, objecti
     settings = QUICK | {"epochs": 2, "objective": objective}
     calls = []
     hook = teacher.register_forward_hook(lambda *_: calls.append(1))
-    fill_targets(teacher, images=images(), out=tmp_path / "ahead", replay=1, **settings)
+    fill_targets(teacher, images=small_images(), out=tmp_path / "ahead", replay=1, **settings)
     asked = len(calls)
-    ahead = ssl_kd.distill(teacher, images=images(), out=tmp_path / "ahead", replay=1, **settings)
+    ahead = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "ahead", replay=1, **settings)
     hook.remove()
     assert len(calls) == asked + 1  # the trial before the run
-    online = ssl_kd.distill(teacher, images=images(), out=tmp_path / "online", replay=0, **settings | {"epochs": 1})
+    online = ssl_kd.distill(
+        teacher, images=small_images(), out=tmp_path / "online", replay=0, **settings | {"epochs": 1}
+    )
     assert ahead.last.keys() == online.last.keys()
 
 
@@ -190,10 +173,10 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path, monkeypatc
 
 def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     shared = QUICK | {"targets": str(tmp_path / "said"), "replay": 1, "epochs": 1}
-    first = ssl_kd.distill(teacher, images=images(), out=tmp_path / "first", **shared)
+    first = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "first", **shared)
     asked = []
     hook = teacher.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
-    second = ssl_kd.distill(teacher, images=images(), out=tmp_path / "second", **shared)
+    second = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "second", **shared)
     hook.remove()
     assert same(first.student, second.student)
     assert not (tmp_path / "second" / "targets").exists()
