@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -74,6 +75,7 @@ def sweep(n: int, width: int, classes: int, count: int, cold: bool) -> dict[str,
     peers = {"scikit-learn, warm path": True, **({"scikit-learn, one by one": False} if cold else {})}
     found = {}
     for name, warm in peers.items():
+        print(f"{classes} classes, ours: {seconds['ours']:.1f} s; now {name}", file=sys.stderr, flush=True)
         seconds[name], found[name] = timed(lambda warm=warm: one_by_one(x, y, strengths, warm))
     ours = [(w.numpy(), b.numpy()) for w, b in zip(fits.weights, fits.bias, strict=True)]
     judged = {
