@@ -9,6 +9,7 @@ teacher says about a view is stored once for all presets; a preset that compares
 many epochs, so that every student looks at equally many views. Students are judged as `eval` does it: k-NN (DINO's
 votes), linear probe (L-BFGS, strength chosen on train), on equal parts of every task. `--spec NAME=FILE.yaml` adds an
 objective that is no preset, `--lightly-python` lightly-train by its own recipe (see benchmarks.lightly_train).
+A comparison with `--equal-time NAME` gives each as much time instead, by the paces seen in comparison NAME of the file.
 `table` prints means over tasks, 95 % t-intervals over seeds, and differences to `default` paired by seed.
 """
 
@@ -188,12 +189,11 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.shuffle:
         random.Random(chosen.shuffle).shuffle(wanted)
     for name, seed in wanted:
-        label = name + (" (equal time)" if chosen.equal_time else "")
-        known = rows_of(out, bench.name)
-        if any(row["objective"] == label and row["seed"] == seed for row in known if row["objective"] != "teacher"):
+        if any((row["objective"], row.get("seed")) == (name, seed) for row in rows_of(out, bench.name)):
             continue
-        factor = pace("default", known) / pace(name, known) if chosen.equal_time else 1.0
-        row: dict[str, Any] = {"bench": bench.name, "objective": label, "seed": seed}
+        timed = rows_of(out, chosen.equal_time) if chosen.equal_time else []
+        factor = pace("default", timed) / pace(name, timed) if chosen.equal_time else 1.0
+        row: dict[str, Any] = {"bench": bench.name, "objective": name, "seed": seed, "views": factor}
         try:
             if name in LIGHTLY:
                 student, seconds = train_lightly(LIGHTLY[name], seed, bench, chosen.lightly_python, factor)
@@ -203,7 +203,7 @@ def run(chosen: argparse.Namespace) -> None:
         except UserError as error:
             row["refused"] = str(error)
         keep(out, row)
-        print(f"{label:<28} seed {seed}  {told(row)}", flush=True)
+        print(f"{name:<28} seed {seed}  {told(row)}", flush=True)
 
 
 def open_bench(chosen: argparse.Namespace) -> Bench:
@@ -227,7 +227,7 @@ def pace(name: str, known: Sequence[Mapping[str, Any]]) -> float:
     """Seconds that a preset took for the common number of views."""
     seconds = [row["seconds"] for row in known if row["objective"] == name and "seconds" in row]
     if not seconds:
-        raise UserError(f"--equal-time: {name} has no line at equal views yet; run without it first")
+        raise UserError(f"--equal-time: {name} has no line in that comparison yet; run it without --equal-time first")
     return float(np.median(seconds))
 
 
@@ -280,11 +280,12 @@ def table(path: Path, bench: str, against: str = "default") -> str:
         elif row is not teacher:
             by_name.setdefault(row["objective"], {})[row["seed"]] = row
     own = " ".join(f"{100 * mean(teacher, f):.1f} |" for f in FIGURES)
+    timed = any(row.get("views", 1.0) != 1.0 for row in rows)  # a comparison at equal time
     lines = [
         "| objective | seeds | k-NN 20 | k-NN 1 | linear | k-NN kept | neighbours in common "
-        "| k-NN 20 to default | linear to default | minutes |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        f"| *teacher* | | {own} 100 | 100 | | | |",
+        "| k-NN 20 to default | linear to default | minutes |" + " views |" * timed,
+        "| --- " + "| ---: " * (9 + timed) + "|",
+        f"| *teacher* | | {own} 100 | 100 | | | |" + " |" * timed,
     ]
 
     def cell(values: Sequence[float], sign: str = "") -> str:
@@ -302,7 +303,10 @@ def table(path: Path, bench: str, against: str = "default") -> str:
             gaps = [mean(seeds[s], figure) - mean(by_name[against][s], figure) for s in both]
             cells.append("" if name == against or not gaps else cell(gaps, "+"))
         minutes = np.median([row["seconds"] for row in seeds.values()]) / 60
-        lines.append(f"| `{name}` | {len(seeds)} | " + " | ".join(cells) + f" | {minutes:.1f} |")
+        views = np.median([row.get("views", 1.0) for row in seeds.values()])
+        lines.append(
+            f"| `{name}` | {len(seeds)} | " + " | ".join(cells) + f" | {minutes:.1f} |" + f" {views:.2f} |" * timed
+        )
     lines += [f"| `{name}` | refused: {why} |" for name, why in sorted(refused.items()) if name not in by_name]
     return "\n".join(lines)
 
@@ -332,7 +336,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     go.add_argument("--precision", default="bf16-mixed")
     go.add_argument("--threads", type=int, default=1)
     go.add_argument("--targets", default="quality_targets", help="folder for what the teacher said")
-    go.add_argument("--equal-time", action="store_true", help="as many views as `default`'s seconds allow")
+    go.add_argument(
+        "--equal-time",
+        default="",
+        metavar="NAME",
+        help="as many views as `default`'s seconds allow, by the paces in the comparison of that name",
+    )
     go.add_argument("--shuffle", type=int, default=0, help="a number above 0: another order per process")
     show = verbs.add_parser("table", help="markdown of a file")
     show.add_argument("file", type=Path)
