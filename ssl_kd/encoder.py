@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_kd.architectures import make
 from ssl_kd.errors import UserError, nearest
-from ssl_kd.networks import ModuleNet, Network
+from ssl_kd.networks import STAGES, ModuleNet, Network, stages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -163,12 +164,15 @@ class Encoder(nn.Module):
         return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
 
     def forward(self, images: Tensor, layers: Sequence[str] = ()) -> Features:
-        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap as well."""
+        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`)."""
         taps: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name in layers:
                 stack.enter_context(tapped(self.backbone, name, taps))
             embeddings, tokens = self.network(self.normalise(images), (self.feature,))
+        for name in layers:
+            if _STAGE.fullmatch(name) and taps[name].ndim == 4 and getattr(self.network, "channels_last", False):
+                taps[name] = taps[name].permute(0, 3, 1, 2)  # a stage is (B, C, H, W), however its network lays it out
         return Features(embeddings[self.feature], tokens, taps)
 
     def embeddings(self, images: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
@@ -189,8 +193,16 @@ class Encoder(nn.Module):
         return f"{self.arch}, feature={self.feature}, dim={self.dim}, origin={self.origin!r}"
 
 
+_STAGE = re.compile(rf"stage\.[1-{STAGES}]")
+
+
 def submodule(backbone: nn.Module, name: str) -> nn.Module:
-    """The submodule of that path, where a negative number counts from the end of its list: `blocks.-1.attn`."""
+    """The submodule of that path, where a negative number counts from the end of its list: `blocks.-1.attn`.
+
+    `stage.1` to `stage.4` are where the stages of any network end (see `networks.stages`).
+    """
+    if _STAGE.fullmatch(name):
+        name = stages(backbone)[int(name[-1]) - 1]
     found = backbone
     try:
         for part in name.split("."):

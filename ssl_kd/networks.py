@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
 
+STAGES = 4  # of a network: `stage.1` to `stage.4`
 Reading = tuple[dict[str, Tensor], Tensor | None]  # {feature: (B, D)} and tokens (B, L, D') or None
 
 
@@ -47,6 +48,23 @@ class Network(nn.Module):
             f"no feature {feature!r} in {type(self.backbone).__name__}; it has {', '.join(known)}."
             f"{nearest(feature, list(known))}"
         )
+
+
+def stages(backbone: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that end the network's four stages, shallow to deep; of a plain transformer its quarters.
+
+    timm's networks tell; others are asked for layer1 to layer4, as ResNets call them. UserError where nothing says.
+    """
+    told = getattr(backbone, "feature_info", None) or ()
+    ends = [(row["module"], row.get("reduction")) for row in getattr(told, "info", told)]
+    if len({reduction for _, reduction in ends}) == 1:
+        return tuple(ends[-(-len(ends) * k // STAGES) - 1][0] for k in range(1, STAGES + 1))
+    if len(ends) >= STAGES:
+        return tuple(name for name, _ in ends[-STAGES:])
+    layers = tuple(f"layer{k}" for k in range(1, STAGES + 1))
+    if all(isinstance(getattr(backbone, name, None), nn.Module) for name in layers):
+        return layers
+    raise UserError(f"{type(backbone).__name__} does not say where its {STAGES} stages end; name its own modules.")
 
 
 def flatten_map(x: Tensor, channels_last: bool = False) -> Tensor:

@@ -30,8 +30,10 @@ def everything(n, width, seed=0, side=4, scale=1.0):
     return {
         "embedding": scale * rand(n, width, seed=seed),
         "tokens": scale * rand(n, side * side, width, seed=seed + 1),
-        "layer3": scale * rand(n, width + 2, 4, 4, seed=seed + 2),
-        "layer4": scale * rand(n, width + 1, 2, 2, seed=seed + 3),
+        "stage.1": scale * rand(n, width + 4, 8, 8, seed=seed + 6),
+        "stage.2": scale * rand(n, width + 3, 8, 8, seed=seed + 7),
+        "stage.3": scale * rand(n, width + 2, 4, 4, seed=seed + 2),
+        "stage.4": scale * rand(n, width + 1, 2, 2, seed=seed + 3),
         ATTENTION: rand(n, 2, 1 + side * side, 1 + side * side, seed=seed + 4),
         "ema": rand(n, width, seed=seed + 5),
     }
@@ -94,14 +96,18 @@ class Case:
 
     @torch.no_grad()
     def projected(self, step, term=0, of="embedding"):
-        z = getattr(self.batch(step)[0], of)
-        return self.terms[term].projector(z).numpy().astype(np.float64)
+        return self.terms[term].projector(read(self.batch(step)[0], of)).numpy().astype(np.float64)
 
     def teacher(self, step, of="embedding"):
-        return getattr(self.batch(step)[1], of).numpy().astype(np.float64)
+        return read(self.batch(step)[1], of).numpy().astype(np.float64)
 
     def student(self, step, of="embedding"):
-        return getattr(self.batch(step)[0], of).numpy().astype(np.float64)
+        return read(self.batch(step)[0], of).numpy().astype(np.float64)
+
+
+def read(features, of):
+    """Embedding, tokens, or the cells of a stage as (N, L, C)."""
+    return features.layers[of].flatten(2).mT if of in features.layers else getattr(features, of)
 
 
 def standardised(t):

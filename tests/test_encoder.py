@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssl_kd.encoder import Encoder, Features, Preprocessing, build
 from ssl_kd.errors import UserError
-from ssl_kd.networks import POSITIONS
+from ssl_kd.networks import POSITIONS, stages
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2}
 
@@ -292,6 +292,32 @@ def test_layers_are_tapped_only_when_asked_for():
     assert not encoder.backbone.layer2._forward_hooks
     with pytest.raises(UserError, match="Did you mean layer2"):
         encoder(images, layers=("layer22",))
+
+
+@pytest.mark.parametrize(
+    ("arch", "given", "ends", "shapes"),
+    [
+        ("resnet18", {}, ["layer1", "layer2", "layer3", "layer4"], [(64, 16, 16), (512, 2, 2)]),
+        ("mobilenetv3_small_050", {}, ["blocks.0", "blocks.1", "blocks.3", "blocks.5"], [(8, 16, 16), (288, 2, 2)]),
+        ("vit_tiny_patch16_224", {"depth": 6}, ["blocks.1", "blocks.2", "blocks.4", "blocks.5"], [(17, 192)] * 2),
+        ("vit_tiny_patch16_224", {"depth": 2}, ["blocks.0", "blocks.0", "blocks.1", "blocks.1"], [(17, 192)] * 2),
+        ("torchvision/resnet18", {}, ["layer1", "layer2", "layer3", "layer4"], [(64, 16, 16), (512, 2, 2)]),
+        ("ssl_kd/resnet50", {}, ["layer1", "layer2", "layer3", "layer4"], [(256, 16, 16), (2048, 2, 2)]),
+        ("swin_tiny_patch4_window7_224", {}, [f"layers.{k}" for k in range(4)], [(96, 16, 16), (768, 2, 2)]),
+    ],
+)
+def test_every_kind_of_network_has_four_stages(arch, given, ends, shapes):
+    given |= {"img_size": 64} if arch.startswith(("vit", "swin")) else {}
+    encoder = build(arch, **given).eval()
+    assert stages(encoder.backbone) == tuple(ends)
+    with torch.no_grad():
+        found = encoder(torch.rand(1, 3, 64, 64), layers=("stage.1", "stage.4")).layers
+    assert [tuple(found[name].shape[1:]) for name in ("stage.1", "stage.4")] == shapes
+
+
+def test_a_network_that_does_not_tell_its_stages_is_asked_for_names():
+    with pytest.raises(UserError, match=r"Levit.*does not say where its 4 stages end; name its own"):
+        build("levit_128s").eval()(torch.rand(1, 3, 224, 224), layers=("stage.2",))
 
 
 def test_modules_from_python_return_vectors_maps_or_features():

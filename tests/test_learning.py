@@ -56,7 +56,7 @@ def test_objectives_find_the_average_among_the_layers_and_only_if_they_ask(teach
 
 def test_tokens_travel_only_where_the_objective_reads_them():
     views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
-    assert pair("at").look(views).tokens is not None
+    assert pair("trg").look(views).tokens is not None
     assert pair("simreg").look(views).tokens is None
 
 

@@ -20,7 +20,7 @@ from ssl_kd.objectives.rows import EVIDENCE
 from ssl_kd.objectives.spaces import SPACES
 
 PAGE = Path(__file__).parents[1] / "docs" / "objectives.md"
-LAYERED = {"flow": ("layer3", "layer4"), "class_attention": (ATTENTION,)}
+LAYERED = {"flow": ("stage.3", "stage.4"), "class_attention": (ATTENTION,)}
 
 
 def grammar():
@@ -214,7 +214,7 @@ def test_a_network_that_lacks_what_a_preset_reads_is_told_so(name):
 
 
 def test_taps_tell_what_to_ask_the_networks_for():
-    assert taps("fsp") == (("layer3", "layer4"), ("layer3", "layer4"))
+    assert taps("fsp") == (("stage.3", "stage.4"), ("stage.3", "stage.4"))
     assert taps("default") == ((), ())
     for name in PRESETS:
         objective = build_objective(name, widths(6), widths(10))

@@ -25,16 +25,19 @@ from ssl_kd.objectives import build_objective
 # ------------------------------------------------------------------- classics
 
 
-def test_fitnets_is_a_hundred_times_the_squared_distance_of_the_maps():
+def test_fitnets_is_a_hundred_times_the_squared_distance_of_a_middle_layer_and_of_the_last_maps():
     case = Case("fitnets")
-    mse = np.mean((case.projected(0, of="tokens") - case.teacher(0, "tokens")) ** 2)
-    assert case.answer(0)[0] == pytest.approx(100 * mse, rel=1e-4)
+    places = enumerate(["stage.2", "tokens"])
+    mse = [np.mean((case.projected(0, term, place) - case.teacher(0, place)) ** 2) for term, place in places]
+    assert case.answer(0)[0] == pytest.approx(100 * sum(mse), rel=1e-4)
 
 
-def test_at_compares_unit_maps_of_energy():
-    case = Case("at")
-    s, t = (unit((z**2).mean(2)) for z in (case.student(0, "tokens"), case.teacher(0, "tokens")))
-    assert case.answer(0)[0] == pytest.approx(1000 * np.mean((s - t) ** 2), rel=1e-4)
+def test_at_compares_unit_maps_of_energy_at_every_stage():
+    case, total = Case("at"), 0.0
+    for k in (1, 2, 3, 4):
+        s, t = (unit((z**2).mean(2)) for z in (case.student(0, f"stage.{k}"), case.teacher(0, f"stage.{k}")))
+        total += 1000 * np.mean((s - t) ** 2)
+    assert case.answer(0)[0] == pytest.approx(total, rel=1e-4)
 
 
 def test_fsp_compares_the_flow_from_one_stage_to_the_next():
@@ -42,7 +45,7 @@ def test_fsp_compares_the_flow_from_one_stage_to_the_next():
     assert not list(objective.parameters())
 
     def flow(given):
-        early, late = (given.layers[n].numpy() for n in ("layer3", "layer4"))
+        early, late = (given.layers[n].numpy() for n in ("stage.3", "stage.4"))
         early = early.reshape(B, -1, 2, 2, 2, 2).mean((3, 5))  # 4 x 4 cells to 2 x 2
         return np.einsum("bmhw,bnhw->bmn", early, late) / 4
 

@@ -5,7 +5,7 @@ Every distance is a mean over samples, zero at a match, computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.projectors import KEEPS_WIDTH, over_rows, projector
-from ssl_kd.objectives.reading import Widths, to_grid, tokens
+from ssl_kd.objectives.reading import Widths, cell_widths, cells, to_grid
 from ssl_kd.objectives.spaces import SPACES
 from ssl_kd.views import Views
 
@@ -93,7 +93,8 @@ class Alignment(nn.Module):
     """The distance between the projected student and the teacher, per sample (`of: embedding`) or per patch (`tokens`).
 
     The defaults are SimReg's: its four-layer head and 2 - 2 cos on the backbone features. Student tokens on another
-    grid are brought onto the teacher's.
+    grid are brought onto the teacher's. With one of the student's and one of the teacher's layers named, `tokens` are the
+    cells of these.
     Source: Navaneet et al., "SimReg: Regression as a Simple Yet Effective Tool for Self-supervised Knowledge
     Distillation", BMVC 2021 (constants read in its code). With projector "dlkd": Ding et al., DLKD, TNNLS 35(2).
     """
@@ -108,6 +109,8 @@ class Alignment(nn.Module):
         space: str = "raw",
         distance: str = "cosine",
         of: str = "embedding",
+        student_layers: Sequence[str] = (),
+        teacher_layers: Sequence[str] = (),
     ):
         super().__init__()
         for what, name, known in (
@@ -118,7 +121,14 @@ class Alignment(nn.Module):
             one_of(what, name, known)
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         self.of = of
-        self.widths = (student.embedding, teacher.embedding) if of == "embedding" else (student.token, teacher.token)
+        self.student_layers, self.teacher_layers = tuple(student_layers), tuple(teacher_layers)
+        if of == "embedding" and (student_layers or teacher_layers):
+            raise UserError(
+                "objective: an alignment of embeddings reads no layers; with `of: tokens` it reads their cells"
+            )
+        self.widths = student.embedding, teacher.embedding
+        if of == "tokens":
+            self.widths = cell_widths(student, teacher, student_layers, teacher_layers)
         must_reach_the_teacher(projector_name, *self.widths)
         self.projector = projector(projector_name, *self.widths)
         self.space = SPACES[space](self.widths[1])
@@ -128,7 +138,8 @@ class Alignment(nn.Module):
     def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
         """Scalar, float32, 0 at a match. Embeddings are (N, Ds) and (N, Dt)."""
         if self.of == "tokens":
-            s, t = tokens(student, "student", self.widths[0]), tokens(teacher, "teacher", self.widths[1])
+            s = cells(student, "student", self.widths[0], self.student_layers)
+            t = cells(teacher, "teacher", self.widths[1], self.teacher_layers)
             s = over_rows(self.projector, to_grid(s, t.shape[1])).flatten(0, 1)
             t = t.flatten(0, 1)
         else:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from ssl_kd.objectives.rows import Preset, alignment, correlation
+from ssl_kd.objectives.rows import Preset, alignment, correlation, stage
 
 _REPDISTILLER = "HobbitLong/RepDistiller"
 
 CLASSICS: dict[str, Preset] = {
     "fitnets": Preset(
-        (alignment("linear", "mse", of="tokens", weight=100.0),),
+        (
+            alignment("linear", "mse", of="tokens", weight=100.0, **stage(2)),
+            alignment("linear", "mse", of="tokens", weight=100.0),
+        ),
         f"FitNets; {_REPDISTILLER}",
         "third-party",
         "100 MSE(regressor(hint of a middle layer), teacher's layer)",
-        differs="the last map instead of a middle layer; a linear map per cell instead of a convolution",
+        "the same, and 100 MSE of the last maps, without which nothing would teach the layers behind the hint",
+        differs="the second of four stages is the middle; a linear map per cell instead of a convolution",
     ),
     "at": Preset(
-        (correlation("attention_map", "identity", comparison="l2", weight=1000.0),),
+        tuple(
+            correlation("attention_map", "identity", comparison="l2", weight=1000.0, **stage(k)) for k in (1, 2, 3, 4)
+        ),
         f"attention transfer; {_REPDISTILLER}",
         "third-party",
         "1000 MSE of the unit maps mean_c F_c^2, at every stage",
-        differs="the last map only",
     ),
     "fsp": Preset(
         (
@@ -27,15 +32,14 @@ CLASSICS: dict[str, Preset] = {
                 "term": "correlation",
                 "relation": "flow",
                 "comparison": "l2",
-                "student_layers": ("layer3", "layer4"),
-                "teacher_layers": ("layer3", "layer4"),
+                **stage(3, 4),
                 "weight": 50.0,
             },
         ),
         f"flow of solution procedure; {_REPDISTILLER}",
         "third-party",
         "50 MSE of the channel products (mean over cells) of neighbouring stages",
-        differs="one pair of layers; a linear map per student layer where widths differ (published: equal widths only)",
+        differs="the last pair of stages; a linear map per student layer where widths differ (published: equal widths only)",
     ),
     "sp": Preset(
         (correlation("products", "identity", comparison="row_unit_l2", weight=3000.0),),

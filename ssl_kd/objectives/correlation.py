@@ -24,7 +24,7 @@ from ssl_kd.objectives.dense import (
 )
 from ssl_kd.objectives.projectors import over_rows, projector, width_after
 from ssl_kd.objectives.queues import TeacherQueue, TwoQueues
-from ssl_kd.objectives.reading import Widths, onto_coarser, to_grid, tokens
+from ssl_kd.objectives.reading import Widths, cell_widths, cells, onto_coarser, to_grid
 from ssl_kd.objectives.relations import (
     AcrossTable,
     AnglesTable,
@@ -113,7 +113,10 @@ class Correlation(nn.Module):
                 raise UserError(
                     f"objective: {relation} with {comparison} has no {key!r}; it knows {', '.join(known) or 'no options'}"
                 )
-        self.widths = (student.token, teacher.token) if kind.of == "tokens" else (student.embedding, teacher.embedding)
+        self.student_layers, self.teacher_layers = tuple(student_layers or ()), tuple(teacher_layers or ())
+        self.widths = student.embedding, teacher.embedding
+        if kind.of == "tokens":
+            self.widths = cell_widths(student, teacher, self.student_layers, self.teacher_layers)
         ds, dt = self.widths[0], teacher_width or self.widths[1]
         if kind.needs_teacher_width:
             must_reach_the_teacher(projector_name, ds, dt)
@@ -151,7 +154,8 @@ class Correlation(nn.Module):
             return self.relation.read(student, teacher)  # type: ignore[operator]
         if self.of == "embedding":
             return self.projector(student.embedding), teacher.embedding
-        s, t = tokens(student, "student", self.widths[0]), tokens(teacher, "teacher", self.widths[1])
+        s = cells(student, "student", self.widths[0], self.student_layers)
+        t = cells(teacher, "teacher", self.widths[1], self.teacher_layers)
         if isinstance(self.relation, AttentionMapTable):
             s, t = onto_coarser(s, t)
         else:
@@ -169,7 +173,8 @@ def options_of(relation: str, comparison: str) -> list[str]:
         *inspect.signature(RELATIONS[relation].__init__).parameters,
         *inspect.signature(COMPARISONS[comparison]).parameters,
     )
-    return [name for name in OWN_OPTIONS if name in known]
+    layers = ("student_layers", "teacher_layers") if RELATIONS[relation].of == "tokens" else ()
+    return [name for name in OWN_OPTIONS if name in (*known, *layers)]
 
 
 def _chosen(given: Mapping[str, Any], call: Any) -> dict[str, Any]:

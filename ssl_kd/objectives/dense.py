@@ -7,7 +7,7 @@ They need what not every network gives: patch tokens or map cells (`Features.tok
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.projectors import over_rows
-from ssl_kd.objectives.reading import Widths, layer, layer_tokens, onto_coarser
+from ssl_kd.objectives.reading import Widths, layer, layer_tokens, named_layers, onto_coarser
 from ssl_kd.objectives.relations import Relation, Tables, unit, without_diagonal
 from ssl_kd.views import Views
 
@@ -205,11 +205,3 @@ class ClassAttentionTable(Relation):
             summed = row.clamp_min(self.smallest).log().sum(1, keepdim=True)
             row = F.softmax(summed / self.temperature, dim=2)
         return row.clamp(self.smallest, self.largest).log().flatten(0, 1)
-
-
-def named_layers(options: Mapping[str, Any], count: int, why: str) -> None:
-    """UserError unless so many layers are named for both networks."""
-    for key in ("student_layers", "teacher_layers"):
-        given = options.get(key)
-        if given is None or isinstance(given, str) or len(given) != count:
-            raise UserError(f"{key}: {why}, so a list of {count}; got {given!r}")

@@ -7,8 +7,9 @@ finds all of its parameters. What a network does not give is one clear line, not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,6 +94,27 @@ def layer_tokens(features: Features, name: str, whose: str) -> Tensor:
         raise UserError(f"objective: layer {name!r} of the {whose} is {tuple(tap.shape)}; expected a map or tokens")
     # Class and register tokens come first; the patches are the largest square.
     return tap[:, tap.shape[1] - math.isqrt(tap.shape[1]) ** 2 :]
+
+
+def cells(features: Features, whose: str, width: int, layers: Sequence[str]) -> Tensor:
+    """(N, L, C): the cells of the one tapped layer that is named, else the patch tokens."""
+    return layer_tokens(features, layers[0], whose) if layers else tokens(features, whose, width)
+
+
+def cell_widths(student: Widths, teacher: Widths, ours: Sequence[str], theirs: Sequence[str]) -> tuple[int, int]:
+    """How wide `cells` will be for both networks."""
+    if ours or theirs:
+        named_layers({"student_layers": ours, "teacher_layers": theirs}, 1, "a term on cells reads one layer of each")
+        return student.layer(ours[0], "student"), teacher.layer(theirs[0], "teacher")
+    return student.token, teacher.token
+
+
+def named_layers(options: Mapping[str, Any], count: int, why: str) -> None:
+    """UserError unless so many layers are named for both networks."""
+    for key in ("student_layers", "teacher_layers"):
+        given = options.get(key)
+        if given is None or isinstance(given, str) or len(given) != count:
+            raise UserError(f"{key}: {why}, so a list of {count}; got {given!r}")
 
 
 def to_grid(z: Tensor, length: int, sampled: bool = False) -> Tensor:

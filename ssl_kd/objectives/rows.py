@@ -50,3 +50,9 @@ def correlation(
         **temperatures,
         "weight": weight,
     }
+
+
+def stage(*numbers: int) -> Spec:
+    """Where these of the four stages end, in both networks: what a term on cells or layers reads."""
+    names = tuple(f"stage.{k}" for k in numbers)
+    return {"student_layers": names, "teacher_layers": names}

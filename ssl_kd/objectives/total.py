@@ -83,12 +83,14 @@ class WeightedSum(nn.Module):
         self.min_views: int = max(int(term.min_views) for term in terms)  # type: ignore[arg-type]
         self.measure_gradients = False
         relations = [term.relation for term in terms if isinstance(term, Correlation)]
-        self.student_layers = _union(r.student_layers for r in relations)
-        self.teacher_layers = _union(r.teacher_layers for r in relations)
+        self.student_layers = _union(getattr(term, "student_layers", ()) for term in terms)
+        self.teacher_layers = _union(getattr(term, "teacher_layers", ()) for term in terms)
         self.student_momentum = max([0.0, *(r.student_momentum for r in relations)])
         # Terms whose value over a batch is not the mean of its values over parts of the batch.
         self.indivisible = tuple(n for n, term in self.terms.items() if not getattr(term, "divisible", False))
-        self.reads_tokens = any(getattr(term, "of", "") == "tokens" for term in terms)
+        self.reads_tokens = any(
+            getattr(term, "of", "") == "tokens" and not getattr(term, "student_layers", ()) for term in terms
+        )
         self._check_schedule()
         self.balanced = [name for name, rule in self.weights.items() if rule.value == "auto"]
         if self.balanced:
