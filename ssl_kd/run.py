@@ -87,7 +87,7 @@ class RunFolder:
             for name in (LAST, STUDENT, BEST, METRICS, "metrics.csv", "config.yaml"):
                 (self.path / name).unlink(missing_ok=True)
         if config.exists():
-            self._same_question(yaml.safe_load(config.read_text()) or {})
+            self._same_question(_settings(config))
         elif any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
             raise UserError(
                 f"out: {self.path} is not empty and not a run's folder; choose another, or pass overwrite to use it"
@@ -188,3 +188,18 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "packages": {name: version(name) for name in names},
     }
+
+
+def _settings(config: Path) -> Mapping[str, Any]:
+    """What a run's config.yaml says; UserError where somebody's hand left something else in it."""
+    try:
+        found = yaml.safe_load(config.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{config} is no YAML ({one_line(error)}); mend it, choose another out, or pass overwrite"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{config}: expected the settings of a run, got {one_line(found, 60)!r}; choose another out, or pass overwrite"
+        )
+    return found

@@ -200,3 +200,13 @@ def test_a_second_process_is_kept_out(tmp_path):
     with open(tmp_path / "run/.lock", "wb") as file, pytest.raises(OSError, match="unavailable"):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     run.close()
+
+
+@pytest.mark.parametrize("text", [b"objective: [default\n", b"- a list\n", b"only words", b"\xff\xfe"])
+def test_a_config_that_a_hand_has_damaged_is_one_line(tmp_path, text):
+    RunFolder(tmp_path / "run", {"a": 1}).close()
+    (tmp_path / "run/config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"config\.yaml.*pass overwrite") as caught:
+        RunFolder(tmp_path / "run", {"a": 1})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run/config.yaml").read_bytes() == text
