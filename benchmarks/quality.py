@@ -59,6 +59,7 @@ class Bench:
     size: int
     images: ArrayImages
     epochs: int
+    replay: int
     batch: int
     lr: float
     precision: str
@@ -121,7 +122,7 @@ def settings_of(objective: Any, bench: Bench, factor: float = 1.0) -> dict[str, 
             PRESET_VIEWS.get(name, "weak"), "two_strong_small"
         ),
         # Mixed images are never the same twice, and tapped layers are too large to keep.
-        "replay": 0 if mixed or tapped else epochs,
+        "replay": 0 if mixed or tapped else min(bench.replay or epochs, epochs),
         "targets": str(bench.targets),
         "size": bench.size,
         "crop_ratio": 1.0,
@@ -219,7 +220,7 @@ def open_bench(chosen: argparse.Namespace) -> Bench:
         banks[task.name] = (part(task.train, chosen.train, contract), part(task.test, chosen.test, contract))
     return Bench(
         chosen.name, Path(chosen.teacher), chosen.student, chosen.student_args, chosen.size, images, chosen.epochs,
-        chosen.batch, chosen.lr, chosen.precision, Path(chosen.targets), banks,
+        chosen.replay, chosen.batch, chosen.lr, chosen.precision, Path(chosen.targets), banks,
     )  # fmt: skip
 
 
@@ -327,7 +328,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     go.add_argument("--lightly-python", default="", help="a python with lightly-train and timm")
     go.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     go.add_argument("--count", type=int, default=8000, help="unlabelled images (default: %(default)s)")
-    go.add_argument("--epochs", type=int, default=4, help="each with new views (default: %(default)s)")
+    go.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
+    go.add_argument(
+        "--replay", type=int, default=0, help="views of each image that come round again (default: all new)"
+    )
     go.add_argument("--batch", type=int, default=128)
     go.add_argument("--lr", type=float, default=2e-3)
     go.add_argument("--size", type=int, default=40, help="pixels (default: %(default)s)")
