@@ -18,7 +18,7 @@ class PretrainConfig:
     """Train a small self-supervised teacher with lightly on unlabelled images.
 
     Args:
-        images: folder, zip or data set of unlabelled images
+        images: unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set
         out: checkpoint to write, in the layout of the method's training script; an existing one is resumed
         method: moco (MoCo v2), moco_v3, simclr or dino
         arch: timm ResNet to train; for moco_v3 a ViT of 12 heads, for dino also a ViT
@@ -77,7 +77,7 @@ class DistillConfig:
         student: timm architecture, e.g. resnet18, mobilenetv3_small_100, vit_tiny_patch16_224
         student_args: extra arguments of the architecture, e.g. {small_stem: true} or {img_size: 32, patch_size: 4}
         student_weights: a student file to start from; empty: random weights
-        images: folder, zip or data set of unlabelled images
+        images: unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set
         out: run folder; the same command goes on with an interrupted run
         objective: default, dlkd, simreg, seed, compress_1q, rkd, ... (all presets: docs/objectives.md), or a list of terms
         views: augmentation scheme (weak, strong, multi, rot4, ...); empty: the objective's own
