@@ -98,8 +98,9 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
         saved = None if config.overwrite else run.restore()
         # An interrupted run goes on in the precision it began with, whatever a new probe would say.
         fabric, precision = make_fabric(config.accelerator, saved["precision"] if saved else config.precision)
-        del saved  # or student, heads and queues lie in memory twice as long as this is open
-        yield _Loop(fabric, precision, config, run, parts)
+        loop = _Loop(fabric, precision, config, run, parts, saved)
+        del saved  # the loop lets go of it once it has taken it up
+        yield loop
     finally:
         run.close()
 
@@ -107,7 +108,10 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
 class _Loop:
     """One run from its first (or next) step to the saved student."""
 
-    def __init__(self, fabric, precision: str, config: DistillConfig, run: RunFolder, parts: Parts):
+    def __init__(
+        self, fabric, precision: str, config: DistillConfig, run: RunFolder, parts: Parts, saved: dict[str, Any] | None
+    ):
+        self._saved = saved
         self.fabric, self.precision = fabric, precision
         self.config, self.run_folder = config, run
         self.loader, self.faculty = parts.loader, parts.faculty
@@ -213,6 +217,7 @@ class _Loop:
 
     def fill(self) -> dict[str, TargetStore]:
         """Ask the teachers about every view that will be replayed, without training."""
+        self._saved = None
         if self.faculty.has_said_all():
             return self.faculty.stores
         count = len(self.loader.images) * self.config.replay
@@ -290,7 +295,8 @@ class _Loop:
 
     def _go_on(self) -> None:
         """Take up the saved state, if there is one; nothing of it stays in memory beside what it went into."""
-        if (saved := self.run_folder.restore()) is not None:
+        saved, self._saved = self._saved, None
+        if saved is not None:
             self._load(saved)
 
     def _load(self, saved: dict[str, Any]) -> None:
