@@ -189,7 +189,8 @@ class MoCoV3(nn.Module):
     """Each view's prediction finds the other view's projection by the moving average among the batch. For ViTs.
 
     Differs from the official script: hidden layers of 1024 numbers (4096 there), a learned position embedding, a
-    constant momentum of the average. The patch projection keeps its random weights, as there; a convolutional stem learns.
+    constant momentum of the average, batch norms of a convolutional stem that see both views at once. The patch
+    projection keeps its random weights, as there; a convolutional stem learns.
     """
 
     def __init__(self, config: PretrainConfig):
@@ -232,7 +233,7 @@ class MoCoV3(nn.Module):
 
     @staticmethod
     def _project(network: Any, images: Tensor) -> Tensor:
-        """Both views by one pass of the backbone; batch norm sees each view by itself, as in the script."""
+        """Both views by one pass of the backbone. The heads' batch norms see each view by itself, as in the script."""
         embeddings = network["backbone"](images, ["cls"])[0]["cls"]
         return torch.cat([network["head"](half) for half in embeddings.chunk(2)])
 
