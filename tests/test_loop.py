@@ -1,12 +1,12 @@
 """The loop: it learns, leaves the teacher alone, survives interruption to the same bits, and stops on bad numbers."""
 
-import json
 import signal
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from small_runs import SMALL, logged
 
 import ssl_kd
 from ssl_kd.config import DistillConfig, check
@@ -15,14 +15,7 @@ from ssl_kd.images import ArrayImages
 from ssl_kd.parsing import parse
 
 TINY = {"student": "resnet18", "student_args": {"channels": [8, 8, 16, 16]}, "size": 32, "crop_ratio": 1.0}
-QUICK = TINY | {
-    "epochs": 2,
-    "batch_size": 8,
-    "quiet": True,
-    "precision": "32-true",
-    "accelerator": "cpu",
-    "log_every": 1,
-}
+QUICK = SMALL | TINY
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +43,7 @@ def test_a_run_brings_the_student_to_the_teacher_and_explains_itself(teacher, tm
         teacher, images=images(), out=tmp_path / "run", objective="simreg_queue", **QUICK | {"epochs": 12, "lr": 3e-3}
     )
     assert same(before, weights(teacher))
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    lines = logged(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 37))
     assert np.mean([line["loss"] for line in lines[-3:]]) < 0.5 * lines[0]["loss"]
     assert {"alignment", "correlation_queue", "lr", "images_per_s", "wait_share"} <= lines[0].keys()
@@ -107,7 +100,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypa
     monkeypatch.undo()
     rest = ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", **QUICK)
     assert same(weights(whole.student), weights(rest.student))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in logged(tmp_path / "cut")]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 

@@ -1,30 +1,21 @@
 """The teachers' side: one line per teacher, each by its own spectacles, all of them in the card and the digests."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import yaml
 from layouts import dino_vit
 from PIL import Image
+from small_runs import SMALL, logged, small_images
 
 import ssl_kd
 from ssl_kd.cli import main
 from ssl_kd.config import DistillConfig, TeacherLine, check, teacher_lines
 from ssl_kd.errors import UserError
-from ssl_kd.images import ArrayImages
 from ssl_kd.preparation import prepare
 from ssl_kd.teaching import at_size
 
-SMALL = {
-    "student": "resnet18",
-    "student_args": {"channels": [8, 8, 8, 8]},
-    "batch_size": 4,
-    "epochs": 1,
-    "log_every": 1,
-}
-QUICK = SMALL | {"size": 32, "quiet": True, "precision": "32-true", "accelerator": "cpu"}
+QUICK = SMALL | {"batch_size": 4, "epochs": 1}
 
 
 def tiny(seed, width=16):
@@ -32,8 +23,8 @@ def tiny(seed, width=16):
     return ssl_kd.build("resnet18", channels=[8, 8, 8, width]).eval()
 
 
-def images(n=8):
-    return ArrayImages(np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8))
+def images():
+    return small_images(8)
 
 
 def prefixed(encoder, prefix, **more):
@@ -75,7 +66,7 @@ def test_four_teachers_from_one_config_by_the_command_line(files, tmp_path, caps
     (tmp_path / "four.yaml").write_text(yaml.safe_dump(asked))
     assert main(["distill", "--config", str(tmp_path / "four.yaml")]) == 0
     run = tmp_path / "run"
-    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    record = logged(run)[0]
     assert {"dino.alignment", "moco.alignment", "moco.alignment_3", "swav.alignment", "simclr.alignment"} <= set(record)
     assert "dino.alignment_3" not in record
     kept = yaml.safe_load((run / "config.yaml").read_text())["teachers"]
