@@ -10,8 +10,11 @@ ANONYMOUS, RESIDENT = "RssAnon", "VmRSS"  # what cannot be given back to files, 
 
 def now(kind: str = RESIDENT) -> int:
     """Bytes that this process holds, of that kind."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind + ":")) * 1024
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith(kind + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"{status} says nothing of {kind}; this benchmark needs Linux")
 
 
 class Peak:
