@@ -140,7 +140,7 @@ class _Loop:
 
     def run(self) -> Distilled:
         """Train to the end and save the student."""
-        self.fabric.barrier()  # every rank begins from what the first has on disk
+        self.fabric.barrier()  # nobody writes a state before all have read theirs
         self._go_on()
         began = self.seconds
         count = len(self.loader.images)
