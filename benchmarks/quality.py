@@ -10,6 +10,7 @@ many epochs, so that every student looks at equally many views. Students are jud
 votes), linear probe (L-BFGS, strength chosen on train), on equal parts of every task. `--spec NAME=FILE.yaml` adds an
 objective that is no preset, `--lightly-python` lightly-train by its own recipe (see benchmarks.lightly_train).
 A comparison with `--equal-time NAME` gives each as much time instead, by the paces seen in comparison NAME of the file.
+With several `--lr` each objective runs at the best of them for it, found on seed 100 (mean of k-NN 20 and linear probe).
 `table` prints means over tasks, 95 % t-intervals over seeds, and differences to `default` paired by seed.
 """
 
@@ -46,6 +47,7 @@ from ssl_kd.objectives.presets import PRESET_MIXES, PRESET_VIEWS, PRESETS, taps
 LIGHTLY = {"lightly-train v1": "distillationv1", "lightly-train v3": "distillation"}
 SAME = {"mlkd"}  # another name of dlkd
 FIGURES = ("knn20", "knn1", "linear")
+TRIAL = 100  # the seed on which learning rates are chosen; no figure of a table comes from it
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Bench:
     epochs: int
     replay: int
     batch: int
-    lr: float
+    lr: tuple[float, ...]  # several: each objective at the best of them for it
     precision: str
     targets: Path
     banks: Mapping[str, tuple[tuple[torch.Tensor, np.ndarray], tuple[torch.Tensor, np.ndarray]]]
@@ -108,7 +110,7 @@ def judge(encoder: Encoder, bench: Bench, teacher: Mapping[str, np.ndarray] | No
     return found
 
 
-def settings_of(objective: Any, bench: Bench, factor: float = 1.0) -> dict[str, Any]:
+def settings_of(objective: Any, bench: Bench, lr: float, factor: float = 1.0) -> dict[str, Any]:
     """Settings of `distill` for one objective, so that all of them look at equally many views."""
     name = objective if isinstance(objective, str) else ""
     pairs = name in PRESET_VIEWS
@@ -128,7 +130,7 @@ def settings_of(objective: Any, bench: Bench, factor: float = 1.0) -> dict[str, 
         "crop_ratio": 1.0,
         "epochs": epochs,
         "batch_size": bench.batch,
-        "lr": bench.lr,
+        "lr": lr,
         "warmup": 0.5,
         "precision": bench.precision,
         "threads": 1,
@@ -137,10 +139,10 @@ def settings_of(objective: Any, bench: Bench, factor: float = 1.0) -> dict[str, 
     }
 
 
-def train(objective: Any, seed: int, bench: Bench, factor: float) -> tuple[Encoder, float]:
+def train(objective: Any, seed: int, bench: Bench, lr: float, factor: float) -> tuple[Encoder, float]:
     """A student and the seconds it took, stored targets not counted in."""
     with tempfile.TemporaryDirectory() as folder:
-        chosen = settings_of(objective, bench, factor) | {"seed": seed, "out": f"{folder}/run"}
+        chosen = settings_of(objective, bench, lr, factor) | {"seed": seed, "out": f"{folder}/run"}
         teacher = bench.load()
         if chosen["replay"]:
             fill_targets(teacher, images=bench.images, **chosen)
@@ -183,6 +185,22 @@ def run(chosen: argparse.Namespace) -> None:
     out = Path(chosen.out)
     teacher = bench.load()
     said = {task: embed(teacher, test[0]) for task, (_, test) in bench.banks.items()}
+
+    def student(name: str, seed: int, lr: float, factor: float) -> dict[str, Any]:
+        """A line of the file: a student's figures, or why there is none."""
+        row: dict[str, Any] = {"objective": name, "seed": seed, "views": factor}
+        try:
+            if name in LIGHTLY:
+                made, seconds = train_lightly(LIGHTLY[name], seed, bench, chosen.lightly_python, factor)
+            else:
+                row["lr"] = lr
+                made, seconds = train(objectives[name], seed, bench, lr, factor)
+            row |= {"seconds": seconds, "parameters": made.parameter_count, "tasks": judge(made, bench, said)}
+        except UserError as error:
+            row["refused"] = str(error)
+        print(f"{name:<28} seed {seed}  lr {lr:g}  {told(row)}", flush=True)
+        return row
+
     if not any(row["objective"] == "teacher" for row in rows_of(out, bench.name)):
         row = {"bench": bench.name, "objective": "teacher", "parameters": teacher.parameter_count}
         keep(out, row | {"tasks": judge(teacher, bench)})
@@ -194,17 +212,24 @@ def run(chosen: argparse.Namespace) -> None:
             continue
         timed = rows_of(out, chosen.equal_time) if chosen.equal_time else []
         factor = pace("default", timed) / pace(name, timed) if chosen.equal_time else 1.0
-        row: dict[str, Any] = {"bench": bench.name, "objective": name, "seed": seed, "views": factor}
-        try:
-            if name in LIGHTLY:
-                student, seconds = train_lightly(LIGHTLY[name], seed, bench, chosen.lightly_python, factor)
-            else:
-                student, seconds = train(objectives[name], seed, bench, factor)
-            row |= {"seconds": seconds, "parameters": student.parameter_count, "tasks": judge(student, bench, said)}
-        except UserError as error:
-            row["refused"] = str(error)
-        keep(out, row)
-        print(f"{name:<28} seed {seed}  {told(row)}", flush=True)
+        if name not in LIGHTLY:
+            for lr in bench.lr if len(bench.lr) > 1 else ():
+                tried = trials(out, bench.name, name)
+                if lr not in tried:
+                    keep(out, {"bench": f"{bench.name}, trials"} | student(name, TRIAL, lr, factor))
+        lr = best_rate(trials(out, bench.name, name), bench.lr)
+        keep(out, {"bench": bench.name} | student(name, seed, lr, factor))
+
+
+def trials(out: Path, bench: str, name: str) -> dict[float, float]:
+    """What an objective reached at each learning rate that was tried: mean of k-NN 20 and linear probe; refused: 0."""
+    rows = [row for row in rows_of(out, f"{bench}, trials") if row["objective"] == name]
+    return {row["lr"]: 0.0 if "refused" in row else (mean(row, "knn20") + mean(row, "linear")) / 2 for row in rows}
+
+
+def best_rate(tried: Mapping[float, float], rates: Sequence[float]) -> float:
+    """The rate that did best on the trial seed; where nothing was tried, the first."""
+    return max((lr for lr in rates if lr in tried), key=lambda lr: tried[lr], default=rates[0])
 
 
 def open_bench(chosen: argparse.Namespace) -> Bench:
@@ -220,7 +245,7 @@ def open_bench(chosen: argparse.Namespace) -> Bench:
         banks[task.name] = (part(task.train, chosen.train, contract), part(task.test, chosen.test, contract))
     return Bench(
         chosen.name, Path(chosen.teacher), chosen.student, chosen.student_args, chosen.size, images, chosen.epochs,
-        chosen.replay, chosen.batch, chosen.lr, chosen.precision, Path(chosen.targets), banks,
+        chosen.replay, chosen.batch, tuple(chosen.lr), chosen.precision, Path(chosen.targets), banks,
     )  # fmt: skip
 
 
@@ -282,11 +307,13 @@ def table(path: Path, bench: str, against: str = "default") -> str:
             by_name.setdefault(row["objective"], {})[row["seed"]] = row
     own = " ".join(f"{100 * mean(teacher, f):.1f} |" for f in FIGURES)
     timed = any(row.get("views", 1.0) != 1.0 for row in rows)  # a comparison at equal time
+    tuned = len({row["lr"] for row in rows if "lr" in row}) > 1  # each at a learning rate of its own
+    more = ["views"] * timed + ["lr"] * tuned
     lines = [
         "| objective | seeds | k-NN 20 | k-NN 1 | linear | k-NN kept | neighbours in common "
-        "| k-NN 20 to default | linear to default | minutes |" + " views |" * timed,
-        "| --- " + "| ---: " * (9 + timed) + "|",
-        f"| *teacher* | | {own} 100 | 100 | | | |" + " |" * timed,
+        "| k-NN 20 to default | linear to default | minutes |" + "".join(f" {name} |" for name in more),
+        "| --- " + "| ---: " * (9 + len(more)) + "|",
+        f"| *teacher* | | {own} 100 | 100 | | | |" + " |" * len(more),
     ]
 
     def cell(values: Sequence[float], sign: str = "") -> str:
@@ -304,10 +331,12 @@ def table(path: Path, bench: str, against: str = "default") -> str:
             gaps = [mean(seeds[s], figure) - mean(by_name[against][s], figure) for s in both]
             cells.append("" if name == against or not gaps else cell(gaps, "+"))
         minutes = np.median([row["seconds"] for row in seeds.values()]) / 60
-        views = np.median([row.get("views", 1.0) for row in seeds.values()])
-        lines.append(
-            f"| `{name}` | {len(seeds)} | " + " | ".join(cells) + f" | {minutes:.1f} |" + f" {views:.2f} |" * timed
-        )
+        cells.append(f"{minutes:.1f}")
+        if timed:
+            cells.append(f"{np.median([row.get('views', 1.0) for row in seeds.values()]):.2f}")
+        if tuned:
+            cells.append(", ".join(sorted({f"{row['lr']:g}" if "lr" in row else "its own" for row in seeds.values()})))
+        lines.append(f"| `{name}` | {len(seeds)} | " + " | ".join(cells) + " |")
     lines += [f"| `{name}` | refused: {why} |" for name, why in sorted(refused.items()) if name not in by_name]
     return "\n".join(lines)
 
@@ -333,7 +362,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--replay", type=int, default=0, help="views of each image that come round again (default: all new)"
     )
     go.add_argument("--batch", type=int, default=128)
-    go.add_argument("--lr", type=float, default=2e-3)
+    go.add_argument(
+        "--lr", type=float, nargs="+", default=[2e-3], help="several: each objective at the best of them for it"
+    )
     go.add_argument("--size", type=int, default=40, help="pixels (default: %(default)s)")
     go.add_argument("--train", type=int, default=2000, help="labelled images per task (default: %(default)s)")
     go.add_argument("--test", type=int, default=1000, help="likewise (default: %(default)s)")

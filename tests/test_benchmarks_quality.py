@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.quality import Bench, interval, pace, rows_of, settings_of, table
+from benchmarks.quality import Bench, best_rate, interval, pace, rows_of, settings_of, table, trials
 from ssl_kd.errors import UserError
 
-BENCH = Bench("b", Path("t"), "resnet18", {}, 32, None, 8, 3, 64, 1e-3, "32-true", Path("targets"), {})
+BENCH = Bench("b", Path("t"), "resnet18", {}, 32, None, 8, 3, 64, (1e-3,), "32-true", Path("targets"), {})
 
 
 def row(objective, seed, knn, linear=0.5, **more):
@@ -63,9 +63,29 @@ def test_paces_are_medians_and_unknown_ones_are_refused(tmp_path):
 
 
 def test_every_objective_looks_at_equally_many_views():
-    one, two = settings_of("default", BENCH), settings_of("lightly_v1", BENCH)
+    one, two = settings_of("default", BENCH, 1e-3), settings_of("lightly_v1", BENCH, 2e-3)
     assert (one["epochs"], one["replay"]) == (8, 3)
+    assert (one["lr"], two["lr"]) == (1e-3, 2e-3)
     assert two["replay"] == 0  # mixed images are never the same twice
-    pairs = settings_of("dlkd", BENCH)
+    pairs = settings_of("dlkd", BENCH, 1e-3)
     assert pairs["epochs"] == 4
-    assert settings_of("default", BENCH, factor=0.5)["epochs"] == 4
+    assert settings_of("default", BENCH, 1e-3, factor=0.5)["epochs"] == 4
+
+
+def test_each_objective_gets_the_learning_rate_that_did_best_for_it_on_a_seed_of_its_own(tmp_path):
+    rows = [row("seed", 100, knn, lr=lr) | {"bench": "b, trials"} for lr, knn in ((1e-3, 0.3), (4e-3, 0.4))]
+    rows += [row("unic", 100, 0.9, lr=1e-3) | {"bench": "b, trials"}]
+    rows += [{"bench": "b, trials", "objective": "seed", "seed": 100, "lr": 8e-3, "refused": "the loss became nan"}]
+    path = kept(tmp_path / "q.jsonl", *rows)
+    assert best_rate(trials(path, "b", "seed"), (1e-3, 4e-3, 8e-3)) == 4e-3
+    assert best_rate(trials(path, "b", "simreg"), (1e-3, 4e-3)) == 1e-3  # nothing tried
+    assert not rows_of(path, "b")  # no trial enters a table
+
+
+def test_the_table_tells_learning_rates_where_they_differ(tmp_path):
+    rows = [row("teacher", None, 0.6), row("default", 0, 0.4, lr=4e-3), row("seed", 0, 0.3, lr=2e-3)]
+    rows.append(row("lightly-train v1", 0, 0.2))
+    lines = table(kept(tmp_path / "q.jsonl", *rows), "b").splitlines()
+    assert lines[0].endswith("| lr |")
+    assert [line.split("|")[-2].strip() for line in lines[3:]] == ["0.004", "0.002", "its own"]
+    assert len({line.count("|") for line in lines}) == 1
