@@ -61,7 +61,7 @@ def ask(python: str, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 def recipe(encoder: Encoder) -> dict[str, Any]:
     """How the worker rebuilds a network; UserError for what timm alone cannot make."""
     source, _, name = encoder.arch.rpartition("/")
-    ours = {"norm_eps", "conv_stem", "interleave"} & set(encoder.arch_args)
+    ours = {"norm_eps", "interleave"} & set(encoder.arch_args)
     if source not in ("", "timm") or ours or encoder.feature not in ("pool", "cls", "avg"):
         raise UserError(
             f"{encoder.arch}, feature {encoder.feature}: only timm networks read by pool, cls or avg can be rebuilt beside us"

@@ -39,10 +39,17 @@ def network(recipe: dict) -> nn.Module:
     """A timm network with no classifier, as ssl_kd.architectures makes it."""
     args = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe["args"].items()}
     small_stem, padding = args.pop("small_stem", False), args.pop("stem_padding", 1)
+    conv_stem = args.pop("conv_stem", False)
     model = timm.create_model(recipe["arch"], pretrained=False, num_classes=0, **args)
     if small_stem:
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=padding, bias=False)
         model.maxpool = nn.Identity()
+    if conv_stem:
+        widths = (3, *(model.embed_dim // part for part in (8, 4, 2, 1)))
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        model.patch_embed.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], widths[-1], 1))
     return model
 
 

@@ -85,11 +85,12 @@ class Progress:
             print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
     def _line(self, text: str) -> None:
-        left = f"{(self.total - self.done) / self.rate:.0f}" if self.rate else "?"
         seconds = time.monotonic() - self.began
+        pace = "nothing left to do" if self.start >= self.total else f"{self.rate:.0f}/s, {seconds:.0f} s gone"
+        if self.start < self.total:
+            pace += f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ", ? s left"
         print(
-            f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:.0f}/s, "
-            f"{seconds:.0f} s gone, {left} s left  {text}".rstrip(),
+            f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {pace}  {text}".rstrip(),
             file=sys.stderr,
             flush=True,
         )

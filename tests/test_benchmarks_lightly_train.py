@@ -25,5 +25,6 @@ def test_networks_that_cannot_be_rebuilt_beside_us_are_refused():
     from ssl_kd.errors import UserError
 
     assert recipe(build("test_vit", img_size=32, feature="avg"))["args"] == {"img_size": 32}
+    assert recipe(build("vit_tiny_patch16_224", img_size=32, conv_stem=True))["args"]["conv_stem"]
     with pytest.raises(UserError, match="only timm networks"):
         recipe(build("torchvision/resnet18"))

@@ -221,6 +221,12 @@ def test_taps_tell_what_to_ask_the_networks_for():
         assert taps(name) == (objective.student_layers, objective.teacher_layers)
 
 
+@pytest.mark.parametrize("term", [{"term": "alignment"}, {"term": "correlation", "relation": "tokens"}])
+def test_a_layer_that_is_not_in_a_list_is_refused_by_its_whole_name(term):
+    with pytest.raises(UserError, match=r"student_layers: expected a list of layers, \[stage.3\]; got 'stage.3'"):
+        taps([term | {"student_layers": "stage.3"}])
+
+
 def test_the_state_of_the_first_presets_keeps_its_names():
     keys = set(build_objective("simreg_queue", 6, 10).state_dict())
     assert {f"terms.correlation_queue.relation.{b}" for b in ("bank", "index", "filled", "head")} < keys

@@ -80,3 +80,9 @@ def test_time_left_is_not_guessed_from_nothing(capsys):
     with Progress("distill", total=10):
         pass
     assert "? s left" in capsys.readouterr().err
+
+
+def test_what_is_done_already_claims_neither_a_rate_nor_a_time(capsys):
+    with Progress("pretrain", 100, start=100):
+        pass
+    assert capsys.readouterr().err == "pretrain: 100 of 100 images, nothing left to do\n"

@@ -89,11 +89,17 @@ def build_objective(
 
 
 def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which layers of student and teacher an objective reads: what to ask the encoders for before it is built."""
+    """Which layers of student and teacher an objective reads: what to ask the encoders for before it is built.
+
+    UserError for one layer that is not in a list: its letters would be taken for layers.
+    """
     found: tuple[dict[str, None], dict[str, None]] = ({}, {})
     for spec in terms_of(objective):
         for whose, seen in zip(("student", "teacher"), found, strict=True):
-            seen |= dict.fromkeys(spec.get(f"{whose}_layers", ()))
+            layers = spec.get(f"{whose}_layers", ())
+            if isinstance(layers, str):
+                raise UserError(f"objective: {whose}_layers: expected a list of layers, [{layers}]; got {layers!r}")
+            seen |= dict.fromkeys(layers)
     return tuple(found[0]), tuple(found[1])
 
 
