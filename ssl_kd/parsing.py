@@ -5,6 +5,7 @@ mistakes in one line, exit codes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Any:
-    """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins.
+    """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins, wherever it stands.
 
     Unknown keys, unreadable files and values of a wrong type raise UserError with one line. `--help` lists every field
     with its unit and default.
@@ -59,7 +60,7 @@ def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
     parser.add_class_arguments(settings, fail_untyped=False)
     try:
-        values: Namespace = parser.parse_args(_spelled(argv, settings))
+        values: Namespace = parser.parse_args(_files_first(_spelled(argv, settings)))
     except (ArgumentError, TypeError, ValueError, OSError) as error:
         raise UserError(_plain(str(error), [f.name for f in fields(settings)], prog)) from error
     return settings(**{f.name: values[f.name] for f in fields(settings)})
@@ -79,6 +80,19 @@ def _spelled(argv: Sequence[str], settings: type) -> list[str]:
         else:
             out.append(arg)
     return out
+
+
+def _files_first(argv: Sequence[str]) -> list[str]:
+    """Every `--config FILE` moved to the front in its order: the parser lets whatever comes later win."""
+    files: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, *itertools.islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
 
 
 def _plain(message: str, known: list[str], prog: str) -> str:

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from ssl_kd.cli import COMMANDS, main
+from ssl_kd.config import DistillConfig
+from ssl_kd.errors import UserError
+from ssl_kd.parsing import parse
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,24 @@ def test_of_several_processes_the_first_alone_says_what_came_out(monkeypatch, ca
         for command in ("distill", "targets"):
             assert main([command, *words]) == 0
             assert bool(capsys.readouterr().out) is speaks
+
+
+@pytest.mark.parametrize("spelled", [["--config", "FILE"], ["--config=FILE"]])
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_the_command_line_wins_over_a_file_wherever_the_file_stands(spelled, place, tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("epochs: 1\nout: runs/old\nsize: 48\n")
+    words = ["--epochs", "7", "--quiet", "--out", "new"]
+    words[place:place] = [word.replace("FILE", str(file)) for word in spelled]
+    config = parse(DistillConfig, words, "ssl-kd distill")
+    assert (config.epochs, config.out, config.size, config.quiet) == (7, "new", 48, True)
+
+
+def test_of_several_files_the_later_wins(tmp_path):
+    for name, epochs, lr in (("a", 1, 0.1), ("b", 2, 0.2)):
+        (tmp_path / f"{name}.yaml").write_text(f"epochs: {epochs}\nlr: {lr}\n")
+    a, b = (str(tmp_path / f"{name}.yaml") for name in "ab")
+    config = parse(DistillConfig, [f"--config={a}", "--lr", "0.3", "--config", b], "ssl-kd distill")
+    assert (config.epochs, config.lr) == (2, 0.3)
+    with pytest.raises(UserError, match="config"):
+        parse(DistillConfig, ["--epochs", "3", "--config"], "ssl-kd distill")
