@@ -18,6 +18,7 @@ import numpy as np
 
 from eval.literature import TASKS, TaskRow
 from eval.tasks import Split, Task, by_class_folder, drawn_task, part_of
+from ssl_kd.download import offline
 from ssl_kd.errors import ImagesError, UserError, nearest
 from ssl_kd.images import DatasetImages, Images, open_images
 
@@ -38,7 +39,7 @@ def published_task(name: str, root: str | Path, download: bool = False, max_unre
     if row is None:
         listed = [*known, *(row.kind for row in known.values() if row.kind)]
         raise UserError(f"no task {name!r} under a root; known: {', '.join(listed)}.{nearest(name, listed)}")
-    root = Path(root).expanduser()
+    root, download = Path(root).expanduser(), download and not offline()
     if row.reader:
         for settings in row.fetch if download else ():
             _torchvision(row, root, settings, download)
@@ -60,7 +61,7 @@ def _torchvision(row: TaskRow, root: Path, settings: dict[str, Any], download: b
     try:
         return getattr(datasets, row.kind)(str(root), **settings, **extra)
     except (RuntimeError, OSError, ValueError, ImportError) as error:
-        hint = "" if download else " (nothing is downloaded unless download: true)"
+        hint = "" if download else " (nothing is downloaded unless download: true, and SSL_KD_OFFLINE is not set)"
         raise UserError(f"{row.name}: {' '.join(str(error).split())} under {root}{hint}") from None
 
 

@@ -66,13 +66,16 @@ def download(
     """
     check = check or Check()
     part = target.with_name(target.name + ".part")
+    web = urllib.parse.urlsplit(url).scheme in ("http", "https")
+    if web and offline():
+        raise DownloadError(f"{url}: not fetched, for SSL_KD_OFFLINE is set; unset it, or name a copy on this disk")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         before = _stamp(target)
         with alone(target):
             if _stamp(target) != before:  # another process brought and checked it while this one waited
                 return digest_of(target)
-            if urllib.parse.urlsplit(url).scheme in ("http", "https"):
+            if web:
                 _fetch(url, part, check, quiet, timeout, pause)
             else:
                 _copy(url, part)
@@ -82,6 +85,11 @@ def download(
             return sha256
     except OSError as error:
         raise DownloadError(f"{target}: cannot be written: {error.strerror or error}") from None
+
+
+def offline() -> bool:
+    """Whether the environment forbids the network, by SSL_KD_OFFLINE: asked by whatever would go there."""
+    return os.environ.get("SSL_KD_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
 def digest_of(path: Path, name: str = "sha256") -> str:

@@ -332,6 +332,8 @@ def _open_torchvision(spec: str, max_unreadable: float) -> Images:
 
     from torchvision import datasets
 
+    from ssl_kd.download import offline
+
     name, _, rest = spec.removeprefix("torchvision/").partition(":")
     fields = re.split(r":(?![/\\])", rest)  # not at the colon of C:\data
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
@@ -339,6 +341,7 @@ def _open_torchvision(spec: str, max_unreadable: float) -> Images:
         raise ImagesError(f"{spec}: torchvision has no data set {name!r}.{nearest(name, list(datasets.__all__))}")
     download = fields[-1:] == ["download"]
     fields = fields[:-1] if download else fields
+    download = download and not offline()
     if not 1 <= len(fields) <= 2 or not fields[0]:
         raise ImagesError(f"{spec}: expected torchvision/{name}:root[:split][:download]")
     accepted = inspect.signature(kind).parameters
@@ -353,6 +356,10 @@ def _open_torchvision(spec: str, max_unreadable: float) -> Images:
     try:
         dataset = kind(os.path.expanduser(fields[0]), **settings)
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
-        hint = "" if download else " (nothing is downloaded unless the name ends in :download)"
+        hint = (
+            ""
+            if download
+            else " (nothing is downloaded unless the name ends in :download and SSL_KD_OFFLINE is not set)"
+        )
         raise ImagesError(f"{spec}: {' '.join(str(error).split())}{hint}") from None
     return DatasetImages(dataset, max_unreadable, name=spec)

@@ -1,18 +1,24 @@
 """Encoders with the weights that timm and torchvision publish themselves: `timm/NAME`, `torchvision/NAME`.
 
-The libraries download and cache with their own clients; what they say about preprocessing is taken over.
+The libraries download and cache with their own clients; what they say about preprocessing is taken over. Where
+SSL_KD_OFFLINE forbids the network, only what their caches hold is read.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssl_kd.architectures import make
+from ssl_kd.download import offline
 from ssl_kd.encoder import Encoder, Preprocessing
 from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.networks import Network
 
 PUBLISHERS = ("timm/", "torchvision/")
+NOT_HERE = "SSL_KD_OFFLINE is set, and its weights ({}) are not in the library's cache; unset it, or pass a file"
 
 
 def load(name: str, feature: str | None = None) -> Encoder:
@@ -35,7 +41,8 @@ def timm_weights(network: Network, name: str) -> Preprocessing:
     tags = timm.list_pretrained(f"{name.split('.')[0]}*")
     if not (name in tags or any(tag.startswith(f"{name}.") for tag in tags)):
         raise CheckpointError(f"timm/{name}: timm publishes no weights for it.{nearest(name, tags)}")
-    published: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    file = {"file": timm_file(name), "custom_load": False} if offline() else None
+    published: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, num_classes=0)
     network.backbone.load_state_dict(published.state_dict())
     config = published.pretrained_cfg
     size = int(config["input_size"][-1])
@@ -45,11 +52,27 @@ def timm_weights(network: Network, name: str) -> Preprocessing:
     )
 
 
+def timm_file(name: str) -> str:
+    """The file that timm's client has in its cache for these weights; CheckpointError where it has none."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    config: Any = timm.get_pretrained_cfg(name)
+    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for file in files if config.hf_hub_id else ():
+        if isinstance(found := try_to_load_from_cache(config.hf_hub_id, file), str):
+            return found
+    raise CheckpointError(f"timm/{name}: {NOT_HERE.format(config.hf_hub_id or config.url)}")
+
+
 def torchvision_weights(network: Network, name: str) -> Preprocessing:
     """Fill the network with torchvision's default weights and return their preprocessing."""
     from torchvision import models
 
     weights = models.get_model_weights(name).DEFAULT
+    cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    if offline() and not cached.exists():
+        raise CheckpointError(f"torchvision/{name}: {NOT_HERE.format(cached)}")
     state = weights.get_state_dict(progress=True, check_hash=True)
     wanted = set(network.backbone.state_dict())
     network.backbone.load_state_dict({key: value for key, value in state.items() if key in wanted})

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from ssl_kd.atomic import atomically
-from ssl_kd.download import Check, DownloadError, MissingError, digest_of, download
+from ssl_kd.download import Check, DownloadError, MissingError, digest_of, download, offline
 from ssl_kd.errors import CheckpointError, nearest
 from ssl_kd.parsing import OneLineParser
 from ssl_kd.zoo_entries import ZOO, Entry
@@ -188,10 +188,6 @@ def _as_json(entry: Entry) -> dict[str, object]:
     return asdict(entry) | {"path": str(place(entry)), "cached": place(entry).exists(), "origin": _read_record(entry)}
 
 
-def _offline() -> bool:
-    return os.environ.get("SSL_KD_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
-
-
 def _addresses(entry: Entry) -> list[str]:
     """Return where to look, in order: the mirror (its folder per teacher, then flat), then the publisher."""
     mirror = os.environ.get("SSL_KD_MIRROR", "").rstrip("/")
@@ -204,7 +200,7 @@ def _addresses(entry: Entry) -> list[str]:
         if entry.file in UNIQUE_FILES:  # two teachers' checkpoint_100.tar must not be mistaken for each other
             addresses.append(f"{base}/{file}")
     addresses += [entry.url] if entry.url else []
-    return [a for a in addresses if not (_offline() and urlsplit(a).scheme in ("http", "https"))]
+    return [a for a in addresses if not (offline() and urlsplit(a).scheme in ("http", "https"))]
 
 
 def _expected(entry: Entry) -> Check:
@@ -271,7 +267,7 @@ def _why_not(entry: Entry, path: Path, missing: list[str]) -> str:
     tried = f" Tried: {'; '.join(missing)}." if missing else ""
     if not entry.url:
         return f"{entry.name}: {entry.note.rstrip('.')}. Put the file at {path}, or pass its own path.{tried}"
-    if _offline():
+    if offline():
         return (
             f"{entry.name}: not in the cache, and SSL_KD_OFFLINE is set. Put {entry.file} at {path}, or set "
             f"SSL_KD_MIRROR to a folder that holds it, or unset SSL_KD_OFFLINE.{tried}"

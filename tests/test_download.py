@@ -125,7 +125,7 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("SSL_KD_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = Server(("127.0.0.1", 0), Handler)
     server.asked, server.count = [], {}
@@ -281,6 +281,14 @@ def test_nobody_listening_is_one_line(target):
     with pytest.raises(DownloadError, match="refused") as caught:
         get("http://127.0.0.1:9/file", target)
     assert "\n" not in str(caught.value)
+
+
+def test_offline_asks_no_server_and_writes_nothing(monkeypatch, server, target, tmp_path):
+    monkeypatch.setenv("SSL_KD_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"not fetched, for SSL_KD_OFFLINE is set"):
+        get(f"{server.url}/file", target)
+    assert server.asked == []
+    assert not any(tmp_path.iterdir())
 
 
 def test_https_is_never_left_for_http(monkeypatch, server, target):

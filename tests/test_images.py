@@ -456,3 +456,12 @@ def test_the_page_on_images_runs(tmp_path, monkeypatch):
     assert len(names["images"]) == 6
     assert same(names["picture"], picture(0))
     assert len(names["batch"]) == 2
+
+
+def test_offline_torchvision_downloads_no_data_set(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setenv("SSL_KD_OFFLINE", "1")
+    monkeypatch.setattr(CIFAR10, "download", lambda self: pytest.fail("went to the network"))
+    with pytest.raises(ImagesError, match=r"nothing is downloaded unless .* SSL_KD_OFFLINE is not set"):
+        open_images(f"torchvision/CIFAR10:{tmp_path}:test:download")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -275,10 +276,13 @@ def test_the_set_is_read_as_its_archive_unpacks(row, tmp_path, monkeypatch):
     assert task.digest == published_task(row.name, tmp_path).digest
 
 
+@pytest.mark.parametrize("offline", [False, True])
 @pytest.mark.parametrize("row", ROOTED, ids=lambda row: row.name)
-def test_a_missing_set_is_named_and_nothing_is_downloaded(row, tmp_path):
+def test_a_missing_set_is_named_and_nothing_is_downloaded(row, offline, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_KD_OFFLINE", str(int(offline)))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("went to the network"))
     with pytest.raises(UserError, match=r"nothing (is downloaded|lies)|no such folder|it is empty") as caught:
-        published_task(row.name, tmp_path)
+        published_task(row.name, tmp_path, download=offline)
     said = str(caught.value)
     assert row.name in said
     assert "\n" not in said

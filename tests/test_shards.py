@@ -25,7 +25,7 @@ def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SSL_KD_CACHE", str(folder))
     monkeypatch.setattr(fetched, "PAUSE", 0.01)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("SSL_KD_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return folder
 
@@ -371,6 +371,13 @@ def test_an_untrusted_certificate_is_refused(three, tmp_path):
         pytest.raises(ImagesError, match="certificate is not trusted"),
     ):
         open_images("https://127.0.0.1/train.tar")
+
+
+def test_offline_no_shard_is_fetched(monkeypatch):
+    monkeypatch.setenv("SSL_KD_OFFLINE", "1")
+    monkeypatch.setattr("ssl_kd.download._opener", lambda: pytest.fail("went to the network"))
+    with pytest.raises(ImagesError, match=r"shard a-0.tar failed .* SSL_KD_OFFLINE is set"):
+        open_images("http://127.0.0.1:9/a-{0..1}.tar")
 
 
 def test_the_gigabytes_must_be_a_number(three, monkeypatch):

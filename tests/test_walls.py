@@ -18,6 +18,7 @@ OPEN_TO_EVAL = {
     "ssl_kd.encoder",
     "ssl_kd.checkpoint",
     "ssl_kd.images",
+    "ssl_kd.download",
     "ssl_kd.parsing",
 }
 EVALUATORS = (
