@@ -69,6 +69,7 @@ def embed_images(config: EmbedConfig) -> Path:
     if config.batch_size < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
         raise UserError("expected batch_size of at least 1, size of at least 0 and crop_ratio from 0 to 1")
     from eval.features import extract
+    from ssl_kd.atomic import probe
     from ssl_kd.checkpoint import load_teacher
     from ssl_kd.images import open_images
 
@@ -77,6 +78,7 @@ def embed_images(config: EmbedConfig) -> Path:
     if config.size or config.crop_ratio:
         size = config.size or encoder.preprocessing.size
         encoder.preprocessing = encoder.preprocessing.at(size, config.crop_ratio or None)
+    probe(out)
     bank = extract(
         encoder,
         images,

@@ -72,6 +72,19 @@ class Run:
         return {"cosine": cosine, "relative error": error}
 
 
+def usable(device: str | torch.device) -> torch.device:
+    """Return that device; UserError for another than the processor or a GPU that torch sees here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device: expected cpu or cuda, got {str(device)!r}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {device} was asked for, but torch does not see that GPU here; use cpu")
+    return found
+
+
 @contextlib.contextmanager
 def started(
     encoder: Encoder,
@@ -92,7 +105,7 @@ def started(
         raise UserError(
             f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}.{nearest(engine, list(ENGINES))}"
         )
-    wanted, device = tuple(features), torch.device(device)
+    wanted, device = tuple(features), usable(device)
     with _resting(encoder, device) as layout:
         plain = _asked(encoder, wanted, device, layout)
         with torch.inference_mode():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl_kd.atomic import atomically, probe
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.progress import Progress
 
@@ -67,19 +68,13 @@ class FeatureBank:
         return FeatureBank(np.asarray(self.features[numbers]), labels, ids, f"{self.key}[{_digest(numbers)}]")
 
     def save(self, path: str | Path) -> Path:
-        """Write the bank to one `.npz` file, atomically, and return its path."""
+        """Write the bank to one `.npz` file, atomically, and return its path. UserError where it cannot be written."""
         path = Path(path).with_suffix(".npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        probe(path)
         parts: dict[str, Any] = {"features": self.features, "ids": np.asarray(self.ids, dtype=np.str_), "key": self.key}
         if self.labels is not None:
             parts["labels"] = self.labels
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with unfinished.open("wb") as file:
-                np.savez(file, **parts)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        atomically(path, lambda file: np.savez(file, **parts))
         return path
 
 

@@ -29,8 +29,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     check(config)
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
     wanted = indexed([split_evaluator(name) for name in dict.fromkeys(config.evaluators)], config.index)
-    _check_device(config.device)
-    _check_engine(config.engine)
+    _check_machine(config.device, config.engine)
     tasks = {task.title: open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
     try:
@@ -79,20 +78,10 @@ def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Ma
     return results
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _check_machine(device: str, engine: str) -> None:
+    from eval.engines import ENGINES, usable
 
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise UserError(f"device: expected cpu or cuda, got {device!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {device} was asked for, but torch sees no GPU here; use cpu")
-
-
-def _check_engine(engine: str) -> None:
-    from eval.engines import ENGINES
-
+    usable(device)
     one_of("engine", engine, list(ENGINES))
 
 

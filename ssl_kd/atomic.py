@@ -5,6 +5,7 @@ A process that is killed in between leaves `NAME.PID.part`, which `sweep` remove
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -50,11 +51,28 @@ def atomically(path: Path, write: Callable[[Any], object]) -> None:
         reason = error if isinstance(error, OSError) else told and told.error
         if reason is None:
             raise
-        raise UserError(
-            f"{path}: could not be written ({reason.strerror or reason}); free some space or choose another place"
-        ) from error
+        raise _unwritten(path, reason) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only folder refuses this as well, and the first refusal says why
+            part.unlink(missing_ok=True)
+
+
+def probe(path: Path) -> None:
+    """Make the folder of a file that is to come and try to write there: UserError now, not after hours of work."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb"):
+            pass
+        part.unlink()
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, reason: OSError) -> UserError:
+    return UserError(
+        f"{path}: could not be written ({reason.strerror or reason}); free some space or choose another place"
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -79,9 +97,7 @@ def append_line(path: Path, line: str) -> None:
                 file.truncate(end)
                 raise
     except OSError as error:
-        raise UserError(
-            f"{path}: could not be written ({error.strerror or error}); free some space or choose another place"
-        ) from error
+        raise _unwritten(path, error) from error
 
 
 def reserve(file: IO[bytes], size: int) -> None:

@@ -1,13 +1,15 @@
 """Atomic files: whole or not at all, also on a full disk; what killed writers leave is swept."""
 
+import errno
 import os
 import resource
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
-from ssl_kd.atomic import append_line, atomically, sweep
+from ssl_kd.atomic import append_line, atomically, probe, sweep
 from ssl_kd.errors import UserError
 
 
@@ -24,6 +26,7 @@ def files_end_at(size):
 
 WRITERS = {
     "bytes": lambda file: file.write(b"x" * 100_000),
+    "numpy": lambda file: np.savez(file, a=np.zeros(30_000)),
     "torch": lambda file: torch.save({"a": torch.zeros(30_000)}, file),  # turns the error into one of its own
 }
 
@@ -50,6 +53,33 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         atomically(tmp_path / "state", lambda file: file.write(b"new"))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A file system that refuses every change, removing included."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+
+
+@pytest.mark.parametrize("writes", [lambda path: atomically(path, lambda file: file.write(b"new")), probe])
+def test_a_read_only_folder_is_named(writes, tmp_path, read_only):
+    with pytest.raises(UserError, match=r"state: could not be written .Read-only file system.; free") as e:
+        writes(tmp_path / "state")
+    assert "\n" not in str(e.value)
+
+
+def test_a_place_that_can_be_written_is_found_out_beforehand_and_left_as_it_was(tmp_path):
+    probe(tmp_path / "new" / "state")
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="could not be written"):
+        probe(tmp_path / "file" / "state")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_another_mistake_keeps_its_name(tmp_path):

@@ -49,6 +49,10 @@ def test_a_folder_becomes_a_bank(lab, tmp_path, capsys):
         ({"--weights": ""}, "weights: expected a path"),
         ({"--crop_ratio": "3"}, "crop_ratio from 0 to 1"),
         ({"--outt": "x"}, "Did you mean out"),
+        ({"--out": __file__ + "/b.npz"}, "could not be written"),
+        ({"--device": "tpu"}, "device: expected cpu or cuda, got 'tpu'"),
+        ({"--device": "mps"}, "device: expected cpu or cuda, got 'mps'"),
+        ({"--device": "cuda:99"}, "torch does not see that GPU here"),
     ],
 )
 def test_bad_input_gives_one_line_and_no_file(lab, tmp_path, capsys, change, says):
