@@ -48,7 +48,7 @@ def atomically(path: Path, write: Callable[[Any], object]) -> None:
         os.replace(part, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        reason = error if isinstance(error, OSError) else told and told.error
+        reason = error if isinstance(error, OSError) else told.error if told else None
         if reason is None:
             raise
         raise _unwritten(path, reason) from error

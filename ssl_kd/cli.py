@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import nearest
 from ssl_kd.parsing import OneLineParser, guarded, parse
 
 
@@ -63,7 +63,7 @@ def targets(argv: Sequence[str]) -> int:
 
 def pretrain(argv: Sequence[str]) -> int:
     """Train a small self-supervised teacher (MoCo v2, SimCLR) on unlabelled images."""
-    from ssl_kd.config import PretrainConfig
+    from ssl_kd.config import PretrainConfig, check
 
     config = parse(
         PretrainConfig,
@@ -71,9 +71,7 @@ def pretrain(argv: Sequence[str]) -> int:
         "ssl-kd pretrain",
         examples=("ssl-kd pretrain --images photos/ --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar",),
     )
-    for name in ("images", "out"):
-        if not getattr(config, name):
-            raise UserError(f"{name}: expected a path; got nothing (see ssl-kd pretrain --help)")
+    check(config)
     from ssl_kd.pretraining import pretrain as run
 
     print(run(config))

@@ -5,12 +5,15 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ssl_kd import loggers
 from ssl_kd.errors import UserError, nearest
+
+SEEDS = 2**63  # exclusive: torch, numpy and the hash of the views take any below
 
 
 @dataclass
@@ -19,9 +22,9 @@ class PretrainConfig:
 
     Args:
         images: unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set
-        out: checkpoint to write, in the layout of the method's training script; an existing one is resumed
+        out: checkpoint to write, in the layout of the method's training script; one that is there is resumed by the same settings
         method: moco (MoCo v2), moco_v3, simclr or dino
-        arch: timm ResNet to train; for moco_v3 a ViT of 12 heads, for dino also a ViT
+        arch: resnet18 to resnet200; for moco_v3 a ViT of 12 heads, for dino also a ViT of one head per 64 channels
         arch_args: extra arguments of the architecture, e.g. {channels: [32, 64, 128, 256]}
         size: side of the square views, in pixels
         epochs: passes over the images
@@ -211,9 +214,60 @@ def _line(name: str, given: Any, config: DistillConfig) -> TeacherLine:
     return TeacherLine(**line)
 
 
-def check(config: DistillConfig) -> None:
+Rule = tuple[bool, str]  # whether a setting is right, and what is said where it is not
+
+
+def check(config: DistillConfig | PretrainConfig) -> None:
     """Raise UserError for the first setting that cannot be right, before anything is loaded or written."""
-    rules: tuple[tuple[bool, str], ...] = (
+    own = _of_pretraining(config) if isinstance(config, PretrainConfig) else _of_distilling(config)
+    for good, message in (*own, *_of_both(config)):
+        if not good:
+            raise UserError(message)
+    if isinstance(config, DistillConfig):
+        loggers.names(config.log)
+        teacher_lines(config)
+
+
+def _of_both(config: DistillConfig | PretrainConfig) -> tuple[Rule, ...]:
+    return (
+        (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
+        (bool(config.out), "out: expected a path to write to; got nothing"),
+        (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
+        (
+            config.batch_size >= 2,
+            f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
+        ),
+        (0 < config.lr < math.inf, f"lr: expected above 0, got {config.lr}"),
+        (0 <= config.weight_decay < math.inf, f"weight_decay: expected 0 or more, got {config.weight_decay}"),
+        (0 <= config.seed < SEEDS, f"seed: expected a whole number from 0 to below 2^63, got {config.seed}"),
+        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
+        (
+            config.precision in ("auto", "32-true", "bf16-mixed"),
+            f"precision: expected auto, 32-true or bf16-mixed, got {config.precision!r}",
+        ),
+        (
+            config.accelerator in ("auto", "cpu", "cuda"),
+            f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}",
+        ),
+    )
+
+
+def _of_pretraining(config: PretrainConfig) -> tuple[Rule, ...]:
+    return (
+        (config.size >= 1, f"size: expected a side in pixels, got {config.size}"),
+        (0 <= config.momentum <= 1, f"momentum: expected a share from 0 to 1, got {config.momentum}"),
+        (0 < config.temperature < math.inf, f"temperature: expected above 0, got {config.temperature}"),
+        (
+            0 < config.teacher_temperature < math.inf,
+            f"teacher_temperature: expected above 0, got {config.teacher_temperature}",
+        ),
+        (config.prototypes >= 1, f"prototypes: expected at least 1, got {config.prototypes}"),
+        (config.queue >= 1, f"queue: expected at least 1 embedding, got {config.queue}"),
+    )
+
+
+def _of_distilling(config: DistillConfig) -> tuple[Rule, ...]:
+    return (
         (
             bool(config.teacher) != bool(config.teachers),
             "teacher: expected a checkpoint file or a name (or several as teachers, not both); got "
@@ -222,13 +276,6 @@ def check(config: DistillConfig) -> None:
         (
             0 <= config.teacher_drop < 1,
             f"teacher_drop: expected a probability from 0 to below 1, got {config.teacher_drop}",
-        ),
-        (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
-        (bool(config.out), "out: expected a run folder; got nothing"),
-        (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
-        (
-            config.batch_size >= 2,
-            f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
         ),
         (config.accumulate >= 1, f"accumulate: expected at least 1 batch per step, got {config.accumulate}"),
         (config.skip_nonfinite >= 0, f"skip_nonfinite: expected 0 or more steps, got {config.skip_nonfinite}"),
@@ -243,11 +290,8 @@ def check(config: DistillConfig) -> None:
         (config.replay >= 0, f"replay: expected 0 (online) or a number of views, got {config.replay}"),
         (config.size >= 0, f"size: expected a side in pixels or 0 for the teacher's, got {config.size}"),
         (0 <= config.crop_ratio <= 1, f"crop_ratio: expected a share from 0 to 1, got {config.crop_ratio}"),
-        (config.lr > 0, f"lr: expected above 0, got {config.lr}"),
-        (config.weight_decay >= 0, f"weight_decay: expected 0 or more, got {config.weight_decay}"),
         (config.warmup >= 0, f"warmup: expected 0 or more epochs, got {config.warmup}"),
         (config.clip >= 0, f"clip: expected 0 (none) or more, got {config.clip}"),
-        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
         (config.log_every >= 1, f"log_every: expected at least 1 step, got {config.log_every}"),
         (config.health_every >= 0, f"health_every: expected 0 (never) or more epochs, got {config.health_every}"),
         (config.health_images >= 0, f"health_images: expected 0 (as many as fit) or more, got {config.health_images}"),
@@ -255,17 +299,4 @@ def check(config: DistillConfig) -> None:
         (config.save_minutes >= 0, f"save_minutes: expected 0 or more, got {config.save_minutes}"),
         (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),
         (config.optimizer in ("adamw", "sgd"), f"optimizer: expected adamw or sgd, got {config.optimizer!r}"),
-        (
-            config.precision in ("auto", "32-true", "bf16-mixed"),
-            f"precision: expected auto, 32-true or bf16-mixed, got {config.precision!r}",
-        ),
-        (
-            config.accelerator in ("auto", "cpu", "cuda"),
-            f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}",
-        ),
     )
-    for good, message in rules:
-        if not good:
-            raise UserError(message)
-    loggers.names(config.log)
-    teacher_lines(config)

@@ -5,13 +5,14 @@
     simclr   SimCLR (arXiv:2002.05709); the file of the sthalles/SimCLR training script (Google's own are TensorFlow's)
     dino     DINO (arXiv:2104.14294), two large views and no small ones; a full checkpoint of the official main_dino.py
 
-Each takes two views in [0, 1] and says its loss; `encoder_q` is what learns.
+Each takes two views in [0, 1] and says its loss; `encoder_q` is what learns, `features` what its users will read from
+the checkpoint, and `TEACHES` names the networks that the lab's layout can hold.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +21,42 @@ from ssl_kd.architectures import make
 from ssl_kd.config import PretrainConfig
 from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD
 from ssl_kd.errors import UserError
-from ssl_kd.networks import VisionTransformerNet
+from ssl_kd.networks import PooledNet, VisionTransformerNet
 
 WIDTH = 128  # of the projected embedding of MoCo v2 and SimCLR, in both papers
 WIDTH_V3, HIDDEN, HEADS = 256, 1024, 12  # of MoCo v3: projection, hidden layers here, heads of all its ViTs
+RESNETS = "resnet18, resnet34, resnet50, resnet101, resnet152 or resnet200 (arch_args: channels or small_stem)"
+
+
+def _timm(config: PretrainConfig, *kinds: type) -> Any:
+    """A timm network without classifier that is read in one of these ways; UserError for any other."""
+    network = make(config.arch, config.arch_args)
+    if not isinstance(network, kinds):
+        known = METHODS[config.method].TEACHES
+        raise UserError(f"arch: {config.method} trains {known}; {config.arch} is another network")
+    return network.backbone
 
 
 def _network(config: PretrainConfig) -> Any:
     """A timm ResNet whose fc is the two-layer projection head, as both training scripts have it."""
-    import timm
     from lightly.models.modules import MoCoProjectionHead
 
-    backbone = timm.create_model(config.arch, num_classes=0, **config.arch_args)
+    backbone = _timm(config, PooledNet)
     if not hasattr(backbone, "fc"):
-        raise UserError(f"arch: pretrain knows ResNets, whose head is called fc; {config.arch} is another network")
+        raise UserError(f"arch: {config.method} trains ResNets, whose head is called fc: {RESNETS}; got {config.arch}")
     dim = backbone.num_features
     backbone.fc = MoCoProjectionHead(dim, dim, WIDTH).layers
     return backbone.to(memory_format=torch.channels_last)
 
 
+def _pooled(network: Any, images: Tensor) -> Tensor:
+    """What enters the projection head, (B, D)."""
+    return network.global_pool(network.forward_features(images))
+
+
 def _embed(network: Any, images: Tensor) -> Tensor:
     """Projected, unit-length embeddings (B, 128)."""
-    return nn.functional.normalize(network.fc(network.global_pool(network.forward_features(images))).float(), dim=1)
+    return nn.functional.normalize(network.fc(_pooled(network, images)).float(), dim=1)
 
 
 class Normalise(nn.Module):
@@ -62,6 +77,8 @@ class Normalise(nn.Module):
 
 class MoCo(nn.Module):
     """Query encoder, key encoder (a moving average) and a queue of keys, named as in the official checkpoints."""
+
+    TEACHES: ClassVar[str] = RESNETS
 
     def __init__(self, config: PretrainConfig):
         from lightly.loss import NTXentLoss
@@ -84,6 +101,10 @@ class MoCo(nn.Module):
                 key = _embed(self.encoder_k, self.normalise(second))
         return self.contrast(query, key)
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
+        return _pooled(self.encoder_q, self.normalise(pixels))
+
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The state dict of the official script."""
         state = {f"module.encoder_q.{k}": v for k, v in self.encoder_q.state_dict().items()}
@@ -104,6 +125,8 @@ class MoCo(nn.Module):
 class SimCLR(nn.Module):
     """One encoder, both views through it, the other images of the batch as negatives. Pixels stay in [0, 1]."""
 
+    TEACHES: ClassVar[str] = RESNETS
+
     def __init__(self, config: PretrainConfig):
         from lightly.loss import NTXentLoss
 
@@ -116,6 +139,10 @@ class SimCLR(nn.Module):
         with autocast:
             both = _embed(self.encoder_q, torch.cat([first, second]))
         return self.contrast(*both.chunk(2))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
+        return _pooled(self.encoder_q, pixels)
 
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The state dict of sthalles/SimCLR: the projection head inside the backbone, as its fc."""
@@ -133,8 +160,11 @@ class DINO(nn.Module):
     average, a constant weight decay and a constant temperature of the teacher.
     """
 
+    TEACHES: ClassVar[str] = (
+        f"ViTs with a class token and one head per 64 channels, such as vit_tiny_patch16_224, and {RESNETS}"
+    )
+
     def __init__(self, config: PretrainConfig):
-        import timm
         from lightly.loss import DINOLoss
         from lightly.models.modules import DINOProjectionHead
 
@@ -142,7 +172,7 @@ class DINO(nn.Module):
         self.config = config
 
         def network() -> nn.ModuleDict:
-            backbone = timm.create_model(config.arch, num_classes=0, **config.arch_args)
+            backbone = _timm(config, PooledNet, VisionTransformerNet)
             head = DINOProjectionHead(backbone.num_features, hidden_dim=1024, output_dim=config.prototypes)
             return nn.ModuleDict({"backbone": backbone, "head": head}).to(memory_format=torch.channels_last)
 
@@ -170,6 +200,10 @@ class DINO(nn.Module):
     def _say(network: Any, images: Tensor) -> Tensor:
         return network["head"](network["backbone"](images))
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
+        return self.encoder_k["backbone"](self.normalise(pixels))  # type: ignore[operator]
+
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """Teacher, student and centre as the official script keeps them."""
         return {
@@ -193,17 +227,19 @@ class MoCoV3(nn.Module):
     projection keeps its random weights, as there; a convolutional stem learns.
     """
 
+    TEACHES: ClassVar[str] = (
+        f"ViTs of {HEADS} heads, as its lab's loader takes them (num_heads: {HEADS} goes into arch_args, img_size too "
+        "where size is not 224)"
+    )
+
     def __init__(self, config: PretrainConfig):
         from lightly.models.modules import MoCoProjectionHead
 
         super().__init__()
         self.config = config
         backbone = make(config.arch, config.arch_args)
-        if not isinstance(backbone, VisionTransformerNet) or backbone.backbone.blocks[0].attn.num_heads != HEADS:
-            raise UserError(
-                f"arch: moco_v3 trains ViTs of {HEADS} heads, as its lab's loader takes them; {config.arch} with "
-                f"{config.arch_args} is another network (num_heads: {HEADS} goes into arch_args)"
-            )
+        if not isinstance(backbone, VisionTransformerNet):
+            raise UserError(f"arch: moco_v3 trains {self.TEACHES}; {config.arch} is another network")
         self.encoder_q = nn.ModuleDict(
             {
                 "backbone": backbone,
@@ -241,6 +277,10 @@ class MoCoV3(nn.Module):
         tau = self.config.temperature
         query, key = (nn.functional.normalize(x.float(), dim=1) for x in (query, key))
         return 2 * tau * nn.functional.cross_entropy(query @ key.T / tau, torch.arange(len(query), device=query.device))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
+        return self.encoder_q["backbone"](self.normalise(pixels), ["cls"])[0]["cls"]  # type: ignore[operator]
 
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The state dict of the official script: the projector inside the encoder, as its head."""

@@ -1,6 +1,8 @@
 """Own teachers: saved in a known layout, read back through the ordinary loader to the very network that was trained."""
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,11 +151,18 @@ def test_an_interrupted_teacher_goes_on_to_the_same_bits(tmp_path, method):
     [
         ({"method": "mocov2"}, "Did you mean moco"),
         ({"views": "weak"}, "needs a scheme of two views"),
-        ({"arch": "vit_tiny_patch16_224"}, "knows ResNets"),
+        ({"arch": "vit_tiny_patch16_224"}, "trains resnet18, "),
+        ({"arch": "test_efficientnet"}, "trains ResNets, whose head is called fc"),
+        ({"arch": "torchvision/resnet18"}, "trains resnet18, "),
+        ({"arch": "nope"}, "timm has no such architecture"),
+        ({"arch_args": {"foo": 1}}, "resnet18: cannot be built with"),
         ({"method": "moco_v3"}, "trains ViTs of 12 heads"),
         ({"method": "moco_v3", "arch": "vit_tiny_patch16_224"}, "num_heads: 12 goes into arch_args"),
+        (DINO | {"arch_args": TINY_VIT | {"img_size": 48}}, "size: .* cannot look at 32 px .*img_size in arch_args"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
     ],
 )
+@pytest.mark.filterwarnings(OLD_NORM)
 def test_wrong_settings_are_one_line_and_leave_no_file(tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
         ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "t.pth.tar"), **QUICK | settings), IMAGES)
@@ -166,3 +175,100 @@ def test_a_strangers_file_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint of this method"):
         ssl_kd.pretrain(PretrainConfig(out=str(path), **QUICK), IMAGES)
     assert path.read_bytes() == b"years of work"
+
+
+NARROW = {"channels": [8, 8, 8, 8]}
+
+
+@pytest.mark.filterwarnings(OLD_NORM)
+@pytest.mark.parametrize(
+    ("method", "arch", "arch_args", "words"),
+    [
+        ("dino", "test_vit", {"img_size": 32}, "reads back as another network at 32 px"),  # 2 heads would become 1
+        ("dino", "vit_tiny_patch16_224", TINY_VIT | {"act_layer": "relu"}, "reads back as another network"),
+        ("dino", "vit_tiny_patch16_224", TINY_VIT | {"embed_dim": 192, "num_heads": 3}, "192 with 12 blocks lacks"),
+        ("dino", "vit_tiny_patch16_224", TINY_VIT | {"embed_dim": 144, "num_heads": 12}, "cannot have 2.25 heads"),
+        ("dino", "vit_tiny_patch16_224", TINY_VIT | {"global_pool": "avg"}, "lacks 2 tensors"),
+        ("moco_v3", "vit_tiny_patch16_224", V3_VIT | {"num_heads": 6}, "reads back as another network"),
+        ("moco", "resnet18", NARROW | {"act_layer": "gelu"}, "reads back as another network"),
+        ("moco", "resnet18", {"channels": [8, 16, 24, 32], "output_stride": 8}, "reads back as another network"),
+        ("moco", "resnet26", NARROW, "no known ResNet has 2-2-2-2 bottleneck blocks"),
+        ("moco", "seresnet18", NARROW, "has no place for"),
+        ("simclr", "test_resnet", {}, "cannot save test_resnet so that it can be loaded .no known teacher format"),
+    ],
+)
+def test_a_network_that_would_come_back_as_another_or_not_at_all_is_refused_before_training(
+    tmp_path, method, arch, arch_args, words
+):
+    settings = QUICK | {"method": method, "arch": arch, "arch_args": arch_args, "prototypes": 32}
+    with pytest.raises(UserError, match=words) as e:
+        ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "t.pth.tar"), **settings), Unread(IMAGES.array))
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+
+class Unread(ArrayImages):
+    """Images at which nobody may look."""
+
+    def _load(self, i, shorter):
+        raise AssertionError("training began")
+
+
+def test_trying_out_the_loader_changes_no_bit_of_the_teacher(tmp_path, monkeypatch):
+    settings = QUICK | {"arch_args": NARROW, "epochs": 1}
+    tried = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "tried.pth.tar"), **settings), IMAGES)
+    monkeypatch.setattr("ssl_kd.pretraining._rehearse", lambda *_: None)
+    untried = ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "untried.pth.tar"), **settings), IMAGES)
+    a, b = (torch.load(p, weights_only=True)["state_dict"] for p in (tried, untried))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_small_stem_comes_back(tmp_path):
+    small = QUICK | {"arch_args": NARROW | {"small_stem": True}, "epochs": 1, "seed": 2**63 - 1}
+    encoder = ssl_kd.load_teacher(ssl_kd.pretrain(PretrainConfig(out=str(tmp_path / "t.pth.tar"), **small), IMAGES))
+    assert encoder.arch_args["small_stem"]
+
+
+def test_a_place_that_cannot_be_written_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    config = PretrainConfig(out=str(tmp_path / "file" / "t.pth.tar"), **QUICK | {"arch_args": NARROW})
+    with pytest.raises(UserError, match=r"t.pth.tar: could not be written"):
+        ssl_kd.pretrain(config, Unread(IMAGES.array))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = PretrainConfig(
+        out=str(tmp_path_factory.mktemp("teacher") / "t.pth.tar"), **QUICK | {"arch_args": NARROW, "epochs": 1}
+    )
+    return replace(config, out=str(ssl_kd.pretrain(config, IMAGES)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"lr": 0.5}, "lr was 0.03, now 0.5"),
+        ({"size": 64}, "size was 32, now 64"),
+        ({"epochs": 2}, "epochs was 1, now 2"),
+        ({}, "images_digest was"),
+    ],
+)
+def test_a_teacher_is_not_gone_on_with_under_other_settings_or_images(finished, change, words):
+    images = IMAGES if change else ArrayImages(IMAGES.array[:20])
+    before = Path(finished.out).read_bytes()
+    with pytest.raises(UserError, match=f"begun with other settings .*{words}"):
+        ssl_kd.pretrain(replace(finished, **change), images)
+    assert Path(finished.out).read_bytes() == before
+
+
+def test_what_decides_nothing_may_change_and_an_older_checkpoint_goes_on(finished, tmp_path):
+    older = tmp_path / "elsewhere.pth.tar"
+    older.write_bytes(Path(finished.out).read_bytes())
+    ssl_kd.pretrain(replace(finished, out=str(older), threads=1, images="moved/"), Unread(IMAGES.array))
+    saved = torch.load(older, weights_only=True)
+    del saved["settings"]
+    torch.save(saved, older)
+    ssl_kd.pretrain(replace(finished, out=str(older), epochs=2), IMAGES)
+    assert torch.load(older, weights_only=True)["epoch"] == 2
