@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ssl_kd.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
 from ssl_kd.formats import Contents, Format, Weights, recognise
 from ssl_kd.formats.report import Report
-from ssl_kd.formats.student import STUDENT, card, header
+from ssl_kd.formats.student import STUDENT, card, header, module_header
 from ssl_kd.formats.weights import State, shown
 
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -179,15 +179,27 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
 
     UserError for weights that are not finite, or where it cannot be written.
     """
-    from safetensors.torch import save
-
     path = Path(path)
     if encoder.arch.startswith("module/"):
         raise UserError(f"{path}: not saved: a module from Python has no name to rebuild it by; make it with build()")
+    return _write(encoder, path, lambda: header(encoder, notes))
+
+
+def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+    """Write the state dict of a module from Python, for `module.load_state_dict(safetensors.torch.load_file(path))`.
+
+    As `save_student` in all else, but `load_teacher` refuses the file: it does not know the module's code.
+    """
+    return _write(encoder, Path(path), lambda: module_header(encoder, notes))
+
+
+def _write(encoder: Encoder, path: Path, described: Callable[[], dict[str, str]]) -> Path:
+    from safetensors.torch import save
+
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     if bad := not_finite(state):
         raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
-    data = _in_order(save({name: tensor.clone() for name, tensor in state.items()}, metadata=header(encoder, notes)))
+    data = _in_order(save({name: tensor.clone() for name, tensor in state.items()}, metadata=described()))
     path.parent.mkdir(parents=True, exist_ok=True)
     atomically(path, lambda file: file.write(data))
     return path

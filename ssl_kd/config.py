@@ -77,7 +77,7 @@ class DistillConfig:
         teacher_format: checkpoint format, only where it cannot be told from the file
         teachers: several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}
         teacher_drop: probability that a teacher which the student already follows sits out a step, 0 to below 1
-        student: timm architecture, e.g. resnet18, mobilenetv3_small_100, vit_tiny_patch16_224
+        student: timm architecture, e.g. mobilenetv3_small_100, vit_tiny_patch16_224; empty: resnet18, or that of student_weights
         student_args: extra arguments of the architecture, e.g. {small_stem: true} or {img_size: 32, patch_size: 4}
         student_weights: a student file to start from; empty: random weights
         images: unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set
@@ -116,6 +116,7 @@ class DistillConfig:
         quiet: no progress bar
         teacher_digest: SHA-256 that the teacher must have, as a run's config.yaml records it; empty: any
         images_digest: digest that the images must have, likewise; empty: any
+        student_digest: SHA-256 that student_weights must have, likewise; empty: any
     """
 
     teacher: str = ""
@@ -123,7 +124,7 @@ class DistillConfig:
     teacher_format: str = ""
     teachers: dict[str, Any] = field(default_factory=dict)
     teacher_drop: float = 0.0
-    student: str = "resnet18"
+    student: str = ""
     student_args: dict[str, Any] = field(default_factory=dict)
     student_weights: str = ""
     images: str = ""
@@ -162,6 +163,7 @@ class DistillConfig:
     quiet: bool = False
     teacher_digest: str = ""
     images_digest: str = ""
+    student_digest: str = ""
 
 
 @dataclass(frozen=True)

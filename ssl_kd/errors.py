@@ -58,6 +58,11 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
+def shown_name(name: str) -> str:
+    """A file's name as it is, or where it would break a line or cannot be written down, what `one_line` makes of it."""
+    return name if name.isprintable() else one_line(name, 300)
+
+
 def one_line(text: object, most: int = 80) -> str:
     """Return text from outside fit for a message: printable ASCII, at most so many characters, whatever it contains."""
     plain = ascii(str(text))[1:-1]

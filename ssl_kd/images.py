@@ -18,7 +18,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_kd.decode import MAX_BYTES, UnreadableError, check_pixels, decode, to_rgb
-from ssl_kd.errors import ImagesError, nearest, one_line
+from ssl_kd.errors import ImagesError, nearest, shown_name
 from ssl_kd.listing import (
     NAMED_IN_ERRORS,
     Names,
@@ -109,6 +109,11 @@ class Images(ABC):
             digest.update(part)
         return digest.hexdigest()
 
+    def recall(self, unreadable: Mapping[str, str]) -> None:
+        """Take up what an earlier process found out, so that a run that goes on skips and names the same pictures."""
+        with self._lock:
+            self.unreadable.update(unreadable)
+
     @abstractmethod
     def _load(self, i: int, shorter: int | None) -> Image.Image:
         """Return picture i as RGB or raise UnreadableError."""
@@ -122,9 +127,7 @@ class Images(ABC):
             self.unreadable[name] = reason
             bad = list(self.unreadable.items())
         if len(bad) > self.allowed:
-            shown = "; ".join(
-                f"{name if name.isprintable() else one_line(name)} ({why})" for name, why in bad[:NAMED_IN_ERRORS]
-            )
+            shown = "; ".join(f"{shown_name(name)} ({why})" for name, why in bad[:NAMED_IN_ERRORS])
             raise ImagesError(
                 f"{self.name}: {len(bad)} of {len(self)} images are unreadable, {self.allowed} would be borne: {shown}"
                 f"{'; ...' if len(bad) > NAMED_IN_ERRORS else ''}. Mend or remove them, or raise max_unreadable"

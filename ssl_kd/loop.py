@@ -21,21 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ssl_kd import ranks
-from ssl_kd.card import card
-from ssl_kd.checkpoint import save_student
+from ssl_kd.card import card, provenance
+from ssl_kd.checkpoint import save_module, save_student
 from ssl_kd.config import DistillConfig
 from ssl_kd.encoder import Encoder
-from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.errors import NonFinite, UserError, one_line
+from ssl_kd.given import MODULE, merge
 from ssl_kd.health import Watch
-from ssl_kd.images import Images
 from ssl_kd.interruption import Interrupted, stop_signals
 from ssl_kd.learning import Pair, warmup_cosine
 from ssl_kd.precision import make_fabric
-from ssl_kd.preparation import Parts, merge, prepare
+from ssl_kd.preparation import Parts, prepare
 from ssl_kd.progress import Progress
-from ssl_kd.run import BEST, LAST, STUDENT, RunFolder, atomic_text, environment
+from ssl_kd.run import BEGIN_ANEW, BEST, LAST, STUDENT, RunFolder, atomic_text, environment
 from ssl_kd.stepping import Bad, Stepper
 from ssl_kd.targets import TargetStore
 from ssl_kd.views import Views
@@ -56,16 +57,17 @@ class Distilled:
 
 def distill(
     teacher: str | Path | Encoder | None = None,
-    student: str | Encoder | None = None,
-    images: str | Path | Images | None = None,
+    student: str | nn.Module | None = None,
+    images: Any = None,
     config: DistillConfig | None = None,
     **settings: Any,
 ) -> Distilled:
     """Distil `teacher` into `student` on unlabelled `images`; returns the trained student.
 
-    teacher: file, name or Encoder (several: the setting `teachers`). student: architecture name or Encoder (trained in
-    place). images: folder, zip, data set or Images. Settings are the fields of DistillConfig. Raises UserError for bad
-    input before anything is written.
+    teacher: file, name or Encoder (several: the setting `teachers`). student: architecture name, Encoder, or any module
+    from normalised pixels to (B, D), a map or Features; the last two are trained in place, and a module's file is its
+    plain state dict. images: whatever `open_images` takes. Settings are the fields of DistillConfig. Raises UserError for
+    bad input before anything is written.
     """
     with _loop(merge(config, teacher, student, images, settings), teacher, student, images) as loop:
         return loop.run()
@@ -73,8 +75,8 @@ def distill(
 
 def fill_targets(
     teacher: str | Path | Encoder | None = None,
-    student: str | Encoder | None = None,
-    images: str | Path | Images | None = None,
+    student: str | nn.Module | None = None,
+    images: Any = None,
     config: DistillConfig | None = None,
     **settings: Any,
 ) -> dict[str, TargetStore]:
@@ -287,6 +289,7 @@ class _Loop:
             "pair": self.bare.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
+            "unreadable": self.loader.images.unreadable.copy(),
             "health": self.watch.state() if self.watch else None,
         }
         if self.fabric.device.type == "cuda":
@@ -300,6 +303,16 @@ class _Loop:
             self._load(saved)
 
     def _load(self, saved: dict[str, Any]) -> None:
+        try:
+            self._take_up(saved)
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{self.run_folder.path / LAST}: the saved state does not fit this run ({one_line(error, 120)}); "
+                f"{BEGIN_ANEW}"
+            ) from error
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        self.loader.images.recall(saved.get("unreadable", {}))
         self.bare.load_state_dict(saved["pair"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds, self.waited, self.last = (saved[k] for k in ("step", "seconds", "waited", "last"))
@@ -335,14 +348,16 @@ class _Loop:
         return Distilled(student, folder / STUDENT, folder, self.seconds, rate, self.last, best)
 
     def _write_student(self, path: Path) -> None:
-        """The student as it is now, with where it comes from."""
+        """The student as it is now, with where it comes from; of a module from Python the state alone."""
         teachers, images = self.faculty.teachers, self.loader.images
-        self.bare.student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
+        student = self.bare.student
+        student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.run_folder.writes:
-            save_student(
-                self.bare.student,
+            save = save_module if student.arch.startswith(MODULE) else save_student
+            save(
+                student,
                 path,
-                **_provenance(teachers),
+                **provenance(teachers),
                 images=len(images) - len(images.unreadable),
                 epochs=self.config.epochs,
                 steps=self.step,
@@ -367,20 +382,6 @@ class _Loop:
             "last step": ", ".join(f"{k} {v:.4g}" for k, v in self.last.items()),
             "time spent waiting for images": f"{100 * self.waited / max(self.seconds, 1e-9):.1f} %",
         } | health
-
-
-def _provenance(teachers) -> dict[str, Any]:
-    """What the student's file says of its teachers: plain values for one, a mapping by name for several."""
-    told = {
-        name: {
-            "teacher": t.encoder.origin,
-            "teacher_digest": t.encoder.digest,
-            "teacher_arch": t.encoder.arch,
-            "objective": t.line.objective,
-        }
-        for name, t in teachers.items()
-    }
-    return told[""] if "" in told else {key: {n: told[n][key] for n in told} for key in next(iter(told.values()))}
 
 
 def _is_term(name: str) -> bool:

@@ -6,17 +6,17 @@ The dry pass tells how wide embeddings, tokens and tapped layers are, and that t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.checkpoint import load_teacher
 from ssl_kd.config import DistillConfig, check
-from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Preprocessing, build, submodule
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.encoder import Encoder, Features, Preprocessing, submodule
+from ssl_kd.errors import UserError
+from ssl_kd.given import is_path
 from ssl_kd.health import hold_out
 from ssl_kd.images import Images, open_images
 from ssl_kd.learning import AVERAGE, ask
@@ -24,6 +24,7 @@ from ssl_kd.objectives import WeightedSum, Widths, build_objective, taps
 from ssl_kd.objectives.presets import PRESET_MIXES, PRESET_VIEWS
 from ssl_kd.objectives.teachers import SeveralTeachers, build_several
 from ssl_kd.precision import device_kind
+from ssl_kd.students import find_student
 from ssl_kd.targets import layout_of
 from ssl_kd.teaching import Faculty, Teacher, load_teachers, recorded
 from ssl_kd.views import SCHEMES, ViewLoader, Views, scheme
@@ -45,28 +46,14 @@ class Parts:
     settings: dict[str, Any]  # what config.yaml says
 
 
-def merge(config: DistillConfig | None, teacher, student, images, settings: Mapping[str, Any]) -> DistillConfig:
-    """One config of what was given in three ways; UserError for a setting that does not exist."""
-    known = [f.name for f in fields(DistillConfig)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"distill has no setting {key!r}.{nearest(key, known)} It knows: {', '.join(known)}")
-    named = {
-        "teacher": teacher.origin if isinstance(teacher, Encoder) else teacher and str(teacher),
-        "student": student.arch if isinstance(student, Encoder) else student,
-        "images": f"<{len(images)} images from Python>" if isinstance(images, Images) else images and str(images),
-    }
-    given: dict[str, Any] = dict(settings) | {key: value for key, value in named.items() if value}
-    if "out" in given:
-        given["out"] = str(given["out"])
-    return replace(config or DistillConfig(), **given)
-
-
 def prepare(config: DistillConfig, teacher, student, images) -> Parts:
-    """Load, build and try out everything. UserError for whatever cannot work; nothing is written."""
+    """Load, build and try out everything. UserError for whatever cannot work; nothing is written.
+
+    config: as `merge` makes it of these very objects.
+    """
     check(config)
     torch.manual_seed(config.seed)
-    images = images if isinstance(images, Images) else open_images(config.images, max_unreadable=config.max_unreadable)
+    images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
     if config.images_digest not in ("", images.digest):
         raise UserError(
             f"images: the config asks for digest {config.images_digest}, but {config.images} has {images.digest}"
@@ -74,7 +61,7 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, Encoder) else None)
     contract = _contract(config, teachers)
-    student = student if isinstance(student, Encoder) else _student(config, contract)
+    student, named = find_student(config, student, contract)
     recipes = scheme(_views_name(config, teachers))
     loader = ViewLoader(
         trained_on, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay
@@ -102,7 +89,9 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     layouts = {
         name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()
     }
-    settings = asdict(replace(config, teachers={})) | {"images_digest": images.digest} | recorded(teachers)
+    # Overwriting is a deed of today, not a setting: whoever repeats the run elsewhere must not wipe what lies there.
+    settings = asdict(replace(config, teachers={}, overwrite=False)) | named | recorded(teachers)
+    settings["images_digest"] = images.digest
     return Parts(Faculty(teachers, layouts, loader), student, objective, loader, held, contract, mix, settings)
 
 
@@ -113,14 +102,6 @@ def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preproc
     if largest.size != contract.size or config.size or config.crop_ratio:
         contract = contract.at(config.size or largest.size, config.crop_ratio or None)
     return contract
-
-
-def _student(config: DistillConfig, contract: Preprocessing) -> Encoder:
-    """A new student (or a saved one to go on from) that sees what the teacher sees, by ImageNet's mean and std."""
-    if config.student_weights:
-        return load_teacher(config.student_weights).train().requires_grad_(True)
-    contract = replace(contract, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return build(config.student, preprocessing=contract, **config.student_args)
 
 
 def _views_name(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,12 +28,14 @@ import torch
 import yaml
 
 from ssl_kd.atomic import append_line, atomically, sweep
+from ssl_kd.config import DistillConfig
 from ssl_kd.errors import UserError, one_line
 from ssl_kd.loggers import METRICS, Log, open_logs, records
 
 LAST = "last.ckpt"
 STUDENT = "student.safetensors"
 BEST = "student_best.safetensors"
+BEGIN_ANEW = "put a copy in its place, or remove it to begin anew"
 # Settings that do not change what is learned: a run may be resumed with other values.
 FREE = frozenset(
     {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
@@ -50,8 +53,8 @@ def own_state(path: Path) -> dict[str, Any]:
 
 
 def atomic_text(path: Path, text: str) -> None:
-    """Write text so that `path` holds either the old or the whole new content."""
-    atomically(path, lambda file: file.write(text.encode()))
+    """Write text so that `path` holds either the old or the whole new content. Names of files need not be UTF-8."""
+    atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 class RunFolder:
@@ -97,6 +100,7 @@ class RunFolder:
         atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
 
     def _same_question(self, before: Mapping[str, Any]) -> None:
+        before = asdict(DistillConfig()) | dict(before)  # a setting that is younger than the run had its default
         keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
         if keys:
             changed = ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
@@ -110,9 +114,7 @@ class RunFolder:
         try:
             state = own_state(path) if path.exists() else None
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{path}: the saved state is damaged ({one_line(error)}); put a copy in its place, or remove it to begin anew"
-            ) from error
+            raise UserError(f"{path}: the saved state is damaged ({one_line(error)}); {BEGIN_ANEW}") from error
         self._forget_after(int(state["step"]) if state else 0)
         return state
 

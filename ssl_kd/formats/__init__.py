@@ -14,7 +14,7 @@ from ssl_kd.formats.moco import MOCO, MOCO_V3
 from ssl_kd.formats.openmmlab import MM, OPENSELFSUP
 from ssl_kd.formats.plain import IMAGENET_EXAMPLE, TIMM_VIT, TORCHVISION_RESNETS, TORCHVISION_VITS
 from ssl_kd.formats.simclr import SIMCLR_V1, SIMCLR_V2, SPIJKERVET, STHALLES
-from ssl_kd.formats.student import STUDENT
+from ssl_kd.formats.student import STUDENT, refuse_module
 from ssl_kd.formats.swav import SWAV, VISSL
 from ssl_kd.formats.weights import Contents, Format, Weights, shown
 
@@ -56,6 +56,7 @@ def recognise(file: Contents, name: str | None = None) -> Format:
         if name not in FORMATS:
             raise UserError(f"format={name!r} is not one of {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
         return FORMATS[name]
+    refuse_module(file)  # however much its tensors look like those of a lab
     # Our own record in the header is conclusive: a student's weights may look like anybody's.
     claims = [STUDENT] if STUDENT.matches(file) else [row for row in ROWS if row.matches(file)]
     if len(claims) == 1:

@@ -1,4 +1,7 @@
-"""Our own students: safetensors, with a JSON record of everything but the weights in the header."""
+"""Our own students: safetensors, with a JSON record of everything but the weights in the header.
+
+A student that was a module from Python cannot be rebuilt by us: its file is a plain state dict, and its header says so.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_kd.encoder import Encoder, Preprocessing, as_record, digest_of
-from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
+from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line
 from ssl_kd.formats.weights import Contents, Format, State, Weights, paths
 
 KEY = "ssl_kd"  # entries of safetensors' header: the record, and its own check sum
 SUM = "ssl_kd_sha256"
+MODULE_KEY = "ssl_kd_module"  # in place of both: the record of a module that only its own code can rebuild
+LOAD = "module.load_state_dict(safetensors.torch.load_file({file!r}))"
 LARGEST = 2**16  # no argument of an architecture is larger
 
 
@@ -20,6 +25,21 @@ def header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
     """The header of a student file: how to rebuild the Encoder, the digest of its weights, and the card."""
     record = json.dumps({**as_record(encoder), "digest": encoder.digest, "card": card})
     return {"format": "pt", KEY: record, SUM: hashlib.sha256(record.encode()).hexdigest()}
+
+
+def module_header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a module's state dict: what it is, how to load it, which pixels it wants, and the card."""
+    how = {"load": LOAD.format(file="FILE"), "digest": encoder.digest, "card": card}
+    return {"format": "pt", MODULE_KEY: json.dumps(as_record(encoder) | how)}
+
+
+def refuse_module(file: Contents) -> None:
+    """UnknownCheckpoint for the state dict of a module from Python."""
+    if MODULE_KEY in file.metadata:
+        raise UnknownCheckpoint(
+            "holds the state of a module from Python, which only its own code can rebuild: build it there, then "
+            + LOAD.format(file="FILE")
+        )
 
 
 def card(file: Contents) -> dict[str, Any]:
