@@ -128,12 +128,12 @@ def open_logs(log: str, home: Path, first: int) -> list[Log]:
 
 
 def records(home: Path) -> Iterator[dict[str, Any]]:
-    """The records of metrics.jsonl; a line that a power cut tore is passed over."""
+    """The records of metrics.jsonl; a line that a power cut tore, or a hand, is passed over."""
     with open(home, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(record, dict) and "step" in record:
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
                 yield record

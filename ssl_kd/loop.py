@@ -99,7 +99,9 @@ def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
     try:
         saved = None if config.overwrite else run.restore()
         # An interrupted run goes on in the precision it began with, whatever a new probe would say.
-        fabric, precision = make_fabric(config.accelerator, saved["precision"] if saved else config.precision)
+        fabric, precision = make_fabric(
+            config.accelerator, saved.get("precision", config.precision) if saved else config.precision
+        )
         loop = _Loop(fabric, precision, config, run, parts, saved)
         del saved  # the loop lets go of it once it has taken it up
         yield loop
@@ -140,6 +142,11 @@ class _Loop:
             every = round(config.health_every * self.steps_per_epoch)
             self.watch = Watch(parts.held, parts.contract, every, self.total, config.patience, config.threads)
 
+    @property
+    def _but(self) -> str:
+        """How the command that goes on differs from the one that was given: overwriting again would lose the work."""
+        return " without overwrite" if self.config.overwrite else ""
+
     def run(self) -> Distilled:
         """Train to the end and save the student."""
         self.fabric.barrier()  # nobody writes a state before all have read theirs
@@ -171,7 +178,8 @@ class _Loop:
                     self._save()
                     why = stop[0] if stop else "a signal to another process"
                     raise Interrupted(
-                        f"stopped by {why} after step {self.step} of {self.total}; give the same command to go on"
+                        f"stopped by {why} after step {self.step} of {self.total}; give the same command"
+                        f"{self._but} to go on"
                     )
                 if time.monotonic() - saved_at > self.config.save_minutes * 60 and self.step < self.total:
                     self._save()
@@ -230,7 +238,7 @@ class _Loop:
                     bar.advance(len(raw))
                     if stop:
                         self.faculty.flush()
-                        raise Interrupted(f"stopped by {stop[0]}; the same command goes on with the targets")
+                        raise Interrupted(f"stopped by {stop[0]}; the same command{self._but} goes on with the targets")
         self.faculty.flush()
         return self.faculty.stores
 

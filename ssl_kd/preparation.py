@@ -122,7 +122,11 @@ def _mix(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
 
 
 def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, loader: ViewLoader, mix: str) -> None:
-    """UserError where settings exclude each other."""
+    """UserError where settings exclude each other, or one would be passed over in silence."""
+    if config.targets and not config.replay:
+        raise UserError("targets: without replay no outputs are stored or read; give replay 1 or more, or no targets")
+    if config.teacher_drop and not isinstance(objective, SeveralTeachers):
+        raise UserError("teacher_drop: expected several teachers, of which some may sit out; got one; use 0")
     if mix != "none" and config.replay:
         raise UserError(
             f"replay: stored targets are of single images, but {mix} asks the teacher about mixed ones; use replay 0, or "
@@ -134,6 +138,11 @@ def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, l
             f"cannot; use accumulate 1, or an objective that is a mean over samples such as simreg"
         )
     smallest = len(loader.images) // loader.batches_per_epoch() // config.accumulate
+    if smallest < 2 and config.accumulate == 1:
+        raise UserError(
+            f"batch_size: {len(loader.images)} images in batches of {config.batch_size} leave a batch with {smallest}, and "
+            f"a sample is related to others; choose another batch_size"
+        )
     if smallest < 2:
         raise UserError(
             f"accumulate: {len(loader.images)} images in {config.accumulate} parts per step leave a part with "

@@ -36,6 +36,17 @@ LAST = "last.ckpt"
 STUDENT = "student.safetensors"
 BEST = "student_best.safetensors"
 BEGIN_ANEW = "put a copy in its place, or remove it to begin anew"
+# What torch.load raises for a file that is damaged, or none of its own.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 # Settings that do not change what is learned: a run may be resumed with other values.
 FREE = frozenset(
     {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
@@ -87,7 +98,8 @@ class RunFolder:
         if overwrite:
             for name in ("targets", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in (LAST, STUDENT, BEST, METRICS, "metrics.csv", "config.yaml"):
+            told = ("README.md", "environment.json") if config.exists() else ()  # a stranger's README.md is not ours
+            for name in (LAST, STUDENT, BEST, METRICS, "metrics.csv", *told, "config.yaml"):
                 (self.path / name).unlink(missing_ok=True)
         if config.exists():
             self._same_question(_settings(config))
@@ -113,9 +125,11 @@ class RunFolder:
         path = self.path / LAST
         try:
             state = own_state(path) if path.exists() else None
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path}: the saved state is damaged ({one_line(error)}); {BEGIN_ANEW}") from error
-        self._forget_after(int(state["step"]) if state else 0)
+        if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+            raise UserError(f"{path}: expected the saved state of a run, got another's torch file; {BEGIN_ANEW}")
+        self._forget_after(state["step"] if state else 0)
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:

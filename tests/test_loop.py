@@ -1,6 +1,8 @@
 """The loop: it learns, leaves the teacher alone, survives interruption to the same bits, and stops on bad numbers."""
 
+import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import yaml
 from small_runs import SMALL, logged
 
 import ssl_kd
+from ssl_kd.checkpoint import inspect
 from ssl_kd.config import DistillConfig, check
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.images import ArrayImages
@@ -102,6 +105,47 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypa
     assert same(weights(whole.student), weights(rest.student))
     steps = [line["step"] for line in logged(tmp_path / "cut")]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_was_begun_by_overwriting_goes_on_without(teacher, tmp_path, monkeypatch):
+    from ssl_kd.loop import _Loop
+
+    step = _Loop._train_step
+
+    def step_then_stop(self, views):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, views)
+
+    monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
+    with pytest.raises(KeyboardInterrupt, match="after step 1 of 6; give the same command without overwrite to go on"):
+        ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", overwrite=True, **QUICK)
+    monkeypatch.undo()
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["overwrite"] is False
+    ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
+    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def some_unreadable(folder):
+    """Eight pictures and two that are none, with names that no terminal and no markdown likes."""
+    (folder / "fine").mkdir(parents=True)
+    for i in range(8):
+        images(8).read(i).save(folder / f"fine/{i}.png")
+    for name in (b"bad\xff.jpg", b"two\nlines.jpg"):
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"")
+    return folder
+
+
+def test_a_run_that_goes_on_skips_counts_and_names_the_same_unreadable_images(teacher, tmp_path):
+    settings = QUICK | {"out": tmp_path / "run", "images": some_unreadable(tmp_path / "images"), "max_unreadable": 0.2}
+    done = ssl_kd.distill(teacher, **settings)
+    first = done.path.read_bytes(), (tmp_path / "run/README.md").read_bytes()
+    assert inspect(done.path).card["images"] == 8
+    named = first[1].decode().partition("Unreadable images:")[2].strip().splitlines()
+    assert [line.partition(": ")[0] for line in sorted(named)] == [r"- bad\udcff.jpg", r"- two\nlines.jpg"]
+    for name in ("student.safetensors", "README.md"):
+        (tmp_path / "run" / name).unlink()
+    ssl_kd.distill(teacher, **settings)
+    assert (done.path.read_bytes(), (tmp_path / "run/README.md").read_bytes()) == first
 
 
 def test_a_finished_run_is_not_trained_again(teacher, tmp_path):
@@ -202,12 +246,20 @@ def test_an_encoder_from_python_is_trained_in_place(teacher, tmp_path):
         ({"optimizer": "adam"}, "adamw or sgd"),
         ({"precision": "fp8"}, "expected auto"),
         ({"epoch": 3}, "Did you mean epochs"),
+        ({"targets": "shelf"}, "targets: without replay"),
+        ({"teacher_drop": 0.5}, "teacher_drop: expected several teachers"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_leaves_no_folder(teacher, tmp_path, settings, words):
     with pytest.raises(UserError, match=words) as caught:
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | settings)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_image_is_laid_to_the_batch_size(teacher, tmp_path):
+    with pytest.raises(UserError, match=r"^batch_size: 3 images in batches of 2 leave a batch with 1"):
+        ssl_kd.distill(teacher, images=images(3), out=tmp_path / "run", **QUICK | {"batch_size": 2})
     assert not (tmp_path / "run").exists()
 
 

@@ -188,11 +188,54 @@ def test_overwrite_begins_anew(tmp_path):
     run.log({"step": 4})
     run.close()
     (tmp_path / "run" / BEST).write_bytes(b"")
+    (tmp_path / "run/README.md").write_text("the old run")
     (tmp_path / "run/tensorboard").mkdir()
     run = RunFolder(tmp_path / "run", {"log": "jsonl", "lr": 1}, overwrite=True)
     assert run.restore() is None
     run.close()
     assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "environment.json"}
+
+
+def test_overwriting_a_strangers_folder_leaves_its_readme(tmp_path):
+    (tmp_path / "README.md").write_text("years of work")
+    RunFolder(tmp_path, {"log": "jsonl"}, overwrite=True).close()
+    assert (tmp_path / "README.md").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("foreign", ["text", {"a": 1}, [1], {"step": "x"}, {1: torch.zeros(2)}], ids=str)
+def test_a_state_that_is_not_ours_is_one_line_and_stays(tmp_path, foreign):
+    run = opened(tmp_path / "run")
+    path = tmp_path / "run" / LAST
+    if foreign == "text":
+        path.write_text("hello")
+    else:
+        torch.save(foreign, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"last\.ckpt: .*remove it to begin anew") as caught:
+        run.restore()
+    run.close()
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_line_of_metrics_without_a_step_is_dropped(tmp_path):
+    run = opened(tmp_path / "run")
+    run.log({"step": 1, "loss": 2})
+    run.save({"step": 1})
+    run.close()
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write('{"step": "x"}\n{"step": null}\n[]\n')
+    run = opened(tmp_path / "run")
+    assert run.restore() == {"step": 1}
+    run.close()
+    assert (tmp_path / "run/metrics.jsonl").read_text() == '{"step": 1, "loss": 2}\n'
+
+
+def test_a_setting_that_is_younger_than_the_run_does_not_keep_it_from_going_on(tmp_path):
+    RunFolder(tmp_path / "run", {"lr": 1}).close()
+    RunFolder(tmp_path / "run", {"lr": 1, "student_digest": ""}).close()
+    with pytest.raises(UserError, match="student_digest was '', now 'f00'"):
+        RunFolder(tmp_path / "run", {"lr": 1, "student_digest": "f00"})
 
 
 def test_a_second_process_is_kept_out(tmp_path):
