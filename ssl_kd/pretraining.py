@@ -131,8 +131,8 @@ def _rehearse(config: PretrainConfig, out: Path) -> None:
     trial = out.with_name(f"{out.name}.{os.getpid()}.trial{PART}")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         twin = _worn(METHODS[config.method](config).eval())
-        pixels = torch.rand(2, 3, config.size, config.size)
         try:
+            pixels = torch.rand(2, 3, config.size, config.size)
             own = twin.features(pixels)
         except BAD_ARGUMENTS as error:
             raise UserError(
