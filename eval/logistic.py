@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from eval.rows import Rows, scratch
+from ssl_kd.errors import UserError
 
 MEMORY = 10  # pairs of steps that L-BFGS remembers
 CELLS = 1 << 20  # rows x strengths x classes of one chunk: 4 MB, so that logits stay in cache
@@ -74,8 +75,10 @@ def rotate(x: Tensor | Rows) -> Rotated:
     for part in _chunks(len(x), ROWS):
         rows = x[part] - centre
         covariance.addmm_(rows.T, rows)
-    _, turn = torch.linalg.eigh(covariance / len(x))
-    z, spread = torch.empty_like(x) if isinstance(x, Tensor) else scratch(*x.shape), torch.zeros_like(centre)
+    turn = _turn(covariance.div_(len(x)))
+    shape = len(x), turn.shape[1]
+    z = x.new_empty(shape) if isinstance(x, Tensor) else scratch(*shape)
+    spread = z.new_zeros(shape[1])
     for part in _chunks(len(x), ROWS):
         rows = torch.mm(x[part] - centre, turn, out=z[part])
         spread += rows.square().sum(0) / len(x)
@@ -85,6 +88,43 @@ def rotate(x: Tensor | Rows) -> Rotated:
         shape = len(x), int(keep.sum())
         z = _columns(z, keep, z.new_empty(shape) if isinstance(x, Tensor) else scratch(*shape))
     return Rotated(z, spread[keep], turn[:, keep], centre)
+
+
+def _turn(covariance: Tensor) -> Tensor:
+    """Return the eigenvectors (D, L) of a covariance (D, D), largest last, without the columns that never vary.
+
+    Dead columns leave a matrix full of zeros, on which MKL's float32 solver may give up.
+    """
+    spread = covariance.diagonal()
+    live = spread > FLAT**2 / len(spread) * spread.max()  # all others together make no direction worth keeping
+    live[spread.argmax()] = True
+    turn = covariance.new_zeros(len(spread), int(live.sum()))
+    turn[live] = _eigenvectors(covariance[live][:, live])
+    return turn
+
+
+def _eigenvectors(matrix: Tensor) -> Tensor:
+    """Return the eigenvectors of a symmetric matrix as columns, largest last.
+
+    Where the quick solver fails, slower ones in float64 take over. (LAPACK's evr in float32 would be as quick, but its
+    vectors are off a right angle by up to 0.05.)
+    """
+    import scipy.linalg
+
+    if not torch.isfinite(matrix).all():
+        raise UserError("probe: the covariance of the features overflows float32; divide all features by a constant")
+    try:
+        return torch.linalg.eigh(matrix)[1]
+    except torch.linalg.LinAlgError:
+        wide = matrix.double().cpu().numpy()
+    for driver in ("evr", "ev"):
+        try:
+            return torch.from_numpy(scipy.linalg.eigh(wide, driver=driver)[1]).to(matrix)
+        except scipy.linalg.LinAlgError:
+            continue
+    raise UserError(
+        f"probe: no eigenbasis of {len(wide)} feature columns could be found; look for columns of wildly different scale"
+    )
 
 
 def _columns(wide: Tensor, keep: Tensor, room: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.logistic import fit, rotate
+from ssl_kd.errors import UserError
 
 
 def data(n=600, width=20, classes=4, seed=0, shift=0.0, scale=1.0):
@@ -115,3 +116,36 @@ def test_rotating_keeps_lengths_and_centres():
     turned = rotate(x)
     torch.testing.assert_close(turned.z @ turned.turn.T + turned.centre, x, atol=1e-4, rtol=0)
     torch.testing.assert_close(turned.z.mean(0), torch.zeros(20), atol=1e-5, rtol=0)
+
+
+def test_dead_columns_and_few_rows_do_not_stop_the_eigen_solver():
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(size=(400, 2048)) - 0.5, 0).astype(np.float32)
+    x[:, ::2] = 0
+    turned = rotate(torch.from_numpy(x))
+    assert turned.z.shape[1] <= 1024
+    torch.testing.assert_close(turned.z @ turned.turn.T + turned.centre, torch.from_numpy(x), atol=1e-4, rtol=0)
+    assert not turned.turn[::2].any()
+
+
+def fails(*_, **__):
+    raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+
+def test_another_solver_takes_over_from_one_that_fails(monkeypatch):
+    x, y = data()
+    expected = solve(x, y, [1e-2, 1.0])
+    monkeypatch.setattr("torch.linalg.eigh", fails)
+    got = solve(x, y, [1e-2, 1.0])
+    torch.testing.assert_close(got.objective, expected.objective, rtol=2e-4, atol=0)
+    torch.testing.assert_close(got.weights, expected.weights, rtol=0, atol=2e-2)
+
+
+def test_no_solver_at_all_is_one_line(monkeypatch):
+    def gives_up(*_, **__):
+        raise np.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr("torch.linalg.eigh", fails)
+    monkeypatch.setattr("scipy.linalg.eigh", gives_up)
+    with pytest.raises(UserError, match="no eigenbasis of 20 feature columns"):
+        solve(*data(), [1.0])
