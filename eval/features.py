@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from ssl_kd.encoder import Encoder
 
 ROWS = 8192  # rows looked at in one go, so that a memory-mapped bank is never copied whole
+LONGEST = 1e15  # a row's length up to which float32 can hold its square, and sums of such squares over many rows
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureBank:
     """Features (N, D) float, labels (N,) of any kind or None, and the name of each row; `key` names its making.
 
-    `held` (N,), booleans, marks the rows of a data set's own validation split, which a probe then chooses by. Raises
-    UserError when the parts do not belong together.
+    `held` (N,), booleans (or zeros and ones), marks the rows of a data set's own validation split, which a probe then
+    chooses by. Lists and torch tensors become arrays; a memory map stays one. Raises UserError when the parts do not
+    belong together.
     """
 
     features: np.ndarray
@@ -43,14 +45,20 @@ class FeatureBank:
     held: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 2 or self.features.dtype.kind != "f":
+        features = as_array("features", self.features)
+        if features.ndim != 2 or not features.shape[1] or features.dtype.kind != "f":
             raise UserError(
-                f"features: expected floats of shape (rows, width), got {self.features.dtype} of shape "
-                f"{self.features.shape}; convert them first"
+                f"features: expected floats of shape (rows, width), got {features.dtype} of shape "
+                f"{features.shape}; convert them first"
             )
+        object.__setattr__(self, "features", features)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", as_labels(self.labels))
+        if self.held is not None:
+            object.__setattr__(self, "held", as_held(self.held))
         for name, part in (("labels", self.labels), ("ids", self.ids), ("held", self.held)):
-            if part is not None and len(part) not in (len(self.features), 0 if name == "ids" else -1):
-                raise UserError(f"{name}: {len(part)} for {len(self.features)} rows of features; both must be equal")
+            if part is not None and len(part) not in (len(features), 0 if name == "ids" else -1):
+                raise UserError(f"{name}: {len(part)} for {len(features)} rows of features; both must be equal")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -65,7 +73,10 @@ class FeatureBank:
         numbers = np.arange(len(self))[which]
         labels = None if self.labels is None else np.asarray(self.labels)[numbers]
         ids = [self.ids[i] for i in numbers] if len(self.ids) else ()
-        return FeatureBank(np.asarray(self.features[numbers]), labels, ids, f"{self.key}[{_digest(numbers)}]")
+        held = None if self.held is None else self.held[numbers]
+        if held is not None and (held.all() or not held.any()):
+            held = None  # nothing left of one side of the split: a probe has to draw its own
+        return FeatureBank(np.asarray(self.features[numbers]), labels, ids, f"{self.key}[{_digest(numbers)}]", held)
 
     def save(self, path: str | Path) -> Path:
         """Write the bank to one `.npz` file, atomically, and return its path. UserError where it cannot be written."""
@@ -76,6 +87,53 @@ class FeatureBank:
             parts["labels"] = self.labels
         atomically(path, lambda file: np.savez(file, **parts))
         return path
+
+
+def as_array(name: str, part: Any) -> np.ndarray:
+    """Return an array, a list or a torch tensor (on any device, of any precision) as an array; a memory map stays one."""
+    if isinstance(part, np.ndarray):
+        return part
+    if hasattr(part, "detach"):  # a torch tensor; numpy knows no bfloat16
+        part = part.detach().cpu()
+        part = part.float() if part.is_floating_point() and part.element_size() < 4 else part
+    try:
+        return np.asarray(part)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: expected an array, got {type(part).__name__} ({error})") from error
+
+
+def as_labels(labels: Any) -> np.ndarray:
+    """Return labels as an array; UserError unless there is one per row, all numbers or all strings, none of them NaN."""
+    found = as_array("labels", labels)
+    if isinstance(labels, list | tuple) and found.ndim == 1 and len({isinstance(one, str) for one in labels}) > 1:
+        raise UserError("labels: some are strings and some are not; all must be of one kind")
+    if found.dtype.kind == "O" and found.ndim == 1:
+        kinds = {isinstance(one, str) for one in found.tolist()}
+        if len(kinds) < 2 and not any(one is None for one in found.tolist()):
+            found = as_array("labels", found.tolist())
+    if found.ndim < 1 or found.dtype.kind not in "biufUS":
+        raise UserError(
+            f"labels: expected one number or string per row, all of one kind, got {found.dtype} of shape {found.shape}"
+        )
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise UserError("labels: some are not finite; leave those rows out")
+    return found
+
+
+def as_held(held: Any) -> np.ndarray:
+    """Return `held` as booleans; UserError unless it is zeros and ones and has some of both."""
+    found = as_array("held", held)
+    if found.ndim != 1 or found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
+        raise UserError(
+            "held: expected one boolean per row (or 0 and 1), true where a row is held out; row numbers are none"
+        )
+    found = found.astype(bool)
+    if found.all() or not found.any():
+        raise UserError(
+            f"held: {'every row is' if found.any() else 'no row is'} held out; a probe fits to the rest and chooses on "
+            "the held; pass None to have a part drawn"
+        )
+    return found
 
 
 def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank:
@@ -116,18 +174,19 @@ class Matched:
     same: bool
 
 
-def match(train: FeatureBank, test: FeatureBank) -> Matched:
+def match(train: FeatureBank, test: FeatureBank, squares: bool = False) -> Matched:
     """Check that two banks can be evaluated together and number their classes; labels may be strings or any integers.
 
     Classes that only train knows are kept (they can be wrong guesses). Raises UserError for an empty split, no labels,
-    different widths, one class, classes that only test knows, and NonFinite for features that are not numbers.
+    different widths, one class, classes that only test knows, with `squares` for rows that are too long for float32,
+    and NonFinite for features that are not numbers.
     """
     for name, bank in (("train", train), ("test", test)):
         if len(bank) == 0:
             raise UserError(f"{name}: the bank has no rows; an evaluation needs at least one")
         if bank.labels is None:
             raise UserError(f"{name}: the bank has no labels; an evaluation needs one per row")
-        check_finite(bank, name)
+        check_finite(bank, name, squares)
     if train.width != test.width:
         raise UserError(
             f"train features are {train.width} wide and test features {test.width}: two different encoders?"
@@ -149,14 +208,30 @@ def match(train: FeatureBank, test: FeatureBank) -> Matched:
     return Matched(train.features, y, test.features, found, classes, train is test)
 
 
-def check_finite(bank: FeatureBank, name: str) -> None:
-    """Raise NonFinite, naming the first bad row, unless every feature is a number."""
+def check_finite(bank: FeatureBank, name: str, squares: bool = False) -> None:
+    """Raise NonFinite, naming the first bad row, unless every feature is a number.
+
+    `squares`: rows are used as long as they are, so UserError for one that is longer than LONGEST.
+    """
     for start in range(0, len(bank), ROWS):
-        bad = np.flatnonzero(~np.isfinite(bank.features[start : start + ROWS]).all(1))
+        rows = bank.features[start : start + ROWS]
+        bad = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(bad):
-            row = start + int(bad[0])
-            who = f" ({bank.ids[row]})" if len(bank.ids) else ""
-            raise NonFinite(f"{name}: row {row}{who} of the features is not finite; look at the encoder or the file")
+            raise NonFinite(f"{_row(bank, name, start + bad[0])} is not finite; look at the encoder or the file")
+        if squares and rows.dtype != np.float16:  # whose largest number is far below
+            with np.errstate(over="ignore"):
+                single = np.asarray(rows, np.float32)
+                lengths = np.einsum("nd,nd->n", single, single)
+            if len(long := np.flatnonzero(~(lengths < LONGEST**2))):
+                raise UserError(
+                    f"{_row(bank, name, start + long[0])} is longer than {LONGEST:g}, which float32 cannot square and "
+                    "sum; divide all features, train and test, by one constant"
+                )
+
+
+def _row(bank: FeatureBank, name: str, row: int) -> str:
+    who = f" ({bank.ids[row]})" if len(bank.ids) else ""
+    return f"{name}: row {row}{who} of the features"
 
 
 def extract(

@@ -28,6 +28,7 @@ UNIT = 1e-6  # a length this close to 1 is what float32 makes of a unit vector
 GUESSES = 5  # ranked guesses per query: what top-5 needs
 GPU_K = 2048  # the most neighbours that faiss finds on a GPU
 GPU_BYTES = 1 << 30  # of vectors, and of queries, that faiss takes to a GPU at a time
+SQUARES = (1e-24, 1e37)  # squared lengths between which float32 loses nothing that counts
 NEAR = 1e-6  # similarities this close to a tied one count as tied
 
 
@@ -79,16 +80,20 @@ class KNN:
 
     quiet: bool = True
 
-    def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
-        """Return top-1, mean per class and top-5 for each k, with intervals and the guesses behind them."""
-        protocol, banks = knn_protocol(self.protocol), match(train, test)
-        ks, notes = _clamp(protocol, len(banks.x) - banks.same)
+    def __call__(self, train: FeatureBank, test: FeatureBank, own: np.ndarray | None = None) -> Scores:
+        """Return top-1, mean per class and top-5 for each k, with intervals and the guesses behind them.
+
+        `own` (Q,) names the train row that each test row itself is, -1 for none; not needed for the very same bank.
+        """
+        protocol = knn_protocol(self.protocol)
+        banks = match(train, test, squares=protocol.similarity != "cosine")
+        own = np.arange(len(banks.x)) if banks.same else own
+        ks, notes = _clamp(protocol, len(banks.x) - (own is not None))
         classes, search = len(banks.classes), Search(banks.x, protocol.similarity)
         ranked = {k: np.empty((len(banks.x_test), min(GUESSES, classes)), np.int64) for k in ks}
         with Progress("nearest neighbours", len(banks.x_test), "queries", self.quiet) as bar:
             for part in blocks(len(banks.x_test), search.block):
-                own = np.arange(part.start, part.stop) if banks.same else None
-                near, index = search(banks.x_test[part], ks[-1], own)
+                near, index = search(banks.x_test[part], ks[-1], None if own is None else own[part])
                 for k, guesses in ranked_votes(near, index, banks.y, classes, ks, protocol).items():
                     ranked[k][part] = guesses
                 bar.advance(part.stop - part.start)
@@ -139,7 +144,8 @@ class Search:
         """Return similarity (Q, k) float32, falling, and row numbers (Q, k) of each query's k nearest rows.
 
         Equal similarities stand in the order of their row numbers, also at the cut. `own` (Q,) names a row that each
-        query must not meet: itself, where queries are rows of the bank. k must not exceed the rows that can be met.
+        query must not meet (-1: none): itself, where queries are rows of the bank. k must not exceed the rows that can
+        be met.
         """
         size = len(self.bank) - (own is not None)
         if not 1 <= k <= size:
@@ -151,7 +157,7 @@ class Search:
             best, index = without(best, index, own)
         if best.shape[1] > k:
             for row in np.flatnonzero(best[:, k] == best[:, k - 1]).tolist():
-                skip = None if own is None else int(own[row])
+                skip = None if own is None or own[row] < 0 else int(own[row])
                 best[row, :k], index[row, :k] = self._settle(q[row], k, best[row, k], skip)
             best, index = best[:, :k], index[:, :k]
         tied = np.flatnonzero((best[:, 1:] == best[:, :-1]).any(1))
@@ -299,9 +305,17 @@ def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:
     """Return C-ordered float32 rows, of unit length for cosine (all-zero rows stay zero)."""
     if similarity != "cosine":
         return np.ascontiguousarray(rows, np.float32)
-    rows = np.array(rows, np.float32, order="C")  # divided in place: a second copy of a shard would be half the memory
-    rows /= np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-12))[:, None]
-    return rows
+    with np.errstate(over="ignore", under="ignore"):
+        # divided in place below: a second copy of a shard would be half the memory
+        ready = np.array(rows, np.float32, order="C")
+    squares = np.einsum("nd,nd->n", ready, ready)
+    extreme = np.flatnonzero(~((squares > SQUARES[0]) & (squares < SQUARES[1])))
+    if len(extreme):  # float32 would lose their squares: first divided by their largest entry
+        some = np.asarray(rows[extreme], np.float64)
+        ready[extreme] = some / np.maximum(np.abs(some).max(1, keepdims=True), np.finfo(np.float64).tiny)
+        squares[extreme] = np.einsum("nd,nd->n", ready[extreme], ready[extreme])
+    ready /= np.maximum(np.sqrt(squares), np.float32(1e-12))[:, None]
+    return ready
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

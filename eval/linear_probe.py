@@ -101,7 +101,7 @@ class LinearProbe:
         return scores, torch.cat([final.logits(rows)[0].cpu() for rows in x_test.split(_rows(final))]).numpy()
 
     def _run(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, Fits, Any]:
-        protocol, banks = linear_protocol(self.protocol), match(train, test)
+        protocol, banks = linear_protocol(self.protocol), match(train, test, squares=True)
         if self.metric not in ("top1", "mean_per_class"):
             raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
         x, y = _tensor(banks.x, self.device), torch.from_numpy(banks.y).to(self.device)

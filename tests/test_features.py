@@ -165,3 +165,54 @@ def test_rows_are_chosen_with_everything_that_belongs_to_them():
     part = bank.rows(np.array([2, 0]))
     assert (part.labels.tolist(), list(part.ids)) == ([2, 0], ["c", "a"])
     assert part.key not in (bank.key, bank.rows(np.array([0, 2])).key)
+
+
+def test_lists_and_tensors_become_arrays_and_memory_maps_stay(tmp_path):
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    y = np.array([1, 0, 1, 0])
+    for bank in (
+        FeatureBank(torch.from_numpy(x), torch.from_numpy(y)),
+        FeatureBank(torch.from_numpy(x).requires_grad_(), y.tolist()),
+        FeatureBank(x.astype(np.float64).tolist(), y.astype(object)),
+    ):
+        np.testing.assert_array_equal(bank.features, x)
+        np.testing.assert_array_equal(bank.labels, y)
+    assert FeatureBank(torch.ones(2, 2, dtype=torch.bfloat16)).features.dtype == np.float32
+    np.save(tmp_path / "x.npy", x)
+    assert isinstance(load_bank(tmp_path / "x.npy").features, np.memmap)
+
+
+def test_held_may_be_zeros_and_ones():
+    held = FeatureBank(np.eye(4), held=[0, 1, 1, 0]).held
+    assert held.dtype == bool
+    assert held.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"features": [[1, "a"]]}, "features: expected floats"),
+        ({"features": [[1.0], [1.0, 2.0]]}, "features: expected an array"),
+        ({"features": np.zeros((3, 0))}, "shape"),
+        ({"labels": np.array(3)}, "labels: expected one"),
+        ({"labels": [1, "a", 2]}, "some are strings"),
+        ({"labels": np.array([1, "a", 2], object)}, "all of one kind"),
+        ({"labels": [1, None, 2]}, "all of one kind"),
+        ({"labels": [0.0, np.nan, 1.0]}, "not finite"),
+        ({"held": [1, 2, 0]}, "one boolean per row"),
+        ({"held": np.array(True)}, "one boolean per row"),
+        ({"held": [True, False]}, "2 for 3 rows"),
+        ({"held": [False] * 3}, "no row is held out"),
+        ({"held": [True] * 3}, "every row is held out"),
+    ],
+)
+def test_what_cannot_be_a_bank_is_one_line(parts, says):
+    with pytest.raises(UserError, match=says) as caught:
+        FeatureBank(**{"features": np.eye(3), **parts})
+    assert "\n" not in str(caught.value)
+
+
+def test_chosen_rows_keep_their_validation_split_unless_a_side_is_empty():
+    bank = FeatureBank(np.eye(4), np.arange(4), held=np.array([True, False, True, False]))
+    assert bank.rows(np.array([3, 2])).held.tolist() == [False, True]
+    assert bank.rows(np.array([0, 2])).held is None

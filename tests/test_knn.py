@@ -302,3 +302,30 @@ def test_a_protocol_of_ones_own_keeps_its_name():
     scores = KNN(KNNProtocol("mine", (3,), 3, vote="equal"))(*banks())
     assert scores.protocol == "mine"
     assert list(scores.predicted) == [3]
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e39, 1e-25, 1e-60])
+def test_cosine_does_not_depend_on_a_scale_that_float32_cannot_square(scale):
+    train, test = banks()
+    expected = KNN("dino")(train, test)
+    how = np.float32 if 1e-30 < scale < 1e30 else np.float64
+    huge = [FeatureBank(bank.features.astype(how) * how(scale), bank.labels) for bank in (train, test)]
+    np.testing.assert_array_equal(KNN("dino")(*huge).predicted[20], expected.predicted[20])
+    assert KNN("dino")(huge[0], test).value("top1", 20) == expected.value("top1", 20)
+
+
+@pytest.mark.parametrize(("scale", "how"), [(1e20, np.float32), (1e39, np.float64)])
+def test_distances_that_float32_cannot_hold_are_one_line(scale, how):
+    train, test = banks()
+    long = FeatureBank(train.features.astype(how) * how(scale), train.labels)
+    with pytest.raises(UserError, match=r"train: row 0 of the features is longer than 1e.15.*divide all features"):
+        KNN("plain-euclidean")(long, test)
+
+
+def test_a_row_named_as_its_own_is_never_met_and_minus_one_names_none():
+    train, _ = banks()
+    own = np.arange(len(train))
+    expected = KNN("plain")(train, train)
+    twin = FeatureBank(train.features.copy(), train.labels)
+    np.testing.assert_array_equal(KNN("plain")(train, twin, own).predicted[5], expected.predicted[5])
+    assert KNN("plain")(train, twin, np.where(own % 2, own, -1)).value("top1", 1) > expected.value("top1", 1)

@@ -168,3 +168,21 @@ def test_odd_banks_still_give_a_right_answer(harm):
         y, sound = y + 7, FeatureBank(x, y + 7)
     scores = LinearProbe("quick-lbfgs")(FeatureBank(x, y), sound)
     assert scores.value() > 0.95
+
+
+@pytest.mark.parametrize("protocol", ["quick-lbfgs", "compress-linear"])
+def test_features_too_large_for_float32_are_one_line(protocol):
+    train, test = banks(n=40, q=20)
+    huge = FeatureBank(train.features * np.float32(1e20), train.labels)
+    with pytest.raises(UserError, match=r"longer than 1e.15"):
+        LinearProbe(protocol)(huge, test)
+
+
+def test_a_validation_split_of_zeros_and_ones_is_that_of_booleans():
+    train, test = banks()
+    held = np.arange(len(train)) % 4 == 0
+    one, other = (
+        LinearProbe("quick-lbfgs")(FeatureBank(train.features, train.labels, held=kind), test)
+        for kind in (held, held.astype(int))
+    )
+    assert one.details == other.details
