@@ -10,12 +10,12 @@ their own: see `corrupt` in eval/tasks.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eval.features import FeatureBank, match
-from eval.knn import KNN
+from eval.knn import KNN, knn_protocol
 from eval.linear_probe import LinearProbe
 from eval.metrics import Scores, mean_score
 from ssl_kd.errors import UserError, nearest
@@ -45,7 +45,8 @@ PROTOCOLS: dict[str, Damage] = {
 class Robustness:
     """Evaluator: accuracy on clean test rows of k-NN (dino, k = 20) and a linear probe after damage to train labels.
 
-    After a long tail the classes of test are as they were, so accuracy there asks for the rare classes too.
+    After a long tail the classes of test are as they were, so accuracy there asks for the rare classes too. Given the
+    very same bank twice, no row is its own neighbour.
     """
 
     protocol: str | Damage = "label-noise"
@@ -55,23 +56,27 @@ class Robustness:
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return one accuracy per level and classifier, "linear, 40 % noise" and so on."""
         damage, banks = damage_protocol(self.protocol), match(train, test)
-        notes: list[str] = []
+        near = KNN(replace(knn_protocol("dino"), ks=(20,)))
+        clean = FeatureBank(test.features, banks.y_test, test.ids)
+        notes: dict[str, list[str]] = {}
         each: dict[tuple[str, int | None], np.ndarray] = {}
         shown = ""
         for level in damage.levels:
             if damage.kind == "noise":
-                hurt = FeatureBank(train.features, noisy(banks.y, level, self.seed), train.ids)
+                kept, labels = np.ones(len(banks.y), bool), noisy(banks.y, level, self.seed)
                 what = f"{100 * level:g} % noise"
             else:
-                kept = long_tail(banks.y, level, self.seed)
-                hurt = FeatureBank(train.features[kept], banks.y[kept], ())
+                kept, labels = long_tail(banks.y, level, self.seed), banks.y
                 what = f"tail 1/{round(1 / level)}"
-            clean = FeatureBank(test.features, banks.y_test, test.ids)
-            near, linear = KNN("dino")(hurt, clean), LinearProbe(self.probe, seed=self.seed)(hurt, clean)
-            for name, scores in (("k-NN", near), ("linear", linear)):
+            part = train if kept.all() else train.rows(kept)
+            hurt = FeatureBank(part.features, labels[kept], part.ids, held=part.held)
+            own = np.where(kept, np.cumsum(kept) - 1, -1) if banks.same else None
+            found = {"k-NN": near(hurt, clean, own), "linear": LinearProbe(self.probe, seed=self.seed)(hurt, clean)}
+            for name, scores in found.items():
                 guess = scores.classes[scores.predicted[scores.headline_k]]
                 each[f"{name}, {what}", None] = (guess == banks.y_test).astype(np.float64)
-                notes += [f"{name}, {what}: {note}" for note in scores.notes if "converge" in note]
+                for note in scores.notes:
+                    notes.setdefault(f"{name}: {note}", []).append(what)
             if level == damage.headline:
                 shown = f"linear, {what}"
         return Scores(
@@ -81,7 +86,7 @@ class Robustness:
             banks.classes,
             banks.y_test,
             {},
-            notes=tuple(notes),
+            notes=tuple(f"{note} ({', '.join(levels)})" for note, levels in notes.items()),
             headline_metric=shown or list(each)[-1][0],
             each=each,
         )

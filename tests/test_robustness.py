@@ -72,3 +72,26 @@ def test_labels_may_be_strings():
 def test_unknown_protocol_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean long-tail"):
         Robustness("longtail")(*banks())
+
+
+def test_a_bank_against_itself_is_the_plain_evaluation_of_a_bank_against_itself():
+    rng = np.random.default_rng(0)
+    bank = FeatureBank(rng.normal(size=(300, 3)).astype(np.float32), np.arange(300) % 5)
+    expected = KNN("dino")(bank, bank).value("top1", 20)
+    assert expected < 0.4
+    for protocol, none in (("label-noise", "0 % noise"), ("long-tail", "tail 1/1")):
+        scores = Robustness(protocol)(bank, bank)
+        assert scores.value(f"k-NN, {none}") == expected
+        assert all(row.value < 0.4 for row in scores.rows if row.metric.startswith("k-NN"))
+
+
+def test_the_sets_own_validation_split_and_every_note_are_passed_on():
+    train, test = banks()
+    held = np.arange(len(train)) % 5 == 0
+    split = FeatureBank(train.features, train.labels, held=held)
+    plain = LinearProbe("quick-lbfgs")(split, test)
+    assert plain.details != LinearProbe("quick-lbfgs")(train, test).details
+    assert Robustness()(split, test).value("linear, 0 % noise") == plain.value()
+    few = train.rows(np.arange(15))
+    notes = Robustness()(few, test).notes
+    assert "k-NN: k = 20 clamped to the 15 rows of the bank (0 % noise, 20 % noise, 40 % noise, 60 % noise)" in notes
