@@ -7,11 +7,13 @@ the same kind been drawn. It does not cover the randomness of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from ssl_kd.errors import UserError
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 DRAWS = 2000  # of a bootstrap
@@ -98,7 +100,8 @@ def accuracy(labels: np.ndarray, predicted: np.ndarray, k: int | None = None) ->
 def mean_per_class(labels: np.ndarray, predicted: np.ndarray, k: int | None = None) -> Score:
     """Mean over the classes present in `labels` of each one's accuracy, so that rare classes count as much.
 
-    The interval joins Wilson's intervals of the classes by their squared arms, and is Wilson's own for one class.
+    The interval joins Wilson's intervals of the classes by their squared arms, and is Wilson's own for one class. These
+    are too short together for classes of a few rows, so that the whole is widened to what the rows' own variance asks for.
     Source: Zou & Donner, Statistics in Medicine 2008 (variance estimates recovery).
     """
     _, codes = np.unique(labels, return_inverse=True)
@@ -108,7 +111,19 @@ def mean_per_class(labels: np.ndarray, predicted: np.ndarray, k: int | None = No
     value = float(shares.mean())
     down = math.sqrt(((shares - arms[:, 0]) ** 2).sum()) / len(sizes)
     up = math.sqrt(((arms[:, 1] - shares) ** 2).sum()) / len(sizes)
+    if len(sizes) > 1:
+        wanted = 2 * Z95 * math.sqrt(_variances(sizes, shares).sum()) / len(sizes)
+        down, up = (arm * max(1.0, wanted / (down + up)) for arm in (down, up))
     return Score("mean_per_class", value, max(0.0, value - down), min(1.0, value + up), len(labels), k)
+
+
+def _variances(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return an unbiased variance of each class's share; classes of one row have that of all of them together."""
+    spread = shares * (1 - shares) / np.maximum(sizes - 1, 1)
+    alone = sizes == 1
+    pool, weights = (shares[alone], None) if alone.sum() > 1 else (shares, sizes)
+    mean, n = np.average(pool, weights=weights), len(pool) if weights is None else sizes.sum()
+    return np.where(alone, mean * (1 - mean) * n / (n - 1), spread)
 
 
 def top_five(labels: np.ndarray, ranked: np.ndarray, k: int | None = None) -> Score:
@@ -203,26 +218,33 @@ def share_of_means(values: np.ndarray, reference: np.ndarray, seed: int = 0) -> 
 def share_kept_per_class(
     labels: np.ndarray, right: np.ndarray, reference: np.ndarray, draws: int = 4000, seed: int = 0
 ) -> Share:
-    """Do as `share_kept` for the mean per class: rows are drawn anew within each class."""
+    """Do as `share_kept` for the mean per class: rows are drawn anew within each class.
+
+    Draws of n rows spread too little by (n - 1) / n, and are widened by that. A class of one row tells nothing of its own
+    spread: such rows are drawn from all of them together, or, where there is only one, from all rows.
+    """
     from scipy.stats import binomtest
 
     rng = np.random.default_rng(seed)
-    top, bottom = np.zeros(draws), np.zeros(draws)
-    value = base = 0.0
-    names: Sequence[Any] = np.unique(labels).tolist()
-    for name in names:
-        a, b = right[labels == name], reference[labels == name]
-        counts = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()])
-        drawn = rng.multinomial(len(a), counts / len(a), size=draws) / len(a)
-        top += drawn[:, 0] + drawn[:, 1]
-        bottom += drawn[:, 0] + drawn[:, 2]
-        value, base = value + a.mean(), base + b.mean()
+    kinds = np.column_stack([right & reference, right & ~reference, ~right & reference, ~right & ~reference])
+    _, codes = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(codes)
+    shares = np.column_stack([np.bincount(codes, weights=kind) for kind in kinds.T]) / sizes[:, None]
+    drawn = np.tile(shares.sum(0), (draws, 1))  # sums over the classes
+    for n, share in zip(sizes[sizes > 1], shares[sizes > 1], strict=True):
+        drawn += math.sqrt(n / (n - 1)) * (rng.multinomial(n, share, draws) / n - share)
+    if (alone := int((sizes == 1).sum())) and len(labels) > 1:
+        pool = kinds[sizes[codes] == 1] if alone > 1 else kinds
+        share, n = pool.mean(0), len(pool)
+        drawn += math.sqrt(n / (n - 1)) * (rng.multinomial(alone, share, draws) - alone * share)
+    top, bottom = drawn[:, 0] + drawn[:, 1], drawn[:, 0] + drawn[:, 2]
+    value, base = (float((shares[:, 0] + shares[:, only]).sum()) for only in (1, 2))
     if base == 0:
         return Share(math.nan, math.nan, math.nan, 1.0)
-    low, high = np.quantile(top / np.maximum(bottom, 1e-12), [0.025, 0.975])
+    low, high = np.quantile(np.maximum(top, 1e-12) / np.maximum(bottom, 1e-12), [0.025, 0.975])
     only, missed = int((right & ~reference).sum()), int((~right & reference).sum())
     p = binomtest(only, only + missed).pvalue if only + missed else 1.0
-    return Share(float(value / base), float(low), float(high), float(p))
+    return Share(value / base, float(low), float(high), float(p))
 
 
 def eleven_point(relevant: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -234,6 +256,8 @@ def eleven_point(relevant: np.ndarray, scores: np.ndarray, weights: np.ndarray |
     devkit's VOCevalcls, which ranks equal scores by chance.
     """
     judged = relevant != 0
+    if not (relevant > 0).any():
+        return np.full(1 if weights is None else len(weights), np.nan)
     order = np.argsort(-scores[judged], kind="stable")
     hits, ranked = relevant[judged][order] > 0, scores[judged][order]
     counts = np.ones((1, len(hits))) if weights is None else weights[:, judged][:, order].astype(np.float64)
@@ -250,16 +274,24 @@ def eleven_point(relevant: np.ndarray, scores: np.ndarray, weights: np.ndarray |
 
 
 def _map11_draws(labels: np.ndarray, scores: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Return the mean over classes (draws,) of the 11-point average precision of resampled rows; equal for equal seeds."""
+    """Return the mean over classes (up to `draws`) of resampled rows' 11-point precision; equal for equal seeds."""
     weights = np.random.default_rng(seed).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), draws)
-    columns = [eleven_point(labels[:, c], scores[:, c], weights) for c in range(labels.shape[1])]
-    return np.nanmean(columns, 0)
+    columns = np.array([eleven_point(labels[:, c], scores[:, c], weights) for c in range(labels.shape[1])])
+    return np.nanmean(columns[:, np.isfinite(columns).any(0)], 0)  # a draw may miss all that is relevant
 
 
 def mean_area(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean of `eleven_point` over the classes that have something relevant; labels and scores are (Q, C)."""
+    """Return the mean of `eleven_point` over the classes that have something relevant; labels and scores are (Q, C).
+
+    Raises UserError where no class has.
+    """
     areas = [eleven_point(labels[:, c], scores[:, c])[0] for c in range(labels.shape[1])]
-    return float(np.nanmean(areas)) if np.isfinite(areas).any() else 0.0
+    if not np.isfinite(areas).any():
+        raise UserError(
+            f"mAP: none of {labels.shape[1]} classes is shown by a judged row among {len(labels)}; "
+            "expected labels of 1, -1 and 0 with at least one 1"
+        )
+    return float(np.nanmean(areas))
 
 
 def map11(labels: np.ndarray, scores: np.ndarray, draws: int = DRAWS // 10, seed: int = 0) -> Score:
@@ -282,7 +314,9 @@ def share_of_map11(labels: np.ndarray, scores: np.ndarray, reference: np.ndarray
     drawn, base = (_map11_draws(labels, one, draws, seed) for one in (scores, reference))
     low, high = np.quantile(drawn / np.maximum(base, 1e-12), [0.025, 0.975])
     below, above = ((drawn <= base).sum(), (drawn >= base).sum())
-    return Share(mine / theirs, float(low), float(high), float(min(1.0, 2 * (1 + min(below, above)) / (1 + draws))))
+    return Share(
+        mine / theirs, float(low), float(high), float(min(1.0, 2 * (1 + min(below, above)) / (1 + len(drawn))))
+    )
 
 
 def placements(high: np.ndarray, low: np.ndarray) -> np.ndarray:

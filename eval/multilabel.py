@@ -46,6 +46,8 @@ class MultiLabelProbe:
         late = [f"{row['strength']:.1e}" for row in sweep if not row["converged"]]
         notes = [f"{len(late)} of {len(sweep)} strengths did not converge: {', '.join(late)}"] if late else []
         notes += [] if settled else ["the final fit did not converge"]
+        if unseen := int(np.isnan(areas).sum()):
+            notes.append(f"{unseen} classes have no judged test row that shows them and are left out of the mean")
         return Scores(
             "linear",
             protocol.name,
@@ -54,7 +56,11 @@ class MultiLabelProbe:
             y_test,
             {},
             notes=tuple(notes),
-            details={"strength": best["strength"], "sweep": sweep, "average precision": areas},
+            details={
+                "strength": best["strength"],
+                "sweep": sweep,
+                "average precision": [None if np.isnan(area) else area for area in areas],
+            },
             headline_metric="map11",
             each={("map11", None): final},
         )
@@ -72,7 +78,7 @@ def _checked(train: FeatureBank, test: FeatureBank) -> tuple[np.ndarray, np.ndar
     for name, bank in (("train", train), ("test", test)):
         if not len(bank) or bank.labels is None or np.ndim(bank.labels) != 2:
             raise UserError(f"{name}: expected rows with labels (rows, classes) of 1, -1 and 0")
-        check_finite(bank, name)
+        check_finite(bank, name, squares=True)
     y, y_test = np.asarray(train.labels), np.asarray(test.labels)
     if train.width != test.width or y.shape[1] != y_test.shape[1]:
         raise UserError(

@@ -24,6 +24,7 @@ from eval.metrics import (
     top_five,
     wilson,
 )
+from ssl_kd.errors import UserError
 
 
 def guesses(n=400, classes=6, seed=0, right=0.7):
@@ -241,3 +242,31 @@ def test_two_auroc_are_compared_on_the_same_rows():
         a, b = (auroc(x[half], x[~half])[1] for x in (a, b))
         rejected += share_of_auroc(a, b, half).p < 0.05
     assert 0.02 <= rejected / 300 <= 0.09
+
+
+def test_eleven_point_precision_without_a_relevant_row_is_not_a_number():
+    assert np.isnan(eleven_point(np.zeros(3), np.arange(3.0))).all()
+    assert np.isnan(eleven_point(np.zeros(3), np.arange(3.0), np.ones((4, 3), int))).tolist() == [True] * 4
+    labels = np.array([[1, 0], [-1, 0], [1, 0], [-1, 0]])
+    scores = np.column_stack([[3.0, 2.0, 1.0, 0.0]] * 2)
+    score = map11(labels, scores)
+    assert score.value == eleven_point(labels[:, 0], scores[:, 0])[0]
+    assert 0 <= score.low <= score.value <= score.high <= 1
+    with pytest.raises(UserError, match="none of 2 classes is shown"):
+        map11(np.minimum(labels, 0), scores)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 40, [2] * 20, [1] + [3] * 12])
+def test_the_mean_per_class_and_its_share_cover_the_truth_with_few_rows_per_class(sizes):
+    rng = np.random.default_rng(0)
+    labels = np.arange(len(sizes)).repeat(sizes)
+    mine, theirs = 0.6, 0.8
+    covered = covered_mean = 0
+    for i in range(150):
+        draw = rng.random(len(labels))
+        share = share_kept_per_class(labels, draw < mine, draw + 0.1 * rng.random(len(labels)) < theirs, 400, seed=i)
+        covered += share.low <= mine / (theirs - 0.05) <= share.high
+        score = mean_per_class(labels, np.where(draw < mine, labels, -1))
+        covered_mean += score.low <= mine <= score.high
+    assert covered / 150 > 0.89
+    assert covered_mean / 150 > 0.89

@@ -81,3 +81,14 @@ def test_bad_input_gives_one_line():
         MultiLabelProbe("quick-lbfgs")(FeatureBank(train.features, train.labels[:, 0]), test)
     with pytest.raises(UserError, match=r"several classes per row; use eval\.multilabel"):
         KNN("dino")(train, test)
+
+
+def test_a_class_that_no_test_row_shows_is_left_out_of_the_mean():
+    train, test = banks()
+    labels = test.labels.copy()
+    labels[:, 1] = 0
+    scores = MultiLabelProbe("quick-lbfgs")(train, FeatureBank(test.features, labels))
+    areas = scores.details["average precision"]
+    assert areas[1] is None
+    assert scores.value("map11") == pytest.approx((areas[0] + areas[2]) / 2)
+    assert "1 classes have no judged test row that shows them" in scores.notes[-1]
