@@ -14,7 +14,7 @@ import numpy as np
 from eval.features import FeatureBank, match
 from eval.knn import unit_rows
 from eval.linear_probe import LinearProbe
-from eval.metrics import Z95, Score, Scores
+from eval.metrics import Z95, Score, Scores, wilson
 from ssl_kd.errors import UserError, nearest
 
 
@@ -58,17 +58,25 @@ class FewShot:
         rows: list[Score] = []
         notes: list[str] = []
         each: dict[tuple[str, int | None], np.ndarray] = {}
+        # a share has to leave two rows per class, so that a strength can be chosen among them
+        least = 1 if protocol.classifier == "centroid" else 2
         for size in protocol.sizes:
             metric = f"{size:g}-shot" if size >= 1 else f"{100 * size:g} % of labels"
             right = []
             for number in range(protocol.draws):
-                # a share has to leave two rows per class, so that a strength can be chosen among them
-                chosen = draw(banks.y, size, self.seed + number, least=1 if protocol.classifier == "centroid" else 2)
+                chosen = draw(banks.y, size, self.seed + number, least)
                 right.append(_guess(protocol.classifier, train.rows(chosen), test, self.seed) == banks.y_test)
             hits = np.array(right)
             each[metric, None] = hits.mean(0)
             rows.append(_score(metric, hits))
-            short = int((np.bincount(banks.y) < size).sum())
+            counts = np.bincount(banks.y)
+            raised = int((np.round(size * counts) < np.minimum(least, counts)).sum()) if size < 1 else 0
+            if raised:
+                notes.append(
+                    f"{metric}: that is fewer than {least} rows in {raised} of {len(counts)} classes, which give {least}: "
+                    f"{len(chosen)} of {len(banks.y)} labels ({100 * len(chosen) / len(banks.y):.2g} %) were used"
+                )
+            short = int((counts < size).sum())
             if short:
                 notes.append(f"{metric}: {short} classes have fewer rows and give all they have")
         return Scores(
@@ -122,6 +130,8 @@ def _score(metric: str, hits: np.ndarray) -> Score:
     """Return the mean of hits (draws, Q); its interval adds the variance of rows and that of draws."""
     draws, n = hits.shape
     value = float(hits.mean())
+    if value in (0, 1):  # no spread at all says nothing about how sure this is
+        return Score(metric, value, *wilson(value * n, n), n)
     rows = hits.mean(0).var() / n
     repeats = hits.mean(1).var(ddof=1) / draws if draws > 1 else 0.0
     arm = Z95 * math.sqrt(rows + repeats)

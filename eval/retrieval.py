@@ -168,6 +168,11 @@ def agreement(
     """
     _same_images(student_index, teacher_index)
     _same_images(student_queries, teacher_queries)
+    banks = {"reference": (teacher_index, teacher_queries), "encoder": (student_index, student_queries)}
+    for name, (index, asked) in banks.items():
+        check_finite(index, f"{name}, index")
+        if asked is not index:
+            check_finite(asked, f"{name}, queries")
     same = teacher_index is teacher_queries
     ks = tuple(sorted({min(k, len(teacher_index) - same) for k in ks}))
     if ks[0] < 1:
@@ -200,6 +205,8 @@ class Agreement:
     ) -> Scores:
         """Return overlap and rank correlation with intervals; test rows query the train rows."""
         each = agreement(reference_train, reference_test, train, test, self.ks)
+        size = len(train) - (reference_train is reference_test)
+        large = [k for k in self.ks if k > size]
         return Scores(
             "agreement",
             "neighbours",
@@ -207,6 +214,7 @@ class Agreement:
             np.array([]),
             np.zeros(len(test), int),
             {},
+            notes=(f"k = {', '.join(map(str, large))} clamped to the {size} rows of the index",) if large else (),
             headline_k=sorted({k for _, k in each})[len({k for _, k in each}) // 2],
             headline_metric="overlap",
             each={(metric, k): values for (metric, k), values in each.items()},

@@ -7,6 +7,7 @@ import pytest
 
 from eval.features import FeatureBank
 from eval.fewshot import FewShot, FewShotProtocol, centroids, draw
+from eval.metrics import wilson
 from ssl_kd.errors import UserError
 
 
@@ -70,3 +71,19 @@ def test_intervals_grow_with_the_spread_of_draws():
 def test_unknown_protocol_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean shots"):
         FewShot("shot")(*banks())
+
+
+def test_a_share_that_is_raised_to_two_per_class_says_what_was_used():
+    train, test = banks()
+    sizes = np.bincount(train.labels)
+    scores = FewShot(FewShotProtocol("shares", (1e-3, 0.3), 1, "quick-lbfgs", 1))(train, test)
+    assert len(scores.notes) == 1
+    assert scores.notes[0].startswith("0.1 % of labels: that is fewer than 2 rows in 5 of 5 classes")
+    assert f"10 of {sizes.sum()} labels" in scores.notes[0]
+
+
+def test_every_row_right_leaves_wilsons_doubt():
+    x = np.eye(3, dtype=np.float32).repeat(4, 0)
+    bank = FeatureBank(x, np.arange(3).repeat(4))
+    row = FewShot("shots")(bank, bank).score("2-shot")
+    assert (row.value, row.low, row.high) == (1.0, *wilson(12, 12))

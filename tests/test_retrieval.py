@@ -8,7 +8,7 @@ import pytest
 from eval.features import FeatureBank
 from eval.knn import KNN
 from eval.retrieval import Agreement, Retrieval, RetrievalProtocol, agreement, bridge
-from ssl_kd.errors import UserError
+from ssl_kd.errors import NonFinite, UserError
 
 
 def banks(n=120, q=40, width=8, classes=4, seed=0, spread=1.0):
@@ -183,3 +183,15 @@ def test_bad_banks_give_one_clear_line(protocol, rows, labels, says):
     with pytest.raises(UserError, match=says) as caught:
         Retrieval(protocol)(bank, bank)
     assert "\n" not in str(caught.value)
+
+
+def test_agreement_refuses_what_is_not_a_number_and_says_where_k_was_clamped():
+    train, test = banks()
+    hole = train.features.copy()
+    hole[3, 2] = np.nan
+    broken = FeatureBank(hole, train.labels, train.ids)
+    with pytest.raises(NonFinite, match=r"encoder, index: row 3 .3.png."):
+        agreement(train, test, broken, test)
+    few = train.rows(np.arange(30))
+    assert Agreement()(few, test, few, test).notes == ("k = 100 clamped to the 30 rows of the index",)
+    assert not Agreement((1, 10))(few, test, few, test).notes
