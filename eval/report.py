@@ -111,13 +111,15 @@ class Results:
     def table(self) -> Any:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
         from rich.table import Table
+        from rich.text import Text
 
         header, lines = self.grid()
-        table = Table(*header, title=self.caption())
-        for column in table.columns[2:]:
-            column.justify = "right"
+        # texts and not strings, in which a name like t[v2] would be read as markup
+        table = Table(title=Text(self.caption(), "table.title"))
+        for i, name in enumerate(header):
+            table.add_column(Text(name), justify="left" if i < 2 else "right")
         for before, line in zip([None, *lines], lines, strict=False):
-            table.add_row(*line, end_section=False)
+            table.add_row(*map(Text, line), end_section=False)
             if before is not None and before[0] != line[0]:
                 table.rows[-2].end_section = True
         return table
@@ -126,9 +128,9 @@ class Results:
         """Return the same table as markdown, followed by what a reader must know."""
         header, lines = self.grid()
         rule = ["---", "---", *["---:"] * (len(header) - 2)]
-        cells = [[text.replace("|", "\\|") for text in line] for line in [header, rule, *lines]]
+        cells = [[_one_line(text).replace("|", "\\|") for text in line] for line in [header, rule, *lines]]
         text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
-        return "\n\n".join([text, self.caption(), *[f"- {note}" for note in self.notes]]) + "\n"
+        return "\n\n".join([text, _one_line(self.caption()), *[f"- {_one_line(note)}" for note in self.notes]]) + "\n"
 
     def latex(self) -> str:
         """Return the same table as a LaTeX tabular with booktabs rules."""
@@ -220,34 +222,50 @@ class Results:
     def grid(self) -> tuple[list[str], list[list[str]]]:
         """Return header and lines of the table of headline figures, as text.
 
-        A line per task and encoder, or, where more than three evaluators would make that too wide, per task and
-        evaluator.
+        A line per task and encoder with a pair of columns per evaluator. A metric other than accuracy stands beside the
+        task whose figures all show it, or else beside the evaluator that shows it on all tasks. Where neither holds, or
+        where more than three evaluators would make that too wide: a line per task and evaluator.
         """
-        evaluators = list(dict.fromkeys(cell.evaluator for cell in self.cells))
-        return self._by_encoder(evaluators) if len(evaluators) <= WIDE else self._by_evaluator(evaluators)
+        return self._by_evaluator() if self._is_long else self._by_encoder()
 
-    def _by_encoder(self, evaluators: list[str]) -> tuple[list[str], list[list[str]]]:
+    @property
+    def _evaluators(self) -> list[str]:
+        return list(dict.fromkeys(cell.evaluator for cell in self.cells))
+
+    @property
+    def _is_long(self) -> bool:
+        """Whether a line is about one evaluator, and not about one encoder."""
+        return len(self._evaluators) > WIDE or not (self._alike("task") or self._alike("evaluator"))
+
+    def _alike(self, what: str) -> bool:
+        """Whether all cells of each task (or evaluator) show one metric."""
+        shown = {(getattr(cell, what), cell.metric) for cell in self.cells}
+        return len(shown) == len({one for one, _ in shown})
+
+    def _by_encoder(self) -> tuple[list[str], list[list[str]]]:
+        by_task = self._alike("task")
         header = ["task", "encoder"]
-        for name in evaluators:
-            header += [f"{name} %", "kept %"]
+        for name in self._evaluators:
+            one = next(cell for cell in self.cells if cell.evaluator == name)
+            header += [f"{name if by_task else _named(name, one)} %", "kept %"]
         lines = []
         for task, encoder in dict.fromkeys((cell.task, cell.encoder) for cell in self.cells):
             found = {cell.evaluator: cell for cell in self.cells if (cell.task, cell.encoder) == (task, encoder)}
             any_cell = next(iter(found.values()))
-            line = [_named(task, any_cell), encoder]
-            for name in evaluators:
+            line = [_named(task, any_cell) if by_task else task, encoder]
+            for name in self._evaluators:
                 line += _shown(self.headline(encoder, task, name)) if name in found else ["", ""]
             lines.append([*line, _count(any_cell.parameters), f"{any_cell.images_per_second:.0f}"])
         return [*header, "parameters", "images/s"], lines
 
-    def _by_evaluator(self, evaluators: list[str]) -> tuple[list[str], list[list[str]]]:
+    def _by_evaluator(self) -> tuple[list[str], list[list[str]]]:
         encoders = list(dict.fromkeys(cell.encoder for cell in self.cells))
         header = ["task", "evaluator"]
         for name in encoders:
             header += [f"{name} %"] if name == self.reference else [f"{name} %", "kept %"]
         lines = []
         for task in dict.fromkeys(cell.task for cell in self.cells):
-            for evaluator in evaluators:
+            for evaluator in self._evaluators:
                 cells = {c.encoder: c for c in self.cells if (c.task, c.evaluator) == (task, evaluator)}
                 if not cells:
                     continue  # an evaluator that cannot judge this task
@@ -260,16 +278,27 @@ class Results:
 
     def caption(self) -> str:
         """Say how to read the table."""
-        heads = {cell.evaluator: cell.scores.headline_k for cell in self.cells if cell.scores.headline_k}
-        shown = "".join(f"; {name} at k = {k}" for name, k in heads.items())
+        shown = "".join(f"; {name} at k = {said}" for name in self._evaluators if (said := self._neighbours(name)))
         kept = f"; kept: of {self.reference}'s figure" if self.reference else ""
         sizes = ""
-        if len({cell.evaluator for cell in self.cells}) > WIDE:
+        if self._is_long:
             rates = {
                 c.encoder: f"{_count(c.parameters)} parameters, {c.images_per_second:.0f} images/s" for c in self.cells
             }
             sizes = ". " + "; ".join(f"{name}: {rate}" for name, rate in rates.items())
         return f"Percent ± half a 95 % interval over test images{shown}{kept}{sizes}."
+
+    def _neighbours(self, evaluator: str) -> str:
+        """Say an evaluator's k in words: the largest, and the tasks with fewer train rows, where it was clamped."""
+        clamped: dict[int, dict[str, None]] = {}
+        for cell in self.cells:
+            if cell.evaluator == evaluator and cell.scores.headline_k:
+                clamped.setdefault(cell.scores.headline_k, {})[cell.task] = None
+        if not clamped:
+            return ""
+        most, *fewer = sorted(clamped, reverse=True)
+        exceptions = "; ".join(f"{k} on {', '.join(clamped[k])}" for k in fewer)
+        return f"{most} ({exceptions})" if fewer else str(most)
 
 
 def _share(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
@@ -320,13 +349,17 @@ LATEX = {
     "<": r"$<$",
     ">": r"$>$",
     "|": r"$|$",
-    "\n": " ",
     "[": "{[}",  # after a line's end it would be read as that line's spacing
 }
 
 
 def _escaped(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in text)
+    return "".join(LATEX.get(sign, sign) for sign in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """A line break in a name would end the row of a table."""
+    return " ".join(text.splitlines())
 
 
 def _percent(value: float | None, low: float | None, high: float | None) -> str:

@@ -151,7 +151,7 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     images = ArrayImages(labelled.unlabelled(tasks), name="digits and temple patches")
     console.print(f"1. A teacher: SimCLR on {len(images):,} unlabelled images (kept for the next time)")
     taught = teacher(images, fresh_teacher, quiet)
-    console.print(f"2. A student, from the teacher's file {taught.origin}: no labels")
+    console.print(f"2. A student, from the teacher's file {taught.origin}: no labels", markup=False)
     student = distilled(taught, images, out, seed, quiet).student
     console.print("3. Teacher, student and random weights on three tasks")
     results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
@@ -160,7 +160,8 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     verdict = labelled.claims(results, tasks)
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
-    console.print(f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)", highlight=False)
+    last = f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)"
+    console.print(last, highlight=False, markup=False)
     return 0 if all(holds for holds, _ in verdict) else 1
 
 

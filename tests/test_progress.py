@@ -54,6 +54,15 @@ def test_kept_notes_stay_behind_every_line(capsys, monkeypatch):
     )
 
 
+def test_a_bar_shows_names_as_they_are(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress("t[/x]", total=10) as bar:
+        bar.advance(10, best="a[v2]")
+    shown = capsys.readouterr().err
+    assert "t[/x]" in shown
+    assert "a[v2]" in shown
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_warning_is_said_at_once_even_when_quiet(terminal, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
