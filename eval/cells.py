@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from eval.metrics import Score, Scores
-from ssl_kd.atomic import atomically
+from ssl_kd.atomic import atomically, probe
 
 
 def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str, Any]) -> None:
-    """Write scores and facts (parameters, rate, ...) atomically; without a folder nothing is kept."""
+    """Write scores and facts (parameters, rate, ...) atomically; without a folder nothing is kept. UserError where it cannot be."""
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     head = {
         "evaluator": scores.evaluator,
         "protocol": scores.protocol,
@@ -38,7 +37,9 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str,
     arrays |= {"head": np.array(json.dumps(head)), "classes": scores.classes, "labels": scores.labels}
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
-    atomically(folder / f"{key}.npz", lambda file: file.write(content.getvalue()))
+    path = folder / f"{key}.npz"
+    probe(path)
+    atomically(path, lambda file: file.write(content.getvalue()))
 
 
 def has_cell(folder: Path | None, key: str) -> bool:

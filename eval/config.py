@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.parsing import parse
+
+if TYPE_CHECKING:
+    from eval.measure import Settings
 
 EXAMPLES = (
     "python -m eval configs/eval/cifar10.yaml",
     "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
 )
 MAPS = ("pca", "tsne", "umap")
+SEEDS = 2**63  # torch's generators take no more, and those of a probe's draws count on from the seed
 
 
 @dataclass
@@ -89,6 +93,11 @@ class TaskConfig:
             raise UserError(f"task: a name is needed beside {'root' if self.root else 'train and test'}")
         if self.metric not in ("", "top1", "mean_per_class"):
             raise UserError(f"task {self.title}: metric is top1 or mean_per_class, got {self.metric!r}")
+        _refuse_idle(
+            f"task {self.title}",
+            (self.severity != TaskConfig.severity and not self.corrupt, "severity", "corrupt, which is not given"),
+            (self.download and not self.root, "download", "root, which is not given"),
+        )
 
     @property
     def title(self) -> str:
@@ -120,6 +129,14 @@ class EncoderConfig:
                 f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
                 "or like (another's name)"
             )
+        its_own = [bool(self.like) and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)]
+        loaded = "weights or supervised; a random row has that of the encoder it is like"
+        _refuse_idle(
+            f"encoder {self.title}",
+            *zip(its_own, ("feature", "format", "size", "crop_ratio"), [loaded] * 4, strict=True),
+            (bool(self.seed) and not self.like, "seed", "like, which is not given"),
+        )
+        _check_seed(f"encoder {self.title}: seed", self.seed)
         if self.size is not None and self.size < 1:
             raise UserError(f"encoder {self.title}: size is a side in pixels, got {self.size}")
         if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
@@ -172,8 +189,13 @@ def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
 
 def ood_of(config: EvalConfig) -> list[tuple[str, str]]:
     """Return the pairs of tasks for out-of-distribution detection, checked."""
-    names, pairs = [task.title for task in tasks_of(config)], []
-    for i, pair in enumerate(config.ood):
+    return pairs_of(config.ood, [task.title for task in tasks_of(config)])
+
+
+def pairs_of(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of these names, each once. UserError for anything else."""
+    pairs = []
+    for i, pair in enumerate(given):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or pair[0] == pair[1]:
             raise UserError(f"ood[{i}]: expected [inside, outside], two tasks' names, got {pair!r}")
         for name in pair:
@@ -222,7 +244,7 @@ def _accepted(annotation: str) -> tuple[type, ...]:
 
 def check(config: EvalConfig) -> None:
     """Raise UserError for the first plain setting that cannot be right."""
-    rules: tuple[tuple[bool, str], ...] = (
+    _refuse(
         (bool(config.out), "out: expected a run folder; got nothing"),
         (bool(config.evaluators or config.ood), "evaluators: expected at least one of knn, linear"),
         (1 <= config.workers, f"workers: expected at least 1, got {config.workers}"),
@@ -230,15 +252,35 @@ def check(config: EvalConfig) -> None:
             config.workers == 1 or config.cache != "none",
             "workers: processes share features through the cache; drop cache: none, or take workers: 1",
         ),
-        (set(config.maps) <= set(MAPS), f"maps: expected some of {', '.join(MAPS)}, got {config.maps}"),
-        (config.batch_size >= 1, f"batch_size: expected at least 1, got {config.batch_size}"),
-        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
         (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),
+    )
+    check_settings(config)
+
+
+def check_settings(given: EvalConfig | Settings) -> None:
+    """Do the same for those settings that can be given from Python as well."""
+    _refuse(
+        (set(given.maps) <= set(MAPS), f"maps: expected some of {', '.join(MAPS)}, got {given.maps}"),
+        (given.batch_size >= 1, f"batch_size: expected at least 1, got {given.batch_size}"),
+        (given.threads >= 1, f"threads: expected at least 1, got {given.threads}"),
         (
-            config.precision in ("32-true", "bf16-mixed"),
-            f"precision: expected 32-true or bf16-mixed, got {config.precision!r}",
+            given.precision in ("32-true", "bf16-mixed"),
+            f"precision: expected 32-true or bf16-mixed, got {given.precision!r}",
         ),
     )
+    _check_seed("seed", given.seed)
+
+
+def _check_seed(what: str, seed: int) -> None:
+    _refuse((0 <= seed < SEEDS, f"{what}: expected a whole number from 0 to below 2^63, got {seed}"))
+
+
+def _refuse_idle(who: str, *rules: tuple[bool, str, str]) -> None:
+    """Raise UserError for the first setting that would be taken and do nothing: (it is idle, its name, what it needs)."""
+    _refuse(*((not idle, f"{who}: {name} says nothing without {needed}") for idle, name, needed in rules))
+
+
+def _refuse(*rules: tuple[bool, str]) -> None:
     for good, message in rules:
         if not good:
             raise UserError(message)

@@ -66,8 +66,8 @@ def embed_images(config: EmbedConfig) -> Path:
         raise UserError(f"out: expected a file that ends in .npz, got {config.out}")
     if out.exists() and not config.overwrite:
         raise UserError(f"out: {out} is there already; remove it or pass --overwrite")
-    if config.batch_size < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
-        raise UserError("expected batch_size of at least 1, size of at least 0 and crop_ratio from 0 to 1")
+    if min(config.batch_size, config.threads) < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
+        raise UserError("expected batch_size and threads of at least 1, size of at least 0 and crop_ratio from 0 to 1")
     from eval.features import extract
     from ssl_kd.atomic import probe
     from ssl_kd.checkpoint import load_teacher

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.config import EncoderConfig, TaskConfig
+from ssl_kd.errors import UserError
 
 if TYPE_CHECKING:
     from eval.tasks import Task
@@ -25,6 +27,9 @@ def open_task(config: TaskConfig, max_unreadable: float = 0.01) -> Task:
         task = folder_pair(config.train, config.test, plain, config.metric, max_unreadable)
     else:
         task = published_task(plain, config.root, config.download, max_unreadable)
+        if config.metric and task.several:
+            raise UserError(f"task {config.title}: metric {config.metric} needs one class per image; leave it out")
+        task = replace(task, metric=config.metric or task.metric)
     return corrupted(task, config.corrupt, config.severity, config.title) if config.corrupt else task
 
 

@@ -185,7 +185,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         forms = {"jsonl": self.jsonl(), "csv": self.csv(), "md": self.markdown(), "tex": self.latex()}
         for name, text in forms.items():
-            atomically(folder / f"results.{name}", methodcaller("write", text.encode()))
+            atomically(folder / f"results.{name}", methodcaller("write", text.encode(errors="backslashreplace")))
         return folder
 
     def _find(self, encoder: str, task: str, evaluator: str) -> Cell:

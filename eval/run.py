@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.config import EvalConfig, check, encoders_of, ood_of, tasks_of
+from eval.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of
 from eval.evaluators import indexed, split_evaluator
 from eval.measure import Bench, Job, Settings, plan
 from eval.opening import open_encoders, open_task
 from eval.report import Results
-from ssl_kd.atomic import atomically
+from ssl_kd.atomic import atomically, probe
 from ssl_kd.errors import UserError, nearest, one_of
 
 if TYPE_CHECKING:
@@ -28,14 +28,10 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     """Run what a configuration describes and write its results into `config.out`. UserError for bad input."""
     check(config)
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
-    wanted = indexed([split_evaluator(name) for name in dict.fromkeys(config.evaluators)], config.index)
+    wanted = _wanted(config.evaluators, config.index)
     _check_machine(config.device, config.engine)
     tasks = {task.title: open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
-    try:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out: {config.out} cannot be made a folder: {error.strerror}") from None
     settings = Settings(
         config.batch_size,
         config.threads,
@@ -49,6 +45,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         config.report,
         tuple(config.maps),
     )
+    _make_folders(settings)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings)
     jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
     if config.workers > 1:
@@ -73,7 +70,8 @@ def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Ma
     curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
     results = replace(results, curves=curves, latencies=latencies(bench.encoders, config.device))
     settings = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    content = page(results, settings, f"Evaluation: {Path(config.out).name}").encode()
+    text = page(results, settings, f"Evaluation: {Path(config.out).name}")
+    content = text.encode(errors="backslashreplace")  # a class folder's name need not be UTF-8
     atomically(Path(config.out) / "report.html", lambda file: file.write(content))
     return results
 
@@ -109,13 +107,35 @@ def evaluate_encoders(
     reference = reference or next(iter(encoders))
     if reference not in encoders:
         raise UserError(f"reference: {reference!r} is no encoder here.{nearest(reference, list(encoders))}")
-    cells = None if out is None else Path(out) / "cells"
-    bench = Bench(encoders, named, reference, Settings(quiet=quiet, cells=cells, **settings))
-    wanted = [split_evaluator(name) for name in dict.fromkeys(evaluators)]
-    results = _results(bench, *plan(tasks, list(encoders), wanted, ood))
+    if settings.get("features") is not None:
+        settings["features"] = Path(settings["features"])
+    how = Settings(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
+    check_settings(how)
+    pairs, wanted = pairs_of(ood, list(named)), _wanted(evaluators)
+    _check_machine(how.device, how.engine)
+    _make_folders(how)
+    bench = Bench(encoders, named, reference, how)
+    results = _results(bench, *plan(tasks, list(encoders), wanted, pairs))
     if out is not None:
         results.save(out)
     return results
+
+
+def _wanted(evaluators: Sequence[str], index: str = "") -> list[tuple[str, str]]:
+    """Return kinds and protocols, each once however it is spelt: knn is knn/dino."""
+    return list(dict.fromkeys(indexed([split_evaluator(name) for name in evaluators], index)))
+
+
+def _make_folders(settings: Settings) -> None:
+    """Make the folders of cells and features: UserError now, not after the work, where they cannot be."""
+    for what, folder in (("features", settings.features), ("cells", settings.cells)):
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{what}: {folder} cannot be made a folder: {error.strerror}") from None
+        probe(folder / "any")
 
 
 def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Results:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eval.features import FeatureBank, bank_key, embed
-from ssl_kd.atomic import atomically, reserve
+from ssl_kd.atomic import atomically, probe, reserve
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.progress import Progress
 
@@ -213,11 +213,11 @@ def _stored(rows: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 @contextmanager
 def _locked(folders: Sequence[Path]) -> Iterator[None]:
-    """Hold the locks of all folders, taken in one order so that two processes cannot wait for each other."""
+    """Hold the locks of all folders, taken in one order so that two processes cannot wait for each other. UserError where they cannot be."""
     handles = []
     try:
         for folder in sorted(folders):
-            folder.mkdir(parents=True, exist_ok=True)
+            probe(folder / "lock")
             handle = (folder / "lock").open("w")
             handles.append(handle)
             fcntl.flock(handle, fcntl.LOCK_EX)

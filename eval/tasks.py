@@ -67,7 +67,8 @@ class Task:
         total = hashlib.sha256()
         for split in (self.train, self.test):
             total.update(content_key(split.images).encode())
-            total.update("\n".join(map(str, split.labels.tolist())).encode())
+            # a folder's name that is not UTF-8 comes with surrogates in it
+            total.update("\n".join(map(str, split.labels.tolist())).encode(errors="surrogatepass"))
         if self.held is not None:
             total.update(np.packbits(self.held).tobytes())
         return total.hexdigest()

@@ -48,6 +48,7 @@ def test_a_folder_becomes_a_bank(lab, tmp_path, capsys):
         ({"--out": "bank.txt"}, "ends in .npz"),
         ({"--weights": ""}, "weights: expected a path"),
         ({"--crop_ratio": "3"}, "crop_ratio from 0 to 1"),
+        ({"--threads": "0"}, "threads of at least 1"),
         ({"--outt": "x"}, "Did you mean out"),
         ({"--out": __file__ + "/b.npz"}, "could not be written"),
         ({"--device": "tpu"}, "device: expected cpu or cuda, got 'tpu'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -333,6 +334,19 @@ BAD = {
     "no workers": ({"workers": 0}, "workers: expected at least 1"),
     "workers without a cache": ({"workers": 2, "cache": "none"}, "share features through the cache"),
     "unknown map": ({"maps": ["tsnee"]}, "maps: expected some of pca, tsne, umap"),
+    "seed below zero": ({"seed": -1}, "seed: expected a whole number from 0"),
+    "seed that torch cannot take": ({"seed": 2**64}, "seed: expected a whole number from 0"),
+    "seed of a row that torch cannot take": ({"encoders": [{"like": "x", "seed": 10**20}]}, "encoder random x: seed: exp"),
+    "seed of a checkpoint": ({"encoders": [{"weights": "x", "seed": 1}]}, "encoder x: seed says nothing without like"),
+    "feature of a random row": (
+        {"encoders": ["x", {"like": "x", "size": 64, "feature": "nope"}]},
+        "encoder random x: feature says nothing without weights",
+    ),
+    "severity of nothing": ({"tasks": [{"path": "x", "severity": 77}]}, "severity says nothing without corrupt"),
+    "download of a folder": ({"tasks": [{"path": "x", "download": True}]}, "download says nothing without root"),
+    "device of another kind": ({"device": "meta"}, "device: expected cpu or cuda, got 'meta'"),
+    "cache that is a file": ({"cache": "HUES/../student.safetensors"}, "features: .* cannot be made a folder: File exists"),
+    "cache where no folder can be": ({"cache": "/proc/x"}, "features: /proc/x cannot be made a folder"),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1"),
 }
 
@@ -353,6 +367,31 @@ def test_an_out_that_is_a_file_is_refused(lab, tmp_path, capsys):
     assert main([config(lab, tmp_path, out=str(tmp_path / "taken"))]) == 2
     assert "cannot be made a folder" in capsys.readouterr().err
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_cells_that_are_a_file_are_refused_before_the_work(lab, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cells").write_text("mine")
+    monkeypatch.setattr(measure, "make_banks", None)
+    assert main([config(lab, tmp_path)]) == 2
+    assert "cells: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "cells").read_text() == "mine"
+
+
+def test_an_evaluator_spelt_twice_is_one(lab, tmp_path):
+    found = evaluate_encoders({"a": encoder()}, [task()], ["knn", "knn/dino", "knn"], quiet=True)
+    assert len(found.cells) == 1
+    assert main([config(lab, tmp_path), "--evaluators", "[knn, knn/dino]", "--report", "false"]) == 0
+    rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert len(set(rows)) == len(rows) > 0
+
+
+def test_class_folders_need_not_be_utf_8(lab, tmp_path):
+    shutil.copytree(lab / "hues", tmp_path / "hues")
+    for split in ("train", "test"):
+        (tmp_path / "hues" / split / "hue0").rename(os.fsdecode(os.fsencode(tmp_path / "hues" / split) + b"/hu\xe9"))
+    assert main([config(lab, tmp_path, tasks=[str(tmp_path / "hues")], evaluators=["knn"])]) == 0
+    assert "hu\\udce9" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(lab, tmp_path, capsys, monkeypatch):
@@ -384,6 +423,22 @@ def test_python_entry_refuses_what_it_cannot_do():
         evaluate_encoders({"teacher": encoder()}, [task()], ["knn"], reference="techer", quiet=True)
     with pytest.raises(UserError, match="at least one"):
         evaluate_encoders({}, [task()], quiet=True)
+    for settings, says in (
+        ({"ood": [("hues", "zz")]}, r"ood\[0\]: expected one of hues"),
+        ({"device": "foo"}, "device: expected cpu or cuda"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"engine": "foldd"}, "Did you mean folded"),
+        ({"seed": -1}, "seed: expected"),
+        ({"features": "/proc/x"}, "features: /proc/x cannot be made a folder"),
+    ):
+        with pytest.raises(UserError, match=says):
+            evaluate_encoders({"a": encoder()}, [task()], ["knn"], quiet=True, **settings)
+
+
+def test_a_feature_cache_may_be_given_as_words(tmp_path):
+    home = str(tmp_path / "features")
+    evaluate_encoders({"a": network()}, [small()], ["retrieval/top1000@Flat"], quiet=True, features=home)
+    assert len(list(Path(home).glob("*.faiss"))) == 1
 
 
 def test_strangers_are_rows_of_their_own(lab, tmp_path):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.config import TaskConfig
 from eval.literature import METRICS_OF_TASKS, TASKS, usual_metric
+from eval.opening import open_task
 from eval.published import READERS, VOC_CLASSES, labels_of, published_task
 from ssl_kd.errors import UserError
 
@@ -356,3 +358,15 @@ def test_unknown_names_give_the_nearest_and_torchvisions_own_name_is_understood(
         published_task("CIFAR11", tmp_path)
     LAYOUTS["dtd"](tmp_path, monkeypatch)
     assert published_task("DTD", tmp_path).name == "dtd"
+
+
+def test_a_configuration_may_choose_another_metric(tmp_path, monkeypatch):
+    LAYOUTS["food101"](tmp_path, monkeypatch)
+    entry = TaskConfig("food101", root=str(tmp_path), metric="mean_per_class")
+    assert open_task(entry).metric == "mean_per_class"
+
+
+def test_a_configuration_may_not_choose_the_metric_of_images_of_several_classes(tmp_path, monkeypatch):
+    LAYOUTS["voc07"](tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="metric top1 needs one class per image"):
+        open_task(TaskConfig("voc07", root=str(tmp_path), metric="top1"))

@@ -112,6 +112,12 @@ def test_whatever_decides_the_features_decides_the_folder(network, pixels, store
         assert len(seen) == before + 7
 
 
+def test_a_folder_that_cannot_be_is_said_in_one_line(network, pixels, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match="could not be written"):
+        FeatureStore(tmp_path / "taken").bank(network, ArrayImages(pixels), quiet=True)
+
+
 def test_a_picture_painted_over_in_place_is_read_again(network, pixels, store, tmp_path, monkeypatch):
     folder = tmp_path / "pictures"
     folder.mkdir()

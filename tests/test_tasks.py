@@ -66,6 +66,12 @@ def test_the_digest_sees_labels(pets):
     assert folder_task(pets).digest != before
 
 
+def test_a_class_folder_need_not_be_utf_8(pets):
+    before = folder_task(pets).digest
+    (pets / "train" / "cat").rename(os.fsdecode(os.fsencode(pets / "train") + b"/caf\xe9"))
+    assert folder_task(pets).digest != before
+
+
 def test_arrays_make_a_task():
     x, y = np.zeros((4, 8, 8, 3), np.uint8), np.array([1, 1, 2, 2])
     task = ArrayTask("mine", x, y, x[:2], y[:2])
