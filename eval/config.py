@@ -129,7 +129,9 @@ class EncoderConfig:
                 f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
                 "or like (another's name)"
             )
-        its_own = [bool(self.like) and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)]
+        its_own = [
+            bool(self.like) and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)
+        ]
         loaded = "weights or supervised; a random row has that of the encoder it is like"
         _refuse_idle(
             f"encoder {self.title}",

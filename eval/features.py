@@ -80,12 +80,16 @@ class FeatureBank:
 
     def save(self, path: str | Path) -> Path:
         """Write the bank to one `.npz` file, atomically, and return its path. UserError where it cannot be written."""
-        path = Path(path).with_suffix(".npz")
+        path = Path(path)
+        if path.suffix != ".npz":  # with_suffix would take the epoch for one: student.epoch2
+            path = path.with_name(f"{path.name}.npz")
         probe(path)
         parts: dict[str, Any] = {"features": self.features, "ids": np.asarray(self.ids, dtype=np.str_), "key": self.key}
         if self.labels is not None:
             parts["labels"] = self.labels
-        atomically(path, lambda file: np.savez(file, **parts))
+        if self.held is not None:
+            parts["held"] = self.held
+        atomically(path, lambda file: np.savez(file, allow_pickle=False, **parts))
         return path
 
 
@@ -139,7 +143,7 @@ def as_held(held: Any) -> np.ndarray:
 def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank:
     """Read a bank: our `.npz`, or features in `.npy` (memory-mapped) with labels in a second `.npy`.
 
-    A foreign `.npz` needs an array `features` (N, D) and may have `labels` and `ids`. Pickled arrays are refused.
+    A foreign `.npz` needs an array `features` (N, D) and may have `labels`, `ids` and `held`. Pickled arrays are refused.
     """
     path = Path(path)
     if not path.is_file():
@@ -152,14 +156,25 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 parts = {name: stored[name] for name in stored.files}
             key = str(parts.get("key", path.name))
-        if labels is not None:
-            parts["labels"] = np.load(labels, allow_pickle=False)
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a feature file ({error}); expected .npz or .npy of plain numbers") from error
     if "features" not in parts:
         raise UserError(f"{path}: no array named 'features', only {', '.join(parts) or 'nothing'}")
+    if labels is not None:
+        parts["labels"] = _load_labels(Path(labels))
     ids = parts["ids"].tolist() if "ids" in parts else ()
-    return FeatureBank(parts["features"], parts.get("labels"), ids, key)
+    return FeatureBank(parts["features"], parts.get("labels"), ids, key, parts.get("held"))
+
+
+def _load_labels(path: Path) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a file of labels ({error}); expected .npy of numbers or words") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise UserError(f"{path}: holds several arrays; expected labels alone, in a .npy file")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -213,7 +213,7 @@ def _stored(rows: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 @contextmanager
 def _locked(folders: Sequence[Path]) -> Iterator[None]:
-    """Hold the locks of all folders, taken in one order so that two processes cannot wait for each other. UserError where they cannot be."""
+    """Hold the locks of all folders, taken in one order so that two processes cannot wait for each other. UserError without a place."""
     handles = []
     try:
         for folder in sorted(folders):

@@ -336,7 +336,10 @@ BAD = {
     "unknown map": ({"maps": ["tsnee"]}, "maps: expected some of pca, tsne, umap"),
     "seed below zero": ({"seed": -1}, "seed: expected a whole number from 0"),
     "seed that torch cannot take": ({"seed": 2**64}, "seed: expected a whole number from 0"),
-    "seed of a row that torch cannot take": ({"encoders": [{"like": "x", "seed": 10**20}]}, "encoder random x: seed: exp"),
+    "seed of a row that torch cannot take": (
+        {"encoders": [{"like": "x", "seed": 10**20}]},
+        "encoder random x: seed: exp",
+    ),
     "seed of a checkpoint": ({"encoders": [{"weights": "x", "seed": 1}]}, "encoder x: seed says nothing without like"),
     "feature of a random row": (
         {"encoders": ["x", {"like": "x", "size": 64, "feature": "nope"}]},
@@ -345,7 +348,10 @@ BAD = {
     "severity of nothing": ({"tasks": [{"path": "x", "severity": 77}]}, "severity says nothing without corrupt"),
     "download of a folder": ({"tasks": [{"path": "x", "download": True}]}, "download says nothing without root"),
     "device of another kind": ({"device": "meta"}, "device: expected cpu or cuda, got 'meta'"),
-    "cache that is a file": ({"cache": "HUES/../student.safetensors"}, "features: .* cannot be made a folder: File exists"),
+    "cache that is a file": (
+        {"cache": "HUES/../student.safetensors"},
+        "features: .* cannot be made a folder: File exists",
+    ),
     "cache where no folder can be": ({"cache": "/proc/x"}, "features: /proc/x cannot be made a folder"),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1"),
 }

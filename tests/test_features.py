@@ -132,6 +132,31 @@ def test_a_bank_survives_the_disk(tmp_path, labels):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["bank.npz"]
 
 
+def test_banks_of_several_epochs_are_several_files(tmp_path):
+    bank = FeatureBank(np.eye(2, dtype=np.float32))
+    paths = [bank.save(tmp_path / name) for name in ("resnet.epoch1", "resnet.epoch2", "resnet.npz")]
+    assert [path.name for path in paths] == ["resnet.epoch1.npz", "resnet.epoch2.npz", "resnet.npz"]
+
+
+def test_a_validation_split_survives_the_disk(tmp_path):
+    held = np.array([False, True, True])
+    again = load_bank(FeatureBank(np.eye(3, dtype=np.float32), np.arange(3), held=held).save(tmp_path / "b"))
+    np.testing.assert_array_equal(again.held, held)
+
+
+def test_words_that_came_as_objects_are_written_as_words(tmp_path):
+    bank = FeatureBank(np.eye(2, dtype=np.float32), np.array(["cat", "dormouse"], object))
+    assert load_bank(bank.save(tmp_path / "words")).labels.tolist() == ["cat", "dormouse"]
+
+
+def test_a_bad_file_of_labels_is_blamed_itself(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    np.savez(tmp_path / "y.npz", labels=np.arange(4), ids=np.arange(4))
+    for name, says in (("nowhere.npy", "not a file of labels"), ("y.npz", "expected labels alone")):
+        with pytest.raises(UserError, match=rf"{name}: .*{says}"):
+            load_bank(tmp_path / "x.npy", tmp_path / name)
+
+
 def test_foreign_files_are_read(tmp_path):
     x, y = np.random.default_rng(0).normal(size=(4, 3)), np.array([7, 8, 7, 8])
     np.save(tmp_path / "x.npy", x)
