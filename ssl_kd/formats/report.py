@@ -50,7 +50,8 @@ class Report:
         else:
             rows |= self.findings()
         rows |= {"left out": summary(self.dropped), **{key: one_line(value) for key, value in self.card.items()}}
-        return "\n".join(f"{name:<14}{text}" for name, text in rows.items())
+        width = max(14, *(len(name) + 2 for name in rows))
+        return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
 
     def findings(self) -> dict[str, str]:
         """The lines about a file that can be loaded."""
