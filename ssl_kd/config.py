@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import Any
 
 from ssl_kd import loggers
@@ -201,13 +202,17 @@ def teacher_lines(config: DistillConfig) -> dict[str, TeacherLine]:
 def _line(name: str, given: Any, config: DistillConfig) -> TeacherLine:
     line = dict(given) if isinstance(given, Mapping) else {"file": given}
     known = [f.name for f in fields(TeacherLine)]
-    if not name or "." in name:
+    if not isinstance(name, str) or not name or "." in name:
         raise UserError(f"teachers: expected a name without dots for each teacher, got {name!r}")
     for key in line:
         if key not in known:
             raise UserError(f"teachers: {name} has no setting {key!r}.{nearest(str(key), known)} It knows: {known}")
-    if not line.get("file"):
+    file = line.get("file")
+    if not file or not (isinstance(file, (str, PathLike)) or hasattr(file, "backbone")):
         raise UserError(f"teachers: {name} needs a file, as in {{{name}: FILE}}; got {given!r}")
+    for key in ("feature", "format", "digest"):
+        if not isinstance(line.get(key, ""), str):
+            raise UserError(f"teachers: {key} of {name}: expected a word, got {line[key]!r}")
     line = {"objective": config.objective} | line
     for key, kind in (("weight", (int, float)), ("size", int)):
         value = line.get(key, 1)
@@ -273,7 +278,9 @@ def _of_distilling(config: DistillConfig) -> tuple[Rule, ...]:
         (
             bool(config.teacher) != bool(config.teachers),
             "teacher: expected a checkpoint file or a name (or several as teachers, not both); got "
-            + (f"{config.teacher} and teachers {', '.join(config.teachers)}" if config.teacher else "nothing"),
+            + (
+                f"{config.teacher} and teachers {', '.join(map(str, config.teachers))}" if config.teacher else "nothing"
+            ),
         ),
         (
             0 <= config.teacher_drop < 1,

@@ -50,11 +50,11 @@ def one_of(what: str, name: str, known: "Iterable[str]") -> str:
     return name
 
 
-def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+def nearest(name: object, known: "list[str] | tuple[str, ...]") -> str:
     """Return ' Did you mean a, b?' for a misspelt name, or an empty string when nothing is close."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.6)  # YAML has keys of any type
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

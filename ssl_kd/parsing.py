@@ -63,6 +63,9 @@ def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str
         values: Namespace = parser.parse_args(_files_first(_spelled(argv, settings)))
     except (ArgumentError, TypeError, ValueError, OSError) as error:
         raise UserError(_plain(str(error), [f.name for f in fields(settings)], prog)) from error
+    for f in fields(settings):
+        if values[f.name] is None and f.default is not None:  # the parser lets null through for any type
+            raise UserError(f"{f.name}: expected a value, got null; leave it out for its default (see {prog} --help)")
     return settings(**{f.name: values[f.name] for f in fields(settings)})
 
 

@@ -84,7 +84,7 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     mix = _mix(config, teachers)
     _must_fit(config, objective, loader, mix)
     _try_out(objective, seen, said, views)
-    parts = objective.objectives if isinstance(objective, SeveralTeachers) else {"": objective}
+    parts = objective.parts if isinstance(objective, SeveralTeachers) else {"": objective}
     teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
     layouts = {
         name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()

@@ -149,3 +149,10 @@ def test_of_several_files_the_later_wins(tmp_path):
     assert (config.epochs, config.lr) == (2, 0.3)
     with pytest.raises(UserError, match="config"):
         parse(DistillConfig, ["--epochs", "3", "--config"], "ssl-kd distill")
+
+
+@pytest.mark.parametrize("line", ["epochs: null", "student_args: null", "teacher: null", "quiet: ~"])
+def test_null_in_a_file_is_refused_by_its_name(line, tmp_path, capsys):
+    (tmp_path / "null.yaml").write_text(f"{line}\n")
+    assert main(["distill", "--config", str(tmp_path / "null.yaml")]) == 2
+    assert f"{line.partition(':')[0]}: expected a value, got null" in capsys.readouterr().err

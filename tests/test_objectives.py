@@ -322,7 +322,7 @@ def test_a_step_down_the_gradient_brings_the_student_closer():
         ([{"term": "correlation", "relation": "queue", "batch": "none", "size": 1}], "at least 2"),
         ([{"term": "correlation", "relation": "two_queues", "momentum": 1, "projector": "identity"}], "below 1"),
         ([{"term": "correlation", "relation": "two_queues", "momentum": 0.9}], "takes projector identity"),
-        ([{"term": "correlation", "relation": "flow", "student_layers": "stage.3"}], "a list of 2"),
+        ([{"term": "correlation", "relation": "flow", "student_layers": ["stage.3"]}], "a list of 2"),
         ([{"term": "correlation", "relation": "angles", "rows": 2}], "at least 3"),
         ([{"term": "correlation", "relation": "all_tokens", "per_image": 0}], "at least 1"),
         ([{"term": "correlation", "comparison": "nearst"}], "Did you mean nearest"),

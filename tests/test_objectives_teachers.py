@@ -69,3 +69,22 @@ def test_objectives_and_teachers_must_have_the_same_names():
         build_several({"dino": "simreg"}, 6, {"swav": 5})
     with pytest.raises(UserError, match="without dots"):
         build_several({"dino.s": "simreg"}, 6, {"dino.s": 5})
+
+
+NAMES = ("training", "training_", "type", "forward", "keys", "__init__", "dino")
+
+
+def test_a_teacher_may_be_called_like_an_attribute_of_a_module():
+    objective = build_several(dict.fromkeys(NAMES, "simreg"), 6, dict.fromkeys(NAMES, 5)).train()
+    assert tuple(objective.parts) == NAMES
+    student, teacher = features(rand(4, 6)), features(rand(4, 5))
+    _, told = objective(student, dict.fromkeys(NAMES, teacher), views(4))
+    assert list(told) == [f"{name}.alignment" for name in NAMES]
+    again = build_several(dict.fromkeys(NAMES, "simreg"), 6, dict.fromkeys(NAMES, 5))
+    again.load_state_dict(objective.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), objective.parameters(), strict=True))
+
+
+def test_the_states_of_other_teachers_keep_their_names():
+    keys = build_several({"dino": "simreg", "my_key_": "simreg"}, 6, {"dino": 5, "my_key_": 5}).state_dict()
+    assert {key.split(".")[1] for key in keys} == {"dino", "my_key_"}

@@ -104,8 +104,6 @@ class Correlation(nn.Module):
         super().__init__()
         for what, name, table in (("relation", relation, RELATIONS), ("comparison", comparison, COMPARISONS)):
             one_of(what, name, table)
-        if min(tau_student, tau_teacher) <= 0:
-            raise UserError(f"temperatures: expected above 0, got {tau_student} (student) and {tau_teacher} (teacher)")
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         kind, known = RELATIONS[relation], options_of(relation, comparison)
         for key in given:

@@ -52,8 +52,6 @@ class AllTokensTable(Relation):
 
     def __init__(self, per_image: int = 4):
         super().__init__()
-        if per_image < 1:
-            raise UserError(f"per_image: expected at least 1 patch, got {per_image}")
         self.per_image = per_image
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:

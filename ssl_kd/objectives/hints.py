@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.encoder import Features
-from ssl_kd.errors import UserError, one_of
+from ssl_kd.errors import one_of
 from ssl_kd.objectives.alignment import ACROSS_SAMPLES, DISTANCES, must_reach_the_teacher
 from ssl_kd.objectives.projectors import projector
 from ssl_kd.objectives.reading import Widths
@@ -72,8 +72,6 @@ class Uncertainty(nn.Module):
         super().__init__()
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
         must_reach_the_teacher(projector_name, ds, dt)
-        if eps <= 0:
-            raise UserError(f"eps: expected above 0, got {eps}")
         self.projector = projector(projector_name, ds, dt)
         self.space = SPACES[one_of("space", space, SPACES)](dt)
         self.eps = eps
@@ -111,8 +109,6 @@ class HardPairs(nn.Module):
         super().__init__()
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
         must_reach_the_teacher(projector_name, ds, dt)
-        if tau <= 0:
-            raise UserError(f"tau: expected above 0, got {tau}")
         self.projector = projector(projector_name, ds, dt)
         self.tau = tau
 

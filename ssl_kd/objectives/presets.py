@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.objectives.alignment import Alignment
 from ssl_kd.objectives.catalogue import CATALOGUE
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.hints import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.reading import Widths
 from ssl_kd.objectives.rows import Spec
 from ssl_kd.objectives.total import Weight, WeightedSum
@@ -33,6 +34,8 @@ TERMS: dict[str, type[nn.Module]] = {
     "hard_pairs": HardPairs,
 }
 
+OF_EVERY_TERM = ("term", "weight", "share", "start", "until", "warmup", "head")  # checked where they are used
+
 PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in CATALOGUE.items()}
 
 # The views a preset was published with; a config may ask for others.
@@ -43,7 +46,7 @@ PRESET_MIXES: dict[str, str] = {name: preset.mix for name, preset in CATALOGUE.i
 
 
 def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
-    """The term specs of a preset name, or the given list itself, checked to be a list of mappings."""
+    """The term specs of a preset name, or the given list itself with every option checked by itself."""
     if isinstance(objective, str):
         if objective not in PRESETS:
             raise UserError(
@@ -51,10 +54,13 @@ def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
                 f"{nearest(objective, list(PRESETS))}"
             )
         return PRESETS[objective]
-    if not objective or not all(isinstance(spec, Mapping) for spec in objective):
+    listed = isinstance(objective, (list, tuple))
+    if not listed or not objective or not all(isinstance(spec, Mapping) for spec in objective):
         raise UserError(
             f"objective: expected a preset's name or a list of terms like {{term: alignment}}; got {objective!r}"
         )
+    for spec in objective:
+        _check(spec)
     return tuple(objective)
 
 
@@ -72,15 +78,14 @@ def build_objective(
     heads: dict[str, nn.Module] = {}
     for spec in terms_of(objective):
         options = dict(spec)
-        kind = options.pop("term", None)
-        if kind not in TERMS:
-            raise UserError(f"objective: each term needs `term`, one of {', '.join(TERMS)}; got {kind!r}")
-        head = options.pop("head", None)
+        kind, head = options.pop("term"), options.pop("head", None)
         weights.append(Weight.taken_from(options))
         if "projector" in options:
             options["projector_name"] = options.pop("projector")
-        _check_keys(kind, options)
-        term = TERMS[kind](student_dim, teacher_dim, **options)
+        try:
+            term = TERMS[kind](student_dim, teacher_dim, **options)
+        except (RuntimeError, MemoryError) as error:  # a memory or a head for which there is no room
+            raise UserError(f"objective: {kind} cannot be built with {options}: {one_line(error, 160)}") from error
         if head is not None:
             _share_head(term, str(head), heads)
         terms.append(term)
@@ -89,17 +94,11 @@ def build_objective(
 
 
 def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which layers of student and teacher an objective reads: what to ask the encoders for before it is built.
-
-    UserError for one layer that is not in a list: its letters would be taken for layers.
-    """
+    """Which layers of student and teacher an objective reads: what to ask the encoders for before it is built."""
     found: tuple[dict[str, None], dict[str, None]] = ({}, {})
     for spec in terms_of(objective):
         for whose, seen in zip(("student", "teacher"), found, strict=True):
-            layers = spec.get(f"{whose}_layers", ())
-            if isinstance(layers, str):
-                raise UserError(f"objective: {whose}_layers: expected a list of layers, [{layers}]; got {layers!r}")
-            seen |= dict.fromkeys(layers)
+            seen |= dict.fromkeys(spec.get(f"{whose}_layers") or ())
     return tuple(found[0]), tuple(found[1])
 
 
@@ -114,13 +113,27 @@ def _share_head(term: nn.Module, name: str, heads: dict[str, nn.Module]) -> None
     term.projector = shared
 
 
-def _check_keys(kind: str, options: Mapping[str, Any]) -> None:
-    allowed = list(inspect.signature(TERMS[kind].__init__).parameters)[3:]
-    for key in options:
-        if key not in allowed:
-            shown = ["projector" if a == "projector_name" else a for a in allowed]
-            shown += ["weight", "share", "start", "until", "warmup", "head"]
+def _check(spec: Spec) -> None:
+    """UserError for a term or an option that there is not, or a value that the option cannot take."""
+    kind = spec.get("term")
+    if not isinstance(kind, str) or kind not in TERMS:
+        raise UserError(
+            f"objective: each term needs `term`, one of {', '.join(TERMS)}; got {kind!r}.{nearest(kind, list(TERMS))}"
+        )
+    defaults = defaults_of(kind)
+    for key, value in spec.items():
+        if key in defaults:
+            if value is not None or defaults[key] is not None:  # null is "not given" where that is the default
+                must_fit(key, value)
+        elif key not in OF_EVERY_TERM:
+            shown = [*defaults, *OF_EVERY_TERM[1:]]
             raise UserError(f"objective: term {kind} has no {key!r}; it knows {', '.join(shown)}.{nearest(key, shown)}")
+
+
+def defaults_of(kind: str) -> dict[str, Any]:
+    """The options that a term's constructor takes, as a config spells them, with their defaults."""
+    parameters = list(inspect.signature(TERMS[kind].__init__).parameters.values())[3:]
+    return {"projector" if p.name == "projector_name" else p.name: p.default for p in parameters}
 
 
 def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:

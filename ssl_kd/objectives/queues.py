@@ -132,8 +132,6 @@ class TwoQueues(TeacherQueue):
 
     def __init__(self, student_dim: int, dim: int, size: int = 8192, momentum: float = 0.0):
         super().__init__(dim, size, batch="none")
-        if not 0 <= momentum < 1:
-            raise UserError(f"momentum: expected from 0 to below 1, got {momentum}")
         self.student_momentum = momentum
         self.register_buffer("student_bank", torch.zeros(size, student_dim))
 

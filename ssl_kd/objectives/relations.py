@@ -126,8 +126,6 @@ class AnglesTable(Relation):
 
     def __init__(self, rows: int = 128):
         super().__init__()
-        if rows < 3:
-            raise UserError(f"rows: angles need at least 3 samples, got {rows}")
         self.rows = rows
 
     def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:

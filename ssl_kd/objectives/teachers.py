@@ -20,6 +20,7 @@ from ssl_kd.objectives.total import WeightedSum
 from ssl_kd.views import Views, uniform
 
 _DROPPING = 0x7EAC4E5  # names the stream of random numbers
+_TAKEN = {name.rstrip("_") for name in dir(nn.ModuleDict())}  # attributes, which a module's parts cannot be called
 
 
 class SeveralTeachers(nn.Module):
@@ -44,7 +45,8 @@ class SeveralTeachers(nn.Module):
             raise UserError(
                 f"teachers: weights need a number above 0 for names among {', '.join(objectives)}; got {weights}"
             )
-        self.objectives = nn.ModuleDict(dict(objectives))
+        self.objectives = nn.ModuleDict({_key(name): part for name, part in objectives.items()})
+        self.names = tuple(objectives)
         self.drop = drop
         parts = list(objectives.values())
         self.min_views = max(part.min_views for part in parts)
@@ -53,6 +55,11 @@ class SeveralTeachers(nn.Module):
         self.reads_tokens = any(part.reads_tokens for part in parts)
         self.student_layers = tuple(dict.fromkeys(name for part in parts for name in part.student_layers))
         self.teacher_layers = {name: part.teacher_layers for name, part in objectives.items()}
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Each teacher's objective, by the teacher's name."""
+        return dict(zip(self.names, self.objectives.values(), strict=True))
 
     @property
     def measure_gradients(self) -> bool:
@@ -70,7 +77,7 @@ class SeveralTeachers(nn.Module):
         """Features of the student and of each teacher on the same rows -> scalar total, {"teacher.term": value}."""
         totals: list[Tensor] = []
         told: dict[str, Tensor] = {}
-        for name, objective in self.objectives.items():
+        for name, objective in self.parts.items():
             total, terms = objective(student, teachers[name], views)
             totals.append(self.weights[name] * total)
             told |= {f"{name}.{term}": value for term, value in terms.items()}
@@ -86,6 +93,11 @@ class SeveralTeachers(nn.Module):
             kept = (torch.tensor(drawn) >= self.drop).to(totals)
             kept[totals.argmax()] = 1
         return kept
+
+
+def _key(name: str) -> str:
+    """What a teacher's objective is called in a state: its name, with one more "_" behind `training`, `keys`, `keys_`, ..."""
+    return f"{name}_" if name.rstrip("_") in _TAKEN else name
 
 
 def build_several(

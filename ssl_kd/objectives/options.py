@@ -1,0 +1,75 @@
+"""What each option of a spelled term may be: one row per option, asked before anything is built.
+
+Which options a term knows is said by its constructor; whether they suit each other, by the term itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from ssl_kd.errors import UserError
+
+Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
+MOST = 2**31 - 1  # of anything counted: more is a slip, and past it libraries fail each in their own way
+
+
+def whole(least: int, most: int = MOST) -> Rule:
+    """A whole number within bounds."""
+    words = f"a whole number, at least {least} and at most {most:,}"
+    return words, lambda v: _is(v, Integral) and least <= v <= most
+
+
+def number(words: str, fits: Callable[[Any], bool]) -> Rule:
+    """A finite number for which `fits` holds."""
+    return words, lambda v: _is(v, Real) and abs(v) < float("inf") and fits(v)
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)  # to Python a bool is a whole number
+
+
+def _names(value: Any) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and all(isinstance(name, str) and name for name in value)
+
+
+NAME: Rule = ("a name", lambda v: isinstance(v, str))
+LAYERS: Rule = ("a list of layers, [stage.3]", _names)
+SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
+ABOVE_ZERO = number("a number above 0", lambda v: v > 0)
+
+OPTIONS: dict[str, Rule] = {
+    "projector": NAME,
+    "space": NAME,
+    "distance": NAME,
+    "of": NAME,
+    "relation": NAME,
+    "comparison": NAME,
+    "batch": NAME,
+    "student_layers": LAYERS,
+    "teacher_layers": LAYERS,
+    "tau": ABOVE_ZERO,
+    "tau_student": ABOVE_ZERO,
+    "tau_teacher": ABOVE_ZERO,
+    "eps": ABOVE_ZERO,
+    "gamma": number("a number above 0, at most 100", lambda v: 0 < v <= 100),
+    "strength": number("a number, 0 or more", lambda v: v >= 0),
+    "momentum": number("a number from 0 to below 1", lambda v: 0 <= v < 1),
+    "teacher_width": whole(1),
+    "size": whole(1),
+    "rows": whole(3),  # angles are between three samples
+    "per_image": whole(1),
+    "neighbours": whole(1),
+    "order": whole(1, 100),  # without a first power all pairs would be alike
+    "every_slot": SWITCH,
+    "sampled": SWITCH,
+}
+
+
+def must_fit(option: str, value: Any) -> None:
+    """UserError unless the value is what the option's row says."""
+    words, fits = OPTIONS[option]
+    if not fits(value):
+        raise UserError(f"objective: {option}: expected {words}; got {value!r}")
