@@ -19,7 +19,10 @@ from ssl_kd.networks import Network, PooledNet, TorchvisionNet, VisionTransforme
 
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
 # What the libraries raise for arguments that do not fit.
-BAD_ARGUMENTS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError)
+BAD_ARGUMENTS = (
+    *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError),
+    *(OSError, MemoryError),
+)
 
 
 def make(arch: str, arch_args: dict[str, Any]) -> Network:
@@ -29,7 +32,12 @@ def make(arch: str, arch_args: dict[str, Any]) -> Network:
         raise UserError(
             f"{arch}: architectures are named NAME, timm/NAME, torchvision/NAME or ssl_kd/NAME, not {source}/NAME"
         )
-    return SOURCES[source](name, dict(arch_args))
+    try:
+        return SOURCES[source](name, dict(arch_args))
+    except UserError:
+        raise
+    except BAD_ARGUMENTS as error:
+        raise UserError(f"{arch}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
 
 
 def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
@@ -44,10 +52,7 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()
     }
-    try:
-        backbone: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
-    except BAD_ARGUMENTS as error:
-        raise UserError(f"{name}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
+    backbone: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
     change_stem(backbone, name, ours)
     if ours.pop("conv_stem", False):
         if not hasattr(backbone, "patch_embed"):
@@ -115,14 +120,10 @@ def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
     """A torchvision classifier without its last layer."""
     from torchvision import models
 
-    if name not in models.list_models():
-        raise UserError(
-            f"torchvision/{name}: torchvision has no such architecture.{nearest(name, models.list_models())}"
-        )
-    try:
-        return TorchvisionNet(models.get_model(name, weights=None, **arch_args), name)
-    except BAD_ARGUMENTS as error:
-        raise UserError(f"torchvision/{name}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
+    known = models.list_models(module=models)  # classifiers: its detectors and the like fetch weights as they are built
+    if name not in known:
+        raise UserError(f"torchvision/{name}: torchvision has no such classifier.{nearest(name, known)}")
+    return TorchvisionNet(models.get_model(name, weights=None, **arch_args), name)
 
 
 SOURCES: dict[str, Callable[[str, dict[str, Any]], Network]] = {

@@ -358,6 +358,7 @@ def _open_torchvision(spec: str, max_unreadable: float) -> Images:
         raise ImagesError(f"{spec}: torchvision's {name} has no split {split!r}")
     try:
         dataset = kind(os.path.expanduser(fields[0]), **settings)
+        len(dataset)  # some take any first argument, FakeData a number, and stumble here
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
         hint = (
             ""

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.architectures import BAD_ARGUMENTS
 from ssl_kd.config import DistillConfig, check
 from ssl_kd.encoder import Encoder, Features, Preprocessing, submodule
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, one_line
 from ssl_kd.given import is_path
 from ssl_kd.health import hold_out
 from ssl_kd.images import Images, open_images
@@ -202,8 +203,18 @@ def _dry_look(
             f"objective: it reads layers {', '.join(layers)} of the {whose} ({encoder.arch}), but {error} Take another "
             f"network, another objective, or spell the term with {whose}_layers of your own"
         ) from error
+    except BAD_ARGUMENTS as error:
+        raise UserError(
+            f"{whose}: {encoder.arch} with {encoder.arch_args} cannot look at views of "
+            f"{teacher.size if teacher else pixels.shape[-1]} px: {one_line(error, 160)}"
+        ) from error
     finally:
         encoder.train(was_training)
+    if seen.embedding.shape != (len(pixels), encoder.dim):
+        raise UserError(
+            f"{whose}: {encoder.arch} with {encoder.arch_args} gives {tuple(seen.embedding.shape)} where "
+            f"{(len(pixels), encoder.dim)} was expected: numbers per image, so leave its pooling on"
+        )
     for name in layers:
         if not isinstance(seen.layers.get(name), Tensor):
             raise UserError(f"objective: layer {name!r} of the {whose} ({encoder.arch}) gives no tensor; tap another")

@@ -148,6 +148,10 @@ def test_the_default_feature_is_what_timm_returns():
         ("ssl_kd/resnet50", {"width": "two"}, "width is a whole number"),
         ("ssl_kd/resnet50", {"depth": 3}, "does not take depth"),
         ("hf-hub:somebody/model", {}, "are named NAME"),
+        ("resnet18", {"features_only": True}, "cannot be built with {'features_only': True}"),
+        ("resnet18", {"small_stem": True, "stem_padding": "x"}, "cannot be built"),
+        ("torchvision/fcn_resnet50", {}, "no such classifier"),
+        ("torchvision/resnet18", {"foo": 1}, "cannot be built"),
     ],
 )
 def test_names_and_arguments_that_do_not_exist_are_met_in_one_line(arch, options, says):

@@ -145,6 +145,7 @@ def test_torchvision_sets_are_opened_by_name(tmp_path):
         f"torchvision/STL10:{tmp_path}:valid": "split",
         "torchvision/CIFAR10": "expected torchvision/CIFAR10:root",
         f"torchvision/FakeData:{tmp_path}:a:b:c": "expected torchvision/FakeData:root",
+        "torchvision/FakeData:x": "torchvision/FakeData:x: 'str' object",
     }.items():
         with pytest.raises(ImagesError, match=reason) as caught:
             open_images(spec)

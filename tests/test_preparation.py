@@ -91,6 +91,22 @@ def test_stages_of_a_vit_reach_those_of_a_cnn(name, vit, tmp_path):
     assert np.isfinite(done.last["loss"])
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"in_chans": 1}, r"student: resnet18 with {.*'in_chans': 1} cannot look at views of \d+ px"),
+        ({"channels": [8]}, "student: resnet18 .* cannot look at views"),
+        ({"global_pool": ""}, "where .* was expected"),
+        ({"features_only": True}, "cannot be built with"),
+    ],
+)
+def test_a_student_that_cannot_look_is_one_line(args, words, cnn, tmp_path):
+    with pytest.raises(UserError, match=words) as caught:
+        run(cnn, "resnet18", CNN | args, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_tokens_of_a_network_without_patches_are_refused_at_once(flat, tmp_path):
     with pytest.raises(UserError, match="patch tokens, but the teacher gives none"):
         run(flat, "resnet18", CNN, tmp_path / "run", objective="trg")
