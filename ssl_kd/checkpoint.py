@@ -87,13 +87,14 @@ def convert(file: Contents, row: Format) -> Weights:
     """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
     try:
         weights = row.convert(file)
+        file.verify(weights.used.values())
+        bad = not_finite(weights.used)
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         # A forced format on another kind of file, or shapes that fit no architecture.
         raise BrokenCheckpoint(f"cannot be read as {row.name}: {one_line(error, 120)}") from error
-    file.verify(weights.used.values())
-    if bad := not_finite(weights.used):
+    if bad:
         raise BrokenCheckpoint(f"{len(bad)} of its tensors hold NaN or infinity: {shown(bad)}")
     return weights
 

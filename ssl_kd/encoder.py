@@ -282,5 +282,10 @@ def frozen(encoder: Encoder) -> Encoder:
 def not_finite(state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of floating tensors that hold a NaN or an infinity."""
     items = state.items() if isinstance(state, Mapping) else state
+    return [name for name, tensor in items if tensor.is_floating_point() and not _finite(tensor)]
+
+
+def _finite(tensor: Tensor) -> bool:
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # the 8-bit kinds know no sums
     # A sum is finite unless an element is not (or it overflows, which the second look settles); one pass, no mask.
-    return [n for n, t in items if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all()]
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -83,7 +83,7 @@ def export(
     student: an Encoder, a checkpoint file or a name; `feature` and `format` are those of `load_teacher`. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
-    UserError, and no file at all, where a format cannot hold the network or differs by more than BOUND.
+    UserError, and no file at all, where `out` is the student's own file, or a format cannot hold the network or differs by more than BOUND.
     """
     formats = [one_of("to", name, TARGETS) for name in ([to] if isinstance(to, str) else to)]
     if not formats or len(set(formats)) != len(formats):
@@ -103,6 +103,7 @@ def export(
     out = Path(out)
     folder = out if len(formats) > 1 or out.is_dir() else out.parent
     paths = [folder / TARGETS[name].name if folder == out else out for name in formats]
+    _spare(student, paths)
     made: list[Exported] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,14 @@ def export(
     except OSError as error:
         raise UserError(f"out: {folder} could not be written ({error.strerror or error}); choose another") from error
     return made
+
+
+def _spare(student: Encoder | str | os.PathLike[str], paths: Sequence[Path]) -> None:
+    """UserError where a file to write is the one that is exported, by whatever name: a student can be made only once."""
+    source = None if isinstance(student, Encoder) else Path(student)
+    for path in paths:
+        if source and source.exists() and path.exists() and path.samefile(source):
+            raise UserError(f"out: {path} is the student that is exported and would be replaced; choose another name")
 
 
 class _part:  # noqa: N801  a context manager reads as a verb

@@ -284,6 +284,19 @@ def test_large_finite_weights_are_not_mistaken_for_infinite_ones(tmp_path):
     load_teacher(layouts.save(tree, "zip", tmp_path))
 
 
+@pytest.mark.parametrize("container", ["zip", "safetensors"])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_floats_are_loaded_as_float32(kind, container, tmp_path):
+    tree = {name: tensor.to(kind) for name, tensor in layouts.vit().state_dict().items()}
+    path = layouts.save(tree, container, tmp_path)
+    encoder = load_teacher(path)
+    assert all(torch.equal(t, tree[name].float()) for name, t in encoder.backbone.state_dict().items())
+    assert inspect(path).digest == encoder.digest
+    tree["cls_token"] = torch.full_like(tree["cls_token"].float(), float("nan")).to(kind)
+    with pytest.raises(BrokenCheckpoint, match="1 of its tensors hold NaN or infinity: cls_token"):
+        load_teacher(layouts.save(tree, container, tmp_path))
+
+
 def test_half_precision_files_are_loaded_as_float32(tmp_path):
     tree = {name: tensor.half() for name, tensor in layouts.vit().state_dict().items()}
     encoder = load_teacher(layouts.save(tree, "zip", tmp_path))

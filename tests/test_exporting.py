@@ -1,6 +1,7 @@
 """Export: what leaves for other programs says what the Encoder says, with its card; what does not is never kept."""
 
 import json
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -112,6 +113,21 @@ def test_several_formats_go_into_a_folder_with_the_students_story(tmp_path):
     assert card["arch_args"] == {"img_size": 32, "patch_size": 8, "depth": 2}
     # The story also travels inside the file that has a place for it.
     assert ssl_kd.inspect(made[1].path).card == {"teacher": "DINO", "epochs": 3}
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+@pytest.mark.parametrize(("form", "folder"), [("timm", False), ("torchscript", False), ("safetensors", True)])
+def test_the_student_itself_is_never_replaced(form, folder, link, tmp_path):
+    file = ssl_kd.save_student(network("vit"), tmp_path / "runs" / "student.safetensors")
+    other = tmp_path / "other" / file.name
+    other.parent.mkdir()
+    if link:
+        link(file, other)
+    before, out = file.read_bytes(), other if link else file
+    with pytest.raises(ssl_kd.UserError, match=r"student.safetensors is the student that is exported"):
+        ssl_kd.export(file, form, out.parent if folder else out)
+    assert file.read_bytes() == before
+    assert sorted(p.name for p in out.parent.iterdir()) == [file.name]
 
 
 def wrong_by_a_percent(encoder, path, card):
