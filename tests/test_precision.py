@@ -19,6 +19,15 @@ def test_the_probe_answers_on_this_machine():
     assert precision.bf16_pays("cpu") in (True, False)
 
 
+def test_the_probe_leaves_what_a_seed_draws_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    precision.bf16_pays.cache_clear()
+    torch.manual_seed(0)
+    precision.bf16_pays("cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_said():
     with pytest.raises(UserError, match="sees no GPU"):
