@@ -70,7 +70,8 @@ def sweep(n: int, width: int, classes: int, count: int, every: int = 1) -> dict[
     centre, scale = x.mean(0), x.std(0) + 1e-6
     x, x_val = (x - centre) / scale, (x_val - centre) / scale
     strengths = np.logspace(-5, 6, 45)[:: 45 // count][:count]  # C from 1e5 to 1e-6, the published grid
-    asked = strengths[every // 2 :: every]
+    some = slice(every // 2, None, every)
+    asked = strengths[some]
     data, labels = torch.from_numpy(x), torch.from_numpy(y)
     penalties = torch.tensor(strengths / n, dtype=torch.float32)
     seconds = {}
@@ -81,7 +82,7 @@ def sweep(n: int, width: int, classes: int, count: int, every: int = 1) -> dict[
         print(f"{classes} classes, ours: {seconds['ours']:.1f} s; now {name}", file=sys.stderr, flush=True)
         took, found[name] = timed(lambda warm=warm: one_by_one(x, y, asked, warm))
         seconds[name] = took * len(strengths) / len(asked)
-    ours = [(w.numpy(), b.numpy()) for w, b in zip(fits.weights, fits.bias, strict=True)][every // 2 :: every]
+    ours = [(w.numpy(), b.numpy()) for w, b in zip(fits.weights, fits.bias, strict=True)][some]
     judged = {
         name: [judge(x, y, x_val, y_val, m, s / n) for m, s in zip(models, asked, strict=True)]
         for name, models in {"ours": ours, **found}.items()

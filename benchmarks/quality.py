@@ -198,7 +198,7 @@ def run(chosen: argparse.Namespace) -> None:
             row |= {"seconds": seconds, "parameters": made.parameter_count, "tasks": judge(made, bench, said)}
         except UserError as error:
             row["refused"] = str(error)
-        print(f"{name:<28} seed {seed}  lr {lr:g}  {told(row)}", flush=True)
+        print(f"{name:<28} seed {seed}  lr {row.get('lr', 'its own')}  {told(row)}", flush=True)
         return row
 
     if not any(row["objective"] == "teacher" for row in rows_of(out, bench.name)):
@@ -212,10 +212,9 @@ def run(chosen: argparse.Namespace) -> None:
             continue
         timed = rows_of(out, chosen.equal_time) if chosen.equal_time else []
         factor = pace("default", timed) / pace(name, timed) if chosen.equal_time else 1.0
-        if name not in LIGHTLY:
-            for lr in bench.lr if len(bench.lr) > 1 else ():
-                tried = trials(out, bench.name, name)
-                if lr not in tried:
+        if name not in LIGHTLY and len(bench.lr) > 1:
+            for lr in bench.lr:
+                if lr not in trials(out, bench.name, name):
                     keep(out, {"bench": f"{bench.name}, trials"} | student(name, TRIAL, lr, factor))
         lr = best_rate(trials(out, bench.name, name), bench.lr)
         keep(out, {"bench": bench.name} | student(name, seed, lr, factor))

@@ -8,7 +8,7 @@ One faiss search serves every k. A protocol's name fixes every constant, so a nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,9 +259,13 @@ def ranked_votes(
 def _clamp(protocol: KNNProtocol, size: int) -> tuple[tuple[int, ...], list[str]]:
     if size < 1:
         raise UserError("train: one row has no neighbour but itself; k-NN needs at least two")
-    large = [k for k in protocol.ks if k > size]
-    notes = [f"k = {', '.join(map(str, large))} clamped to the {size} rows of the bank"] if large else []
-    return tuple(sorted({min(k, size) for k in protocol.ks})), notes
+    return tuple(sorted({min(k, size) for k in protocol.ks})), clamp_notes(protocol.ks, size, "rows of the bank")
+
+
+def clamp_notes(ks: Sequence[int], size: int, rows: str) -> list[str]:
+    """Return a note on those k for which there are not as many rows, none where there are."""
+    large = [k for k in ks if k > size]
+    return [f"k = {', '.join(map(str, large))} clamped to the {size} {rows}"] if large else []
 
 
 def _zero_notes(banks: Matched, protocol: KNNProtocol) -> list[str]:

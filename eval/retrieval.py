@@ -19,7 +19,7 @@ import numpy as np
 
 from eval.approximate import check_index, found_again, open_index
 from eval.features import FeatureBank, Matched, blocks, check_finite, match
-from eval.knn import Search, unit_rows
+from eval.knn import Search, clamp_notes, unit_rows
 from eval.metrics import Scores, mean_score
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.progress import Progress
@@ -89,8 +89,7 @@ class Retrieval:
             raise UserError("no query has a relevant row in the index: every class has one row only")
         each = {key: np.concatenate(parts)[asked] for key, parts in columns.items()}
         notes = [f"{(~asked).sum()} queries have no relevant row and are left out"] if not asked.all() else []
-        clamped = [k for k in protocol.ks if k > depth]
-        notes += [f"k = {', '.join(map(str, clamped))} clamped to the {depth} rows that are ranked"] if clamped else []
+        notes += clamp_notes(protocol.ks, depth, "rows that are ranked")
         if recall:
             shares = ", ".join(f"{100 * share:.1f} % of {k}" for k, share in recall.items())
             notes.append(f"approximate index {protocol.index}: finds {shares} exact neighbours")
@@ -206,7 +205,6 @@ class Agreement:
         """Return overlap and rank correlation with intervals; test rows query the train rows."""
         each = agreement(reference_train, reference_test, train, test, self.ks)
         size = len(train) - (reference_train is reference_test)
-        large = [k for k in self.ks if k > size]
         return Scores(
             "agreement",
             "neighbours",
@@ -214,7 +212,7 @@ class Agreement:
             np.array([]),
             np.zeros(len(test), int),
             {},
-            notes=(f"k = {', '.join(map(str, large))} clamped to the {size} rows of the index",) if large else (),
+            notes=tuple(clamp_notes(self.ks, size, "rows of the index")),
             headline_k=sorted({k for _, k in each})[len({k for _, k in each}) // 2],
             headline_metric="overlap",
             each={(metric, k): values for (metric, k), values in each.items()},

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_kd.config import DistillConfig
-from ssl_kd.encoder import Encoder
+from ssl_kd.encoder import MODULE, Encoder
 from ssl_kd.errors import shown_name
 from ssl_kd.formats.student import LOAD
-from ssl_kd.given import MODULE
 from ssl_kd.run import BEST, LAST, STUDENT, environment
 from ssl_kd.teaching import Teacher
 
@@ -77,7 +76,7 @@ def _who(teachers: Mapping[str, Teacher], student: Encoder) -> dict[str, object]
 
 
 def _use(path: Path, student: Encoder) -> str:
-    if not student.arch.startswith(MODULE):
+    if not student.is_module:
         return f'`ssl_kd.load_teacher("{path}")`, or `ssl-kd inspect {path.name}`.'
     pixels, kind = student.preprocessing, student.arch.removeprefix(MODULE)
     return (
@@ -90,9 +89,7 @@ def _use(path: Path, student: Encoder) -> str:
 def _again(config: DistillConfig, student: Encoder) -> str:
     """The command, or where objects from Python took part, the call that needs them again."""
     objects = [
-        name
-        for name, came in (("student", student.arch.startswith(MODULE)), ("images", config.images.startswith("<")))
-        if came
+        name for name, came in (("student", student.is_module), ("images", config.images.startswith("<"))) if came
     ]
     if not objects:
         return (

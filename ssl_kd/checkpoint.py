@@ -181,7 +181,7 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
     UserError for weights that are not finite, or where it cannot be written.
     """
     path = Path(path)
-    if encoder.arch.startswith("module/"):
+    if encoder.is_module:
         raise UserError(f"{path}: not saved: a module from Python has no name to rebuild it by; make it with build()")
     return _write(encoder, path, lambda: header(encoder, notes))
 

@@ -30,6 +30,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 2**16  # Pillow and the networks give up long before
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+MODULE = "module/"  # before the name of a class from Python, where an architecture would stand
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,12 @@ class Encoder(nn.Module):
         origin: str = "a module from Python",
     ) -> Encoder:
         """Wrap any module that maps normalised pixels to (B, dim), to a map (B, dim, H, W) or to `Features`."""
-        return cls(ModuleNet(module, dim), f"module/{type(module).__name__}", None, "pool", preprocessing, origin)
+        return cls(ModuleNet(module, dim), f"{MODULE}{type(module).__name__}", None, "pool", preprocessing, origin)
+
+    @property
+    def is_module(self) -> bool:
+        """Whether this is a module from Python, which nobody can build again by its architecture's name."""
+        return self.arch.startswith(MODULE)
 
     @property
     def backbone(self) -> nn.Module:

@@ -50,6 +50,12 @@ def one_of(what: str, name: str, known: "Iterable[str]") -> str:
     return name
 
 
+def must_be(what: str, wanted: str, source: object, digest: str) -> None:
+    """UserError where a config asks for a digest and the source has another; an empty one asks for nothing."""
+    if wanted not in ("", digest):
+        raise UserError(f"{what}: the config asks for digest {wanted}, but {source} has {digest}")
+
+
 def nearest(name: object, known: "list[str] | tuple[str, ...]") -> str:
     """Return ' Did you mean a, b?' for a misspelt name, or an empty string when nothing is close."""
     import difflib

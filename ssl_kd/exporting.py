@@ -270,7 +270,7 @@ def _twin_of(make: Callable[[Encoder], Twin]) -> Callable[[Encoder, Path], Ask]:
 
 
 def _student_lines(encoder: Encoder) -> tuple[str, ...]:
-    if encoder.arch.startswith("module/"):
+    if encoder.is_module:
         raise UserError("safetensors: a module from Python has no name to rebuild it by; export to torchscript or onnx")
     return ("import ssl_kd", "model = ssl_kd.load_teacher(FILE)")
 

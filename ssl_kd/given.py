@@ -14,11 +14,9 @@ from typing import Any
 from torch import nn
 
 from ssl_kd.config import DistillConfig
-from ssl_kd.encoder import Encoder
+from ssl_kd.encoder import MODULE, Encoder
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.images import Images
-
-MODULE = "module/"  # before the name of a class from Python, where an architecture would stand
 
 
 def merge(config: DistillConfig | None, teacher, student, images, settings: Mapping[str, Any]) -> DistillConfig:

@@ -29,7 +29,7 @@ from ssl_kd.checkpoint import save_module, save_student
 from ssl_kd.config import DistillConfig
 from ssl_kd.encoder import Encoder
 from ssl_kd.errors import NonFinite, UserError, one_line
-from ssl_kd.given import MODULE, merge
+from ssl_kd.given import merge
 from ssl_kd.health import Watch
 from ssl_kd.interruption import Interrupted, stop_signals
 from ssl_kd.learning import Pair, warmup_cosine
@@ -361,7 +361,7 @@ class _Loop:
         student = self.bare.student
         student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.run_folder.writes:
-            save = save_module if student.arch.startswith(MODULE) else save_student
+            save = save_module if student.is_module else save_student
             save(
                 student,
                 path,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_kd.architectures import BAD_ARGUMENTS
 from ssl_kd.config import DistillConfig, check
 from ssl_kd.encoder import Encoder, Features, Preprocessing, submodule
-from ssl_kd.errors import UserError, one_line
+from ssl_kd.errors import UserError, must_be, one_line
 from ssl_kd.given import is_path
 from ssl_kd.health import hold_out
 from ssl_kd.images import Images, open_images
@@ -55,10 +55,7 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     check(config)
     torch.manual_seed(config.seed)
     images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
-    if config.images_digest not in ("", images.digest):
-        raise UserError(
-            f"images: the config asks for digest {config.images_digest}, but {config.images} has {images.digest}"
-        )
+    must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, Encoder) else None)
     contract = _contract(config, teachers)

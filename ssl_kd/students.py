@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ssl_kd.architectures import BAD_ARGUMENTS
 from ssl_kd.checkpoint import load_teacher
 from ssl_kd.config import DistillConfig
-from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Preprocessing, build
-from ssl_kd.errors import UserError, one_line
-from ssl_kd.given import MODULE, plain
+from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, MODULE, Encoder, Preprocessing, build
+from ssl_kd.errors import UserError, must_be, one_line
+from ssl_kd.given import plain
 from ssl_kd.health import at_rest
 
 DEFAULT = "resnet18"
@@ -78,11 +78,7 @@ def _learns(student: Encoder) -> Encoder:
 def _from_file(config: DistillConfig, contract: Preprocessing) -> tuple[Encoder, dict[str, Any]]:
     """A saved network that will see this run's pixels by its own mean and std; UserError where it is not what was asked."""
     found = load_teacher(config.student_weights)
-    if config.student_digest not in ("", found.digest):
-        raise UserError(
-            f"student_weights: the config asks for digest {config.student_digest}, but {config.student_weights} has "
-            f"{found.digest}"
-        )
+    must_be("student_weights", config.student_digest, config.student_weights, found.digest)
     if config.student and config.student.removeprefix("timm/") != found.arch.removeprefix("timm/"):
         raise UserError(
             f"student: {config.student_weights} holds {found.arch}, not {config.student}; leave student out, or give other "

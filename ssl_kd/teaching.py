@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_kd.checkpoint import load_teacher
 from ssl_kd.config import DistillConfig, TeacherLine, teacher_lines
 from ssl_kd.encoder import Encoder, Features, frozen
-from ssl_kd.errors import UserError
+from ssl_kd.errors import must_be
 from ssl_kd.targets import Layout, TargetStore, flattened, unflattened
 from ssl_kd.views import ViewLoader, Views
 
@@ -54,9 +54,7 @@ def load_teachers(config: DistillConfig, given: Encoder | None) -> dict[str, Tea
         encoder = given if given is not None else line.file
         if not isinstance(encoder, Encoder):
             encoder = load_teacher(line.file, feature=line.feature or None, format=line.format or None)
-        if line.digest not in ("", encoder.digest):
-            whose = f"teachers: {name}" if name else "teacher"
-            raise UserError(f"{whose}: the config asks for digest {line.digest}, but {line.file} has {encoder.digest}")
+        must_be(f"teachers: {name}" if name else "teacher", line.digest, line.file, encoder.digest)
         size = line.size or config.size or encoder.preprocessing.size
         found[name] = Teacher(frozen(encoder), line, size)
     return found

@@ -1,12 +1,16 @@
 """What tests of the training loop share: a teacher of 16 numbers, a student of 8, twenty small pictures, settings for seconds."""
 
+import contextlib
 import json
+import signal
 
 import numpy as np
+import pytest
 import torch
 
 import ssl_kd
 from ssl_kd.images import ArrayImages
+from ssl_kd.loop import _Loop
 
 SMALL = {
     "student": "resnet18",
@@ -41,3 +45,19 @@ def same(a, b):
 def logged(folder):
     """The lines of a run's metrics."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def signal_in_step(number, sent=signal.SIGTERM):
+    """Inside, a run's step of that number, counted from 0, ends with a signal to this process."""
+    train = _Loop._train_step
+
+    def train_then_signal(self, views):
+        record = train(self, views)
+        if self.step == number:
+            signal.raise_signal(sent)
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Loop, "_train_step", train_then_signal)
+        yield

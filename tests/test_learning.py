@@ -1,17 +1,14 @@
 """The student's side: its moving average follows it, is saved with it, and comes back to the same bits."""
 
-import signal
-
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, small_images, small_teacher
+from small_runs import SMALL, signal_in_step, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.encoder import Features
 from ssl_kd.errors import UserError
 from ssl_kd.learning import AVERAGE, Batch, Pair, for_all_views, warmup_cosine
-from ssl_kd.loop import _Loop
 from ssl_kd.objectives import build_objective
 from ssl_kd.views import Views
 
@@ -69,21 +66,11 @@ def test_a_loss_reaches_the_student_and_its_heads(teacher):
     assert all(p.grad is not None for p in both.parameters())
 
 
-def test_a_run_with_an_average_resumes_to_the_same_bits(teacher, tmp_path, monkeypatch):
+def test_a_run_with_an_average_resumes_to_the_same_bits(teacher, tmp_path):
     settings = QUICK | {"objective": TWO_QUEUES, "images": small_images()}
     ssl_kd.distill(teacher, out=tmp_path / "whole", **settings)
-    step = _Loop._train_step
-
-    def step_then_stop(self, views):
-        record = step(self, views)
-        if self.step == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return record
-
-    monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with signal_in_step(3), pytest.raises(KeyboardInterrupt):
         ssl_kd.distill(teacher, out=tmp_path / "cut", **settings)
-    monkeypatch.undo()
     ssl_kd.distill(teacher, out=tmp_path / "cut", **settings)
     whole, rest = (torch.load(tmp_path / name / "last.ckpt", weights_only=True)["pair"] for name in ("whole", "cut"))
     assert any(name.startswith("average.") for name in whole)

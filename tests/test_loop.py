@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_runs import SMALL, logged
+from small_runs import SMALL, logged, signal_in_step
 
 import ssl_kd
 from ssl_kd.checkpoint import inspect
@@ -84,42 +84,24 @@ def test_two_runs_of_one_seed_give_the_same_bits_and_another_seed_does_not(teach
     assert not same(weights(a.student), weights(c.student))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path):
     whole = ssl_kd.distill(teacher, images=images(), out=tmp_path / "whole", **QUICK)
-    from ssl_kd.loop import _Loop
-
-    step = _Loop._train_step
-
-    def step_then_term(self, views):
-        record = step(self, views)
-        if self.step == 3:  # in the middle of the second epoch
-            signal.raise_signal(signal.SIGTERM)
-        return record
-
-    monkeypatch.setattr(_Loop, "_train_step", step_then_term)
-    with pytest.raises(KeyboardInterrupt, match="SIGTERM after step 4 of 6; give the same command"):
+    stopped = pytest.raises(KeyboardInterrupt, match="SIGTERM after step 4 of 6; give the same command")
+    with signal_in_step(3), stopped:  # in the middle of the second epoch
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", **QUICK)
     assert not (tmp_path / "cut/student.safetensors").exists()
-    monkeypatch.undo()
     rest = ssl_kd.distill(teacher, images=images(), out=tmp_path / "cut", **QUICK)
     assert same(weights(whole.student), weights(rest.student))
     steps = [line["step"] for line in logged(tmp_path / "cut")]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_that_was_begun_by_overwriting_goes_on_without(teacher, tmp_path, monkeypatch):
-    from ssl_kd.loop import _Loop
-
-    step = _Loop._train_step
-
-    def step_then_stop(self, views):
-        signal.raise_signal(signal.SIGINT)
-        return step(self, views)
-
-    monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
-    with pytest.raises(KeyboardInterrupt, match="after step 1 of 6; give the same command without overwrite to go on"):
+def test_a_run_that_was_begun_by_overwriting_goes_on_without(teacher, tmp_path):
+    stopped = pytest.raises(
+        KeyboardInterrupt, match="after step 1 of 6; give the same command without overwrite to go on"
+    )
+    with signal_in_step(0, signal.SIGINT), stopped:
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", overwrite=True, **QUICK)
-    monkeypatch.undo()
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["overwrite"] is False
     ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
@@ -288,20 +270,11 @@ def test_every_setting_has_a_description_and_round_trips_through_yaml(tmp_path):
 
 def test_a_run_goes_on_in_the_precision_it_began_with(teacher, tmp_path, monkeypatch):
     from ssl_kd import precision
-    from ssl_kd.loop import _Loop
 
     settings = QUICK | {"precision": "auto"}
-    step = _Loop._train_step
-
-    def stop_at_once(self, views):
-        signal.raise_signal(signal.SIGTERM)
-        return step(self, views)
-
     monkeypatch.setattr(precision, "bf16_pays", lambda device: True)
-    monkeypatch.setattr(_Loop, "_train_step", stop_at_once)
-    with pytest.raises(KeyboardInterrupt):
+    with signal_in_step(0), pytest.raises(KeyboardInterrupt):
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **settings)
-    monkeypatch.setattr(_Loop, "_train_step", step)
     monkeypatch.setattr(precision, "bf16_pays", lambda device: False)
     ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **settings)
     assert "bf16-mixed on cpu" in (tmp_path / "run/README.md").read_text()

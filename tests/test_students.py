@@ -1,13 +1,12 @@
 """Where a student comes from: any module from Python is trained and saved, a file's network sees the run's pixels."""
 
 import shutil
-import signal
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from small_runs import SMALL, logged, same, small_images, small_teacher
+from small_runs import SMALL, logged, same, signal_in_step, small_images, small_teacher
 from torch import nn
 
 import ssl_kd
@@ -67,23 +66,11 @@ def test_the_file_of_a_module_is_refused_in_one_line_that_says_how_to_load_it(tm
     assert "module from Python" in inspect(done.path).problem
 
 
-def test_a_module_goes_on_from_the_saved_state_to_the_same_bits_and_its_config_gives_it_back(tmp_path, monkeypatch):
-    from ssl_kd.loop import _Loop
-
+def test_a_module_goes_on_from_the_saved_state_to_the_same_bits_and_its_config_gives_it_back(tmp_path):
     settings = NO_NAME | {"epochs": 2}
     whole = ssl_kd.distill(small_teacher(), bare(), small_images(), out=tmp_path / "whole", **settings)
-    step = _Loop._train_step
-
-    def step_then_term(self, views):
-        record = step(self, views)
-        if self.step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return record
-
-    monkeypatch.setattr(_Loop, "_train_step", step_then_term)
-    with pytest.raises(KeyboardInterrupt):
+    with signal_in_step(2), pytest.raises(KeyboardInterrupt):
         ssl_kd.distill(small_teacher(), bare(), small_images(), out=tmp_path / "cut", **settings)
-    monkeypatch.undo()
     rest = ssl_kd.distill(small_teacher(), bare(), small_images(), out=tmp_path / "cut", **settings)
     assert same(whole.student, rest.student)
     assert [line["step"] for line in logged(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, same, small_images, small_teacher
+from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.encoder import Features
@@ -99,24 +99,10 @@ def test_replayed_views_come_round_again_in_another_order(teacher):
     assert not torch.equal(first.pixels[0], second.pixels[0][[back[int(i)] for i in first.index]])
 
 
-def test_a_run_with_stored_targets_resumes_to_the_same_bits(teacher, tmp_path, monkeypatch):
-    import signal
-
-    from ssl_kd.loop import _Loop
-
+def test_a_run_with_stored_targets_resumes_to_the_same_bits(teacher, tmp_path):
     whole = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "whole", replay=2, **QUICK)
-    step = _Loop._train_step
-
-    def step_then_stop(self, views):
-        record = step(self, views)
-        if self.step == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return record
-
-    monkeypatch.setattr(_Loop, "_train_step", step_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with signal_in_step(4), pytest.raises(KeyboardInterrupt):
         ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "cut", replay=2, **QUICK)
-    monkeypatch.undo()
     rest = ssl_kd.distill(teacher, images=small_images(), out=tmp_path / "cut", replay=2, **QUICK)
     assert same(whole.student, rest.student)
 

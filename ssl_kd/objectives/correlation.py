@@ -114,7 +114,7 @@ class Correlation(nn.Module):
         self.student_layers, self.teacher_layers = tuple(student_layers or ()), tuple(teacher_layers or ())
         self.widths = student.embedding, teacher.embedding
         if kind.of == "tokens":
-            self.widths = cell_widths(student, teacher, student_layers or (), teacher_layers or ())
+            self.widths = cell_widths(student, teacher, self.student_layers, self.teacher_layers)
         ds, dt = self.widths[0], teacher_width or self.widths[1]
         if kind.needs_teacher_width:
             must_reach_the_teacher(projector_name, ds, dt)
