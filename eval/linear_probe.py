@@ -65,7 +65,7 @@ LBFGS_PROTOCOLS: dict[str, LinearProtocol] = {
         LinearProtocol(
             "simclr-lbfgs", _grid(-6, 5, 45), 0.2, source="Kornblith et al. 2019, SimCLR; details of ssl-transfer"
         ),
-        # C from 1e-6 to 1e5; differs: float32 with a tight stop instead of float64 with tol 1e-12
+        # C from 1e-6 to 1e5; differs: a tight stop instead of tol 1e-12, and float32 where a set is large
         LinearProtocol(
             "dinov2-logreg", _grid(-5, 6, 45), 0.1, 1e-6, 1e-6, source="facebookresearch/dinov2 eval/log_regression.py"
         ),

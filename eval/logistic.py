@@ -31,8 +31,11 @@ ROWS = 8192  # features turned at a time
 STATE = 1 << 22  # weights solved at once; 22 copies of them are alive, so 370 MB
 COLUMNS = 160  # strengths x classes solved at once: enough for a quick product, few enough to start near the last ones
 HALVINGS = 20
-CERTAIN = 1e-3  # an objective below this is as good as nothing: a gain is measured against at least so much
+# How far a strength goes: what part of `precision` it asks for, and the objective below which it is as good as nothing,
+# against which a gain is measured at least.
+FARTHEST = {torch.float32: (1.0, 1e-3), torch.float64: (0.1, 1e-7)}
 SAMPLED = 8  # one row in so many is asked for its curvature
+EXACT = 1 << 21  # numbers: features up to so many are solved in float64
 FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
 
 
@@ -145,9 +148,16 @@ def fit(
     """Fit one model per penalty (R,) to features (N, D) float32, in memory or on disk, and class numbers (N,).
 
     A strength has converged when no entry of the gradient exceeds `tolerance` (scikit-learn's rule) and L-BFGS expects
-    to gain less than `precision` of the objective (or of CERTAIN), or no step gains anything that float32 can show. Strong penalties
-    are solved first, in groups that fit into memory; each group starts where the weakest of the last one ended.
+    to gain less than `precision` of the objective (FARTHEST has the small print), or no step gains anything that float32
+    can show. Strong penalties are solved first, in groups that fit into memory; each group starts where the weakest of
+    the last one ended.
+
+    Small features (EXACT) are solved in float64, and to the end: there weak penalties leave the weights loose, and in
+    float32 another number of threads, which round products otherwise, moved them by up to 8 %.
     """
+    kind = x.dtype
+    if isinstance(x, Tensor) and x.numel() <= EXACT:
+        x = x.double()
     basis = rotate(x)
     order = penalties.argsort(descending=True)
     group = max(1, min(COLUMNS // classes, STATE // (classes * basis.z.shape[1])))
@@ -156,10 +166,13 @@ def fit(
         problem = _Problem(basis, y, classes, penalties[order[i : i + group]].to(x.dtype))
         parts.append(_minimise(problem, start, tolerance, precision, max_passes))
         start = parts[-1][0][-1]
-    solved = [torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True)]
-    weights, bias = _split(solved[0], classes)
+    points, objective, slope, passes, converged = (
+        torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True)
+    )
+    weights, bias = _split(points, classes)
     weights = weights @ basis.turn.T
-    return Fits(weights, bias - weights @ basis.centre, *solved[1:])
+    bias = bias - weights @ basis.centre
+    return Fits(weights.to(kind), bias.to(kind), objective.to(kind), slope.to(kind), passes.to(kind), converged)
 
 
 class _Problem:
@@ -222,6 +235,7 @@ def _minimise(
     points = problem.start() if start is None else start.repeat(len(problem.penalties), 1)
     live = torch.arange(len(points), device=points.device)
     state = _State(points, *problem.evaluate(points, live))
+    share, certain = FARTHEST[points.dtype]
     final, ends = points.clone(), points.new_zeros(3, len(points))
     converged = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     passes = torch.ones(len(points), dtype=points.dtype, device=points.device)
@@ -231,7 +245,7 @@ def _minimise(
         step = _direction(problem, state, history, live)
         gain = (step * state.slope).sum(1)
         steepest = state.slope.abs().amax(1)
-        done = ((gain / 2 <= precision * state.value.clamp_min(CERTAIN)) | stuck) & (steepest <= tolerance)
+        done = ((gain / 2 <= share * precision * state.value.clamp_min(certain)) | stuck) & (steepest <= tolerance)
         leave = done | stuck | (passes[live] >= max_passes)
         if leave.any():
             gone, stay = live[leave], ~leave

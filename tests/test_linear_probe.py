@@ -50,9 +50,9 @@ def test_real_digits_agree_with_sklearn():
     x, y = load_digits(return_X_y=True)
     x = x.astype(np.float32)
     scores = LinearProbe("quick-lbfgs")(FeatureBank(x[:1200], y[:1200]), FeatureBank(x[1200:], y[1200:]))
-    peer = LogisticRegression(C=1 / scores.details["strength"], max_iter=5000, tol=1e-6).fit(
-        x[:1200].astype(float), y[:1200]
-    )
+    # at so weak a penalty scikit-learn needs 3,000 steps to its minimum, and is off by 1 % of the test rows on the way
+    peer = LogisticRegression(C=1 / scores.details["strength"], max_iter=50_000, tol=1e-9)
+    peer.fit(x[:1200].astype(float), y[:1200])
     assert scores.value() == pytest.approx(peer.score(x[1200:], y[1200:]), abs=0.005)
 
 

@@ -90,6 +90,20 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     torch.testing.assert_close(solve(x, y, [1.0, 10.0]).objective, whole.objective, rtol=1e-4, atol=0)
 
 
+def test_threads_do_not_change_the_answer():
+    rng = np.random.default_rng(10)
+    y = np.arange(320) % 10
+    x = (0.25 * rng.normal(size=(10, 128))[y] + rng.normal(size=(320, 128))).astype(np.float32)
+    one = solve(x, y, np.logspace(-5, 6, 45), classes=10)
+    torch.set_num_threads(2)
+    try:
+        two = solve(x, y, np.logspace(-5, 6, 45), classes=10)
+    finally:
+        torch.set_num_threads(1)
+    assert one.passes.tolist() == two.passes.tolist()
+    torch.testing.assert_close(one.weights, two.weights, rtol=1e-5, atol=1e-6)
+
+
 def test_a_strength_without_time_says_so():
     x, y = data()
     fits = solve(x, y, [1e-6, 1e6], max_passes=4)
