@@ -11,7 +11,7 @@ after the factory string (`nprobe=16`, `efSearch=64`) set how widely an index lo
 from __future__ import annotations
 
 import hashlib
-import os
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import numpy as np
 
 from eval.features import blocks
 from eval.knn import Search, unit_rows, without
+from ssl_kd.atomic import atomically
 from ssl_kd.errors import UserError
 
 TRAINED = 1 << 29  # bytes of rows that an index learns from: 350,000 rows of 384 numbers
@@ -157,12 +158,6 @@ def _read(path: Path | None, bank: np.ndarray) -> Any:
 
 
 def _write(index: Any, path: Path) -> None:
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")  # its stubs do not know the writer
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        faiss.write_index(index, str(unfinished))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    atomically(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -57,15 +59,25 @@ def test_an_index_is_kept_read_again_and_never_stale(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(index, path):
-        with open(path, "w") as file:
-            file.write("half")
+    def interrupted(index, writer):
+        writer(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(faiss, "write_index", interrupted)
+    monkeypatch.setattr(faiss, "PyCallbackIOWriter", lambda write: write)
     with pytest.raises(KeyboardInterrupt):
         open_index(rows(), "Flat", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    opened = open
+    monkeypatch.setattr(
+        "builtins.open", lambda path, *rest: opened("/dev/full" if str(path).endswith(".part") else path, *rest)
+    )
+    with pytest.raises(UserError, match=r"faiss: could not be written \(No space left on device\)"):
+        open_index(rows(), "Flat", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["IVF4,Flt", "nonsense", "IVF4,Flat nprob=2", "IVF4,Flat nprobe", ""])
