@@ -10,6 +10,7 @@ from ssl_kd.checkpoint import load_teacher
 from ssl_kd.config import DistillConfig, PretrainConfig
 from ssl_kd.encoder import Encoder
 from ssl_kd.images import Images
+from ssl_kd.interruption import Interrupted
 from ssl_kd.loop import Distilled, distill
 from ssl_kd.pretraining import pretrain
 from ssl_kd.zoo import cache_folder
@@ -57,6 +58,8 @@ def teacher(images: Images, fresh: bool = False, quiet: bool = False) -> Encoder
 
 def distilled(teacher: Encoder, images: Images, out: Path, seed: int = 0, quiet: bool = False) -> Distilled:
     """The student of the demo, in a run folder that starts anew each time."""
-    return distill(
-        teacher, images=images, config=replace(STUDENT, out=str(out), seed=seed, quiet=quiet, overwrite=True)
-    )
+    config = replace(STUDENT, out=str(out), seed=seed, quiet=quiet, overwrite=True)
+    try:
+        return distill(teacher, images=images, config=config)
+    except Interrupted as stop:
+        raise Interrupted(f"{str(stop).partition(';')[0]}; the demo distils anew each time") from None

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small_runs import signal_in_step, small_images, small_teacher
 
+from ssl_kd import demo
 from ssl_kd.cli import main
 
 
@@ -79,3 +81,11 @@ def test_the_demo_keeps_its_promises(seed, tmp_path, monkeypatch):
     assert main(["demo", "--out", str(tmp_path / "demo"), "--seed", str(seed), "--quiet"]) == 0
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     assert {"README.md", "student.safetensors", "neighbours.png", "eval"} <= names
+
+
+def test_a_stopped_demo_does_not_promise_to_go_on(tmp_path):
+    stopped = pytest.raises(
+        KeyboardInterrupt, match=r"^stopped by SIGTERM after step 1 of [0-9]+; the demo distils anew each time$"
+    )
+    with signal_in_step(0), stopped:
+        demo.distilled(small_teacher(), small_images(40), tmp_path / "run", quiet=True)
