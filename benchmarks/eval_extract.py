@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,24 +76,26 @@ def cpu_seconds() -> float:
     return sum(used.ru_utime + used.ru_stime for used in both)
 
 
-def measure(arch: str, folder: Path, count: int, rounds: int, quick: bool) -> list[dict[str, object]]:
+def measure(
+    arch: str, folder: Path, few: Path, count: int, rounds: int, quick: bool, only: Sequence[str]
+) -> list[dict[str, object]]:
     torch.manual_seed(0)
     encoder = build(arch).eval()
     answers, wall, cpu, startup = {}, {}, {}, {}
-    runs = ways(encoder, folder, quick)
-    for turn in range(rounds + 1):  # the first round warms up, and says which engines there are
-        for name in list(runs):
+    runs = {name: run for name, run in ways(encoder, folder, quick).items() if name in {USUAL, *only} or not only}
+    for name, run in ways(encoder, few, quick).items():  # warms up, and says which engines there are
+        try:
+            if name in runs:
+                run()
+        except UserError as error:
+            print(f"  {name}: left out ({error})")
+            del runs[name]
+    for _ in range(rounds):
+        for name, run in runs.items():
             began, spent = time.perf_counter(), cpu_seconds()
-            try:
-                found = runs[name]()
-            except UserError as error:
-                print(f"  {name}: left out ({error})")
-                del runs[name]
-                continue
-            if turn:
-                wall.setdefault(name, []).append(time.perf_counter() - began)
-                cpu.setdefault(name, []).append(cpu_seconds() - spent)
-            answers[name] = found.astype(np.float64)
+            answers[name] = run().astype(np.float64)
+            wall.setdefault(name, []).append(time.perf_counter() - began)
+            cpu.setdefault(name, []).append(cpu_seconds() - spent)
     base, rows = answers[USUAL], []
     print(f"\n{arch}, {count} JPEGs of {SIZE[0]}x{SIZE[1]}, {rounds} rounds, {torch.get_num_threads()} threads")
     for name in runs:
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=192, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vit_small_patch16_224"])
+    parser.add_argument("--ways", nargs="+", default=[], help="beside the usual script, only these (default: all)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: %(default)s)")
     parser.add_argument("--out", default="runs/bench/eval_extract.json", help="(default: %(default)s)")
     chosen = parser.parse_args()
@@ -140,8 +143,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     count, rounds = (min(48, chosen.images), 1) if chosen.quick else (chosen.images, chosen.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        plant(Path(folder), count, SIZE)
-        found = [row for arch in chosen.networks for row in measure(arch, Path(folder), count, rounds, chosen.quick)]
+        many, few = Path(folder) / "many", Path(folder) / "few"
+        plant(many, count, SIZE)
+        plant(few, min(BATCH, count), SIZE)
+        found = [
+            row
+            for arch in chosen.networks
+            for row in measure(arch, many, few, count, rounds, chosen.quick, chosen.ways)
+        ]
     path = Path(chosen.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1))
