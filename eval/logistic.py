@@ -35,7 +35,7 @@ HALVINGS = 20
 # against which a gain is measured at least.
 FARTHEST = {torch.float32: (1.0, 1e-3), torch.float64: (0.1, 1e-7)}
 SAMPLED = 8  # one row in so many is asked for its curvature
-EXACT = 1 << 21  # numbers: features up to so many are solved in float64
+EXACT = 1 << 21  # numbers: up to so many in the features, and in the logits of one strength, are solved in float64
 FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
 
 
@@ -152,11 +152,11 @@ def fit(
     can show. Strong penalties are solved first, in groups that fit into memory; each group starts where the weakest of
     the last one ended.
 
-    Small features (EXACT) are solved in float64, and to the end: there weak penalties leave the weights loose, and in
+    Small problems (EXACT) are solved in float64, and to the end: there weak penalties leave the weights loose, and in
     float32 another number of threads, which round products otherwise, moved them by up to 8 %.
     """
     kind = x.dtype
-    if isinstance(x, Tensor) and x.numel() <= EXACT:
+    if isinstance(x, Tensor) and max(x.numel(), len(x) * classes) <= EXACT:
         x = x.double()
     basis = rotate(x)
     order = penalties.argsort(descending=True)
