@@ -92,7 +92,7 @@ class DistillConfig:
         size: side of the square views, in pixels; 0: the teacher's
         crop_ratio: share of the shorter side that the student's centre crop will keep, above 0 to 1; 0: the teacher's
         epochs: passes over the images
-        batch_size: images at a time (views multiply it)
+        batch_size: images at a time (views multiply it); short runs do better with 64
         accumulate: so many batches make one step, as one batch of so many times the size would
         optimizer: adamw or sgd (momentum 0.9)
         lr: peak learning rate; a short run of a convolutional student wants more, up to 8e-3 (docs/objectives.md)
