@@ -152,8 +152,9 @@ def fit(
     can show. Strong penalties are solved first, in groups that fit into memory; each group starts where the weakest of
     the last one ended.
 
-    Small problems (EXACT) are solved in float64, and to the end: there weak penalties leave the weights loose, and in
-    float32 another number of threads, which round products otherwise, moved them by up to 8 %.
+    Small problems (EXACT) are solved in float64, and further: there weak penalties leave the weights loose, and in
+    float32 another number of threads, which round products otherwise, moved them by up to 8 %. After many steps a
+    little of that is left.
     """
     kind = x.dtype
     if isinstance(x, Tensor) and max(x.numel(), len(x) * classes) <= EXACT:
