@@ -2,6 +2,7 @@
 
     python -m benchmarks eval_extract                       # ResNet-50 and ViT-S/16 at 224 px, 192 images (full)
     python -m benchmarks eval_extract --quick               # 48 images, one round, no compilation
+    python -m benchmarks eval_extract --images 640 --rounds 1 --ways folded openvino
 
 The usual script: eager float32, PIL and torchvision transforms, a DataLoader with two workers. Goal: 4 times as fast at
 32-true, with the cosine to it printed. An engine that has to be made (compiled, openvino) takes seconds once per network
@@ -30,7 +31,7 @@ from benchmarks.images_decode import plant
 from eval.engines import started
 from eval.features import extract
 from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.images import open_images
 
 BATCH, WORKERS, SIZE = 32, 2, (500, 375)
@@ -56,8 +57,8 @@ def usual(encoder: Encoder, folder: Path) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def ways(encoder: Encoder, folder: Path, quick: bool) -> dict[str, Callable[[], np.ndarray]]:
-    """Every way to get the features; the engines that are installed."""
+def ways(encoder: Encoder, folder: Path, quick: bool, only: Sequence[str]) -> dict[str, Callable[[], np.ndarray]]:
+    """The ways to get the features: the usual script's, and of ours those that are asked for (none named: all)."""
 
     def ours(engine: str, precision: str = "32-true") -> Callable[[], np.ndarray]:
         return lambda: (
@@ -68,7 +69,9 @@ def ways(encoder: Encoder, folder: Path, quick: bool) -> dict[str, Callable[[], 
     rows["openvino"], rows["openvino, bf16-mixed"] = ours("openvino"), ours("openvino", "bf16-mixed")
     if not quick:
         rows["compiled"], rows["folded, bf16-mixed"] = ours("compiled"), ours("folded", "bf16-mixed")
-    return rows
+    for name in only:
+        one_of("ways", name, rows)
+    return {name: run for name, run in rows.items() if not only or name in {USUAL, *only}}
 
 
 def cpu_seconds() -> float:
@@ -82,11 +85,10 @@ def measure(
     torch.manual_seed(0)
     encoder = build(arch).eval()
     answers, wall, cpu, startup = {}, {}, {}, {}
-    runs = {name: run for name, run in ways(encoder, folder, quick).items() if name in {USUAL, *only} or not only}
-    for name, run in ways(encoder, few, quick).items():  # warms up, and says which engines there are
+    runs = ways(encoder, folder, quick, only)
+    for name, run in ways(encoder, few, quick, only).items():  # warms up, and says which engines there are
         try:
-            if name in runs:
-                run()
+            run()
         except UserError as error:
             print(f"  {name}: left out ({error})")
             del runs[name]
@@ -158,4 +160,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

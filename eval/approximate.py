@@ -11,7 +11,6 @@ after the factory string (`nprobe=16`, `efSearch=64`) set how widely an index lo
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +157,8 @@ def _read(path: Path | None, bank: np.ndarray) -> Any:
 
 
 def _write(index: Any, path: Path) -> None:
-    faiss: Any = importlib.import_module("faiss")  # its stubs do not know the writer
+    import faiss
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomically(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
+    writer = faiss.PyCallbackIOWriter  # type: ignore[attr-defined]
+    atomically(path, lambda file: faiss.write_index(index, writer(file.write)))

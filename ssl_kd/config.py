@@ -95,7 +95,7 @@ class DistillConfig:
         batch_size: images at a time (views multiply it); short runs do better with 64
         accumulate: so many batches make one step, as one batch of so many times the size would
         optimizer: adamw or sgd (momentum 0.9)
-        lr: peak learning rate; a short run of a convolutional student wants more, up to 8e-3 (docs/objectives.md)
+        lr: peak learning rate; a short run of a convolutional student wants more, up to 1.6e-2 (docs/objectives.md)
         weight_decay: decoupled (adamw) or L2 (sgd); not on biases and norms
         warmup: epochs of linear warm-up before the cosine
         clip: largest gradient norm; 0: no clipping

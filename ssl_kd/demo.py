@@ -62,4 +62,4 @@ def distilled(teacher: Encoder, images: Images, out: Path, seed: int = 0, quiet:
     try:
         return distill(teacher, images=images, config=config)
     except Interrupted as stop:
-        raise Interrupted(f"{str(stop).partition(';')[0]}; the demo distils anew each time") from None
+        raise Interrupted(stop.what, "the demo distils anew each time") from None

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; the state is saved and the message says how to go on."""
+    """Ctrl-C or SIGTERM arrived and the state is saved: `what` was stopped where, and `how` to go on."""
+
+    def __init__(self, what: str, how: str):
+        super().__init__(f"{what}; {how}")
+        self.what = what
 
 
 @contextmanager

@@ -178,8 +178,8 @@ class _Loop:
                     self._save()
                     why = stop[0] if stop else "a signal to another process"
                     raise Interrupted(
-                        f"stopped by {why} after step {self.step} of {self.total}; give the same command"
-                        f"{self._but} to go on"
+                        f"stopped by {why} after step {self.step} of {self.total}",
+                        f"give the same command{self._but} to go on",
                     )
                 if time.monotonic() - saved_at > self.config.save_minutes * 60 and self.step < self.total:
                     self._save()
@@ -238,7 +238,9 @@ class _Loop:
                     bar.advance(len(raw))
                     if stop:
                         self.faculty.flush()
-                        raise Interrupted(f"stopped by {stop[0]}; the same command{self._but} goes on with the targets")
+                        raise Interrupted(
+                            f"stopped by {stop[0]}", f"the same command{self._but} goes on with the targets"
+                        )
         self.faculty.flush()
         return self.faculty.stores
 
