@@ -16,6 +16,7 @@ memory along to the next group (no fewer passes), starting ahead of the last gro
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor
 
 from eval.rows import Rows, scratch
+from eval.threads import Pieces, fixed_rounding
 from ssl_kd.errors import UserError
 
 MEMORY = 10  # pairs of steps that L-BFGS remembers
-CELLS = 1 << 20  # rows x strengths x classes of one chunk: 4 MB, so that logits stay in cache
-ROWS = 8192  # features turned at a time
+CELLS = 1 << 16  # rows x strengths x classes of one piece: its logits stay in a core's own cache
+ROWS = 1024  # features turned at a time
 STATE = 1 << 22  # weights solved at once; 22 copies of them are alive, so 370 MB
 COLUMNS = 160  # strengths x classes solved at once: enough for a quick product, few enough to start near the last ones
 HALVINGS = 20
@@ -68,23 +70,30 @@ class Rotated:
     centre: Tensor  # (D,)
 
 
-def rotate(x: Tensor | Rows) -> Rotated:
+def rotate(x: Tensor | Rows, pieces: Pieces | None = None) -> Rotated:
     """Centre features (N, D) and turn them into the eigenbasis of their covariance; beyond x and z little is needed.
 
     Features that stay on disk are read twice, and turned into a file.
     """
-    centre = x.mean(0)
+    pieces, centre = pieces or Pieces(), x.mean(0)
     covariance = centre.new_zeros(x.shape[1], x.shape[1])
-    for part in _chunks(len(x), ROWS):
+
+    def product(part: slice) -> Tensor:
         rows = x[part] - centre
-        covariance.addmm_(rows.T, rows)
+        return rows.T @ rows
+
+    for found in pieces(product, _chunks(len(x), ROWS), covariance.numel()):
+        covariance += found
     turn = _turn(covariance.div_(len(x)))
     shape = len(x), turn.shape[1]
     z = x.new_empty(shape) if isinstance(x, Tensor) else scratch(*shape)
     spread = z.new_zeros(shape[1])
-    for part in _chunks(len(x), ROWS):
-        rows = torch.mm(x[part] - centre, turn, out=z[part])
-        spread += rows.square().sum(0) / len(x)
+
+    def turned(part: slice) -> Tensor:
+        return torch.mm(x[part] - centre, turn, out=z[part]).square().sum(0)
+
+    for found in pieces(turned, _chunks(len(x), ROWS)):
+        spread += found / len(x)
     keep = spread > FLAT**2 * spread.max()
     keep[-1] = True  # constant features leave the bias alone to fit, but a product needs a column
     if not keep.all():
@@ -153,18 +162,32 @@ def fit(
     the last one ended.
 
     Small problems (EXACT) are solved in float64, and further: there weak penalties leave the weights loose, and in
-    float32 another number of threads, which round products otherwise, moved them by up to 8 %. After many steps a
-    little of that is left.
+    float32 another order of rows moved them by several per cent. The number of threads changes no bit
+    (`eval.threads`).
     """
+    with fixed_rounding(x.device) as pieces:
+        return _fit(x, y, classes, penalties, tolerance, precision, max_passes, pieces)
+
+
+def _fit(
+    x: Tensor | Rows,
+    y: Tensor,
+    classes: int,
+    penalties: Tensor,
+    tolerance: float,
+    precision: float,
+    max_passes: int,
+    pieces: Pieces,
+) -> Fits:
     kind = x.dtype
     if isinstance(x, Tensor) and max(x.numel(), len(x) * classes) <= EXACT:
         x = x.double()
-    basis = rotate(x)
+    basis = rotate(x, pieces)
     order = penalties.argsort(descending=True)
     group = max(1, min(COLUMNS // classes, STATE // (classes * basis.z.shape[1])))
     start, parts = None, []
     for i in range(0, len(order), group):
-        problem = _Problem(basis, y, classes, penalties[order[i : i + group]].to(x.dtype))
+        problem = _Problem(basis, y, classes, penalties[order[i : i + group]].to(x.dtype), pieces)
         parts.append(_minimise(problem, start, tolerance, precision, max_passes))
         start = parts[-1][0][-1]
     points, objective, slope, passes, converged = (
@@ -179,8 +202,9 @@ def fit(
 class _Problem:
     """The objective of several strengths over one set of rotated features; points are rows [weights, bias]."""
 
-    def __init__(self, basis: Rotated, y: Tensor, classes: int, penalties: Tensor):
+    def __init__(self, basis: Rotated, y: Tensor, classes: int, penalties: Tensor, pieces: Pieces):
         self.z, self.spread, self.y, self.classes, self.penalties = basis.z, basis.spread, y, classes, penalties
+        self.pieces, self.mine = pieces, threading.local()
 
     def start(self) -> Tensor:
         """Return (R, P): no weights, and the bias that alone fits best."""
@@ -198,22 +222,27 @@ class _Problem:
         loss = torch.zeros(r, dtype=torch.float64, device=points.device)
         bend, asked = torch.zeros_like(bias.T), 0
         size = max(256, CELLS // (r * c))
-        room = columns.new_empty(min(size, n), c * r)  # one for all chunks: fresh memory would cost a tenth of the time
-        for part in _chunks(n, size):
+
+        def piece(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
             rows, labels = self.z[part], self.y[part]
-            logits = torch.addmm(offset, rows, columns.T, out=room[: len(rows)]).view(len(rows), c, r)
+            logits = torch.addmm(offset, rows, columns.T, out=self.room(len(rows), c * r)).view(len(rows), c, r)
             logits -= logits.amax(1, keepdim=True)
             own = torch.arange(len(rows), device=labels.device) * c + labels
-            loss -= logits.view(-1, r)[own].sum(0)
+            right = logits.view(-1, r)[own].sum(0)
             total = logits.exp_().sum(1, keepdim=True)
-            loss += total.log().sum((0, 1))
+            lost = total.log().sum((0, 1)) - right
             logits /= total
             sample = logits[::SAMPLED]
-            bend, asked = bend + (sample - sample.square()).sum(0), asked + len(sample)
+            bent = (sample - sample.square()).sum(0)
             logits.view(-1, r)[own] -= 1
             errors = logits.view(len(rows), c * r)
-            gradient.addmm_(errors.T, rows)
-            bias_gradient += errors.sum(0)
+            return lost, errors.T @ rows, errors.sum(0), bent, len(sample)
+
+        for lost, turn, shift, bent, sampled in self.pieces(piece, _chunks(n, size), gradient.numel()):
+            loss += lost
+            gradient += turn
+            bias_gradient += shift
+            bend, asked = bend + bent, asked + sampled
         penalty = self.penalties[which]
         objective = (loss / n).to(points.dtype) + penalty / 2 * weights.square().sum((1, 2))
         slope = gradient.view(c, r, -1).transpose(0, 1) / n + penalty[:, None, None] * weights
@@ -221,6 +250,13 @@ class _Problem:
         # between a class's own curvature and that of all: its own alone overshoots where a class is nearly certain
         bend = (bend * bend.mean(1, keepdim=True)).sqrt().clamp_min(1e-9)
         return objective, torch.cat([slope.flatten(1), bias_gradient.view(c, r).T / n], 1), bend
+
+    def room(self, rows: int, columns: int) -> Tensor:
+        """Return a place for a piece's logits, one a thread for all its pieces: fresh memory would cost a tenth of the time."""
+        kept = getattr(self.mine, "room", None)
+        if kept is None or kept.numel() < rows * columns:
+            kept = self.mine.room = self.z.new_empty(rows * columns)
+        return kept[: rows * columns].view(rows, columns)
 
     def precondition(self, vectors: Tensor, bend: Tensor, which: Tensor) -> Tensor:
         """Return vectors (r, P) divided by the Hessian's diagonal, had every row the mean curvature `bend` (r, C)."""

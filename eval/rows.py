@@ -53,6 +53,10 @@ class Rows:
         block = torch.from_numpy(np.array(found, dtype=np.float32, order="C"))
         return block if self.ready is None else self.ready(block)
 
+    def index_select(self, _: int, rows: Tensor) -> Tensor:
+        """Read the rows of these numbers (n,), as (n, D)."""
+        return self[rows]
+
     def split(self, size: int) -> Iterator[Tensor]:
         """Read all rows, `size` at a time."""
         return (self[part] for part in blocks(len(self), size))

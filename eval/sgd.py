@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.features import blocks
 from eval.logistic import Fits
 from eval.rows import Rows
+from eval.threads import Pieces, fixed_rounding
+
+ALONE = 1 << 24  # multiplications of one product, up to which one thread does all
+SPAN = 64  # rows of a batch, and
+PART = 1 << 25  # multiplications of a group of columns, that are a piece of work where there is more
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,13 @@ def fit_sgd(x: Tensor | Rows, y: Tensor, classes: int, lrs: Tensor, protocol: SG
     All heads start from the same normal(0, 0.01) weights and see the same batches. `objective` is the mean
     cross-entropy of the last epoch, `converged` says that it is a number, `gradient` is not measured (NaN).
     """
+    with fixed_rounding(x.device) as pieces:
+        return _fit(x, y, classes, lrs, protocol, seed, pieces)
+
+
+def _fit(
+    x: Tensor | Rows, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtocol, seed: int, pieces: Pieces
+) -> Fits:
     draw = torch.Generator().manual_seed(seed)
     r, (n, width) = len(lrs), x.shape
     weights = (0.01 * torch.randn(classes, width, generator=draw)).to(x.device)
@@ -90,30 +103,47 @@ def fit_sgd(x: Tensor | Rows, y: Tensor, classes: int, lrs: Tensor, protocol: SG
     weights = weights[:, None].repeat(1, r, 1).view(classes * r, width)
     bias, speed = weights.new_zeros(classes * r), torch.zeros_like(weights)
     bias_speed, per_row = torch.zeros_like(bias), lrs.to(weights).repeat(classes)
+    errors = weights.new_empty(min(protocol.batch, n), classes * r)
+    large = x.device.type == "cpu" and errors.numel() * width > ALONE
+    spans = list(blocks(len(errors), SPAN if large else len(errors)))
+    groups = list(blocks(len(weights), max(1, PART // (len(errors) * width)) if large else len(weights)))
+
+    def judge(span: slice) -> Tensor:
+        """Fill a span of `errors`, the gradient of each row's loss by its logits / rows; return the losses (R,)."""
+        right = labels[span]
+        logits = torch.addmm(bias, part[span], weights.T, out=errors[: len(part)][span]).view(len(right), classes, r)
+        logits -= logits.amax(1, keepdim=True)
+        own = torch.arange(len(right), device=x.device) * classes + right
+        gained = logits.view(-1, r)[own].sum(0)
+        total = logits.exp_().sum(1, keepdim=True)
+        lost = total.log().sum((0, 1)) - gained
+        logits /= total
+        logits.view(-1, r)[own] -= 1
+        logits /= len(part)
+        return lost
+
+    def learn(group: slice) -> None:
+        """Take one step with a group of the columns' weights."""
+        wrong, fast, bias_fast = errors[: len(part), group], speed[group].mul_(0.9), bias_speed[group].mul_(0.9)
+        if protocol.weight_decay:
+            fast.add_(weights[group], alpha=protocol.weight_decay)
+            bias_fast.add_(bias[group], alpha=protocol.weight_decay)
+        pace = per_row[group] * factor
+        weights[group].addcmul_(fast.addmm_(wrong.T, part), pace[:, None], value=-1)
+        bias[group].addcmul_(bias_fast.add_(wrong.sum(0)), pace, value=-1)
+
+    share: Any = pieces if large else map
     steps = protocol.epochs * math.ceil(n / protocol.batch)
     loss, step = torch.zeros(r, device=x.device), 0
     for _ in range(protocol.epochs):
         loss.zero_()
         for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
-            part, labels = x[rows], y[rows]
-            logits = torch.addmm(bias, part, weights.T).view(len(rows), classes, r)
-            logits -= logits.amax(1, keepdim=True)
-            own = torch.arange(len(rows), device=x.device) * classes + labels
-            loss -= logits.view(-1, r)[own].sum(0)
-            total = logits.exp_().sum(1, keepdim=True)
-            loss += total.log().sum((0, 1))
-            logits /= total
-            logits.view(-1, r)[own] -= 1
-            errors = logits.view(len(rows), classes * r).div_(len(rows))
-            if protocol.weight_decay:
-                speed.mul_(0.9).add_(weights, alpha=protocol.weight_decay).addmm_(errors.T, part)
-                bias_speed.mul_(0.9).add_(bias, alpha=protocol.weight_decay).add_(errors.sum(0))
-            else:
-                speed.mul_(0.9).addmm_(errors.T, part)
-                bias_speed.mul_(0.9).add_(errors.sum(0))
-            pace = per_row * rate(protocol, step, steps)
-            weights.addcmul_(speed, pace[:, None], value=-1)
-            bias.addcmul_(bias_speed, pace, value=-1)
+            part, labels = x.index_select(0, rows), y[rows]  # x[rows] would take 2.5 times as long
+            factor = rate(protocol, step, steps)
+            for lost in share(judge, [span for span in spans if span.start < len(rows)]):
+                loss += lost
+            for _done in share(learn, groups):
+                pass
             step += 1
     heads = weights.view(classes, r, width).transpose(0, 1).contiguous()
     sound = heads.isfinite().all(2).all(1) & loss.isfinite()

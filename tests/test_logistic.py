@@ -90,18 +90,24 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     torch.testing.assert_close(solve(x, y, [1.0, 10.0]).objective, whole.objective, rtol=1e-4, atol=0)
 
 
-def test_threads_do_not_change_the_answer():
+@pytest.mark.parametrize("exact", [0, 1 << 21], ids=["float32", "float64"])
+def test_threads_do_not_change_one_bit(exact, monkeypatch):
+    """In products that threads share, weak penalties moved weights by 8 % in float32 from one number to another."""
+    monkeypatch.setattr("eval.logistic.EXACT", exact)
+    monkeypatch.setattr("eval.logistic.CELLS", 1 << 15)
     rng = np.random.default_rng(10)
-    y = np.arange(320) % 10
-    x = (0.25 * rng.normal(size=(10, 128))[y] + rng.normal(size=(320, 128))).astype(np.float32)
-    one = solve(x, y, np.logspace(-5, 6, 45), classes=10)
-    torch.set_num_threads(2)
-    try:
-        two = solve(x, y, np.logspace(-5, 6, 45), classes=10)
-    finally:
-        torch.set_num_threads(1)
-    assert one.passes.tolist() == two.passes.tolist()
-    torch.testing.assert_close(one.weights, two.weights, rtol=1e-5, atol=1e-6)
+    y = np.arange(960) % 10
+    x = (0.25 * rng.normal(size=(10, 128))[y] + rng.normal(size=(960, 128))).astype(np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(solve(x, y, np.logspace(-5, 6, 45), classes=10))
+        finally:
+            torch.set_num_threads(1)
+    for other in found[1:]:
+        assert torch.equal(other.weights, found[0].weights)
+        assert torch.equal(other.passes, found[0].passes)
 
 
 def test_a_strength_without_time_says_so():
