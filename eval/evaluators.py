@@ -65,8 +65,8 @@ def _linear(protocol: Any, given: Given) -> Callable[..., Scores]:
     from eval.multilabel import MultiLabelProbe
 
     if given.metric == "map11":
-        return MultiLabelProbe(protocol, given.seed, given.device)
-    return LinearProbe(protocol, metric=given.metric, seed=given.seed, device=given.device)
+        return MultiLabelProbe(protocol, given.seed, given.device, given.quiet)
+    return LinearProbe(protocol, metric=given.metric, seed=given.seed, device=given.device, quiet=given.quiet)
 
 
 def _multilabel_protocol(name: str) -> Any:

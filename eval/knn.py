@@ -22,7 +22,7 @@ from ssl_kd.progress import Progress
 SHARD_BYTES = 24 << 20  # a bank that has to be normalised or converted is searched in copies of this size
 QUERY_BYTES = 16 << 20  # queries asked of such a bank at a time: with a shard, and what they find, below 64 MB
 MERGED = 1024  # of these queries, how many are taken through a shard at a time
-BLOCK = 4096  # queries searched and counted at a time: faiss' own block, and what bounds the memory beyond the bank
+BLOCK = 2048  # queries searched and counted at a time: what bounds the memory beyond the bank
 VOTE_CELLS = 1 << 19  # cells of one table of votes (queries x classes, or queries x neighbours)
 UNIT = 1e-6  # a length this close to 1 is what float32 makes of a unit vector
 GUESSES = 5  # ranked guesses per query: what top-5 needs

@@ -24,6 +24,7 @@ from eval.metrics import Scores, accuracy, figures, hits_of_figures, mean_per_cl
 from eval.rows import Rows, stays_on_disk
 from eval.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardised
 from ssl_kd.errors import NonFinite, UserError, nearest
+from ssl_kd.progress import Progress
 
 CELLS = 1 << 25  # logits alive at once: rows x classes x strengths
 
@@ -82,7 +83,7 @@ class LinearProbe:
 
     `protocol` is a name of PROTOCOLS or a protocol of your own. `metric` (top1 or mean_per_class) chooses the strength
     or learning rate; a given `strength` skips the choice. `seed` draws the held-out part, and an SGD's weights and
-    batches. `device` runs the fits.
+    batches. `device` runs the fits, `quiet=False` shows how many are done.
     """
 
     protocol: str | Protocol = "simclr-lbfgs"
@@ -90,6 +91,7 @@ class LinearProbe:
     strength: float | None = None
     seed: int = 0
     device: str = "cpu"
+    quiet: bool = True
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return top-1, mean per class and top-5 with intervals; `details` hold the strength and the whole sweep."""
@@ -107,9 +109,11 @@ class LinearProbe:
         x, y = _tensor(banks.x, self.device), torch.from_numpy(banks.y).to(self.device)
         x_test, classes = _tensor(banks.x_test, self.device), len(banks.classes)
         given = self.strength if self.strength is not None or len(protocol.choices) > 1 else protocol.choices[0]
-        sweep = self._sweep(protocol, banks.y, x, y, classes, train.held) if given is None else []
-        chosen = float(given) if given is not None else _best(sweep, self.metric, protocol.knob)[protocol.knob]
-        final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test)
+        fits = 1 if given is not None else len(protocol.choices) + 1
+        with Progress("linear probe", fits, "fits", self.quiet) as bar:
+            sweep = self._sweep(protocol, banks.y, x, y, classes, train.held, bar) if given is None else []
+            chosen = float(given) if given is not None else _best(sweep, self.metric, protocol.knob)[protocol.knob]
+            final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test, bar)
         if not torch.isfinite(final.weights).all():
             raise NonFinite(f"{protocol.name}: diverged at {protocol.knob} {chosen:g}; take a protocol with a sweep")
         ranked = _ranked(final, x_test)
@@ -132,12 +136,19 @@ class LinearProbe:
         return scores, final, x_test
 
     def _sweep(
-        self, protocol: Protocol, labels: np.ndarray, x: torch.Tensor | Rows, y: torch.Tensor, classes: int, own: Any
+        self,
+        protocol: Protocol,
+        labels: np.ndarray,
+        x: torch.Tensor | Rows,
+        y: torch.Tensor,
+        classes: int,
+        own: Any,
+        bar: Progress,
     ) -> list[dict[str, Any]]:
         """Fit every choice on a part of train and judge it on the rest: the set's `own` validation split if it has one."""
         held = holdout(labels, protocol.holdout, self.seed) if own is None else own
         rest = torch.from_numpy(held).to(x.device)
-        fits, (x_held,) = self._fit(protocol, x[~rest], y[~rest], classes, protocol.choices, x[rest])
+        fits, (x_held,) = self._fit(protocol, x[~rest], y[~rest], classes, protocol.choices, x[rest], bar)
         guesses, losses = _judge(fits, x_held, y[rest])
         return [
             {
@@ -161,13 +172,15 @@ class LinearProbe:
         classes: int,
         choices: Sequence[float],
         other: torch.Tensor | Rows,
+        bar: Progress,
     ) -> tuple[Fits, list[Any]]:
         """Fit all choices to x; return them with `other` as those fits want to see it."""
         knobs = torch.tensor(choices, dtype=torch.float32, device=x.device)
         if isinstance(protocol, SGDProtocol):
             x, *others = standardised(x, other) if protocol.standardise else [x, other]
-            return fit_sgd(x, y, classes, knobs, protocol, self.seed), others
-        return fit(x, y, classes, knobs / len(x), protocol.tolerance, protocol.precision, protocol.max_passes), [other]
+            return fit_sgd(x, y, classes, knobs, protocol, self.seed, bar.advance), others
+        given = protocol.tolerance, protocol.precision, protocol.max_passes, bar.advance
+        return fit(x, y, classes, knobs / len(x), *given), [other]
 
 
 def linear_protocol(protocol: str | Protocol) -> Protocol:

@@ -17,7 +17,7 @@ memory along to the next group (no fewer passes), starting ahead of the last gro
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,10 @@ FARTHEST = {torch.float32: (1.0, 1e-3), torch.float64: (0.1, 1e-7)}
 SAMPLED = 8  # one row in so many is asked for its curvature
 EXACT = 1 << 21  # numbers: up to so many in the features, and in the logits of one strength, are solved in float64
 FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
+
+
+def unseen(n: int, **notes: object) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def fit(
     tolerance: float = 1e-4,
     precision: float = 3e-4,
     max_passes: int = 1000,
+    advance: Callable[..., None] = unseen,
 ) -> Fits:
     """Fit one model per penalty (R,) to features (N, D) float32, in memory or on disk, and class numbers (N,).
 
@@ -163,10 +168,10 @@ def fit(
 
     Small problems (EXACT) are solved in float64, and further: there weak penalties leave the weights loose, and in
     float32 another order of rows moved them by several per cent. The number of threads changes no bit
-    (`eval.threads`).
+    (`eval.threads`). `advance(n, passes=...)` hears after every pass how many more strengths have ended.
     """
     with fixed_rounding(x.device) as pieces:
-        return _fit(x, y, classes, penalties, tolerance, precision, max_passes, pieces)
+        return _fit(x, y, classes, penalties, tolerance, precision, max_passes, pieces, advance)
 
 
 def _fit(
@@ -178,6 +183,7 @@ def _fit(
     precision: float,
     max_passes: int,
     pieces: Pieces,
+    advance: Callable[..., None],
 ) -> Fits:
     kind = x.dtype
     if isinstance(x, Tensor) and max(x.numel(), len(x) * classes) <= EXACT:
@@ -188,7 +194,7 @@ def _fit(
     start, parts = None, []
     for i in range(0, len(order), group):
         problem = _Problem(basis, y, classes, penalties[order[i : i + group]].to(x.dtype), pieces)
-        parts.append(_minimise(problem, start, tolerance, precision, max_passes))
+        parts.append(_minimise(problem, start, tolerance, precision, max_passes, advance))
         start = parts[-1][0][-1]
     points, objective, slope, passes, converged = (
         torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True)
@@ -266,7 +272,12 @@ class _Problem:
 
 
 def _minimise(
-    problem: _Problem, start: Tensor | None, tolerance: float, precision: float, max_passes: int
+    problem: _Problem,
+    start: Tensor | None,
+    tolerance: float,
+    precision: float,
+    max_passes: int,
+    advance: Callable[..., None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run L-BFGS on every strength at once; return points, objective, gradient, passes and converged."""
     points = problem.start() if start is None else start.repeat(len(problem.penalties), 1)
@@ -290,6 +301,7 @@ def _minimise(
             ends[:, gone] = torch.stack([state.value, steepest, passes[live]])[:, leave]
             live, state, step, gain = live[stay], state.of(stay), step[stay], gain[stay]
             history = [(s[stay], d[stay], scale[stay]) for s, d, scale in history]
+        advance(int(leave.sum()), passes=int(passes.max()))
         if not len(live):
             return final, ends[0], ends[1], ends[2], converged
         new, stuck = _search(problem, state, step, gain, live, passes)

@@ -20,6 +20,7 @@ from eval.linear_probe import LBFGS_PROTOCOLS, LinearProtocol
 from eval.logistic import fit
 from eval.metrics import Scores, eleven_point, map11, mean_area
 from ssl_kd.errors import UserError, one_of
+from ssl_kd.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,21 @@ class MultiLabelProbe:
     protocol: str | LinearProtocol = "simclr-lbfgs"
     seed: int = 0
     device: str = "cpu"
+    quiet: bool = True
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return the 11-point mAP; `details` hold each class's average precision, the strength and the sweep."""
         protocol, y, y_test = multilabel_protocol(self.protocol), *_checked(train, test)
         held = _holdout(len(y), protocol.holdout, self.seed) if train.held is None else train.held
         x, x_test = (torch.from_numpy(np.array(bank.features, np.float32)).to(self.device) for bank in (train, test))
-        converged, logits = _one_vs_rest(protocol, protocol.strengths, x[~held], y[~held], x[held])
-        sweep = [
-            {"strength": strength, "map11": mean_area(y[held], found), "converged": bool(good)}
-            for strength, found, good in zip(protocol.strengths, logits, converged, strict=True)
-        ]
-        best = max(sweep, key=lambda row: (row["map11"], row["strength"]))
-        (settled,), (final,) = _one_vs_rest(protocol, (best["strength"],), x, y, x_test)
+        with Progress("linear probe", (len(protocol.strengths) + 1) * y.shape[1], "fits", self.quiet) as bar:
+            converged, logits = _one_vs_rest(protocol, protocol.strengths, x[~held], y[~held], x[held], bar)
+            sweep = [
+                {"strength": strength, "map11": mean_area(y[held], found), "converged": bool(good)}
+                for strength, found, good in zip(protocol.strengths, logits, converged, strict=True)
+            ]
+            best = max(sweep, key=lambda row: (row["map11"], row["strength"]))
+            (settled,), (final,) = _one_vs_rest(protocol, (best["strength"],), x, y, x_test, bar)
         areas = [float(eleven_point(y_test[:, c], final[:, c])[0]) for c in range(y.shape[1])]
         late = [f"{row['strength']:.1e}" for row in sweep if not row["converged"]]
         notes = [f"{len(late)} of {len(sweep)} strengths did not converge: {', '.join(late)}"] if late else []
@@ -97,7 +100,7 @@ def _holdout(n: int, share: float, seed: int) -> np.ndarray:
 
 
 def _one_vs_rest(
-    protocol: LinearProtocol, strengths: Any, x: torch.Tensor, y: np.ndarray, x_test: torch.Tensor
+    protocol: LinearProtocol, strengths: Any, x: torch.Tensor, y: np.ndarray, x_test: torch.Tensor, bar: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether all classes converged (R,), and every strength's scores (R, Q, C) of the test rows."""
     scores = np.zeros((len(strengths), len(x_test), y.shape[1]), np.float32)
@@ -106,10 +109,12 @@ def _one_vs_rest(
         rows = np.flatnonzero(y[:, c])
         shown = torch.from_numpy((y[rows, c] > 0).astype(np.int64)).to(x.device)
         if shown.unique().numel() < 2:
-            continue  # a held-out part without the class: every row scores alike
+            bar.advance(len(strengths))  # a held-out part without the class: every row scores alike
+            continue
         # a softmax of two classes halves |w|^2, so twice the strength is the logistic regression's
         penalties = 2 * torch.tensor(strengths, dtype=torch.float32, device=x.device) / len(rows)
-        fits = fit(x[rows], shown, 2, penalties, protocol.tolerance, protocol.precision, protocol.max_passes)
+        given = protocol.tolerance, protocol.precision, protocol.max_passes, bar.advance
+        fits = fit(x[rows], shown, 2, penalties, *given)
         converged &= fits.converged.cpu().numpy()
         logits = fits.logits(x_test)
         scores[:, :, c] = (logits[..., 1] - logits[..., 0]).cpu().numpy()

@@ -8,6 +8,7 @@ cannot give is augmentation: features are of centre crops, where the DINO, DINOv
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.features import blocks
-from eval.logistic import Fits
+from eval.logistic import Fits, unseen
 from eval.rows import Rows
 from eval.threads import Pieces, fixed_rounding
 
@@ -83,18 +84,34 @@ def rate(protocol: SGDProtocol, step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * (epoch / protocol.epochs if protocol.by_epoch else step / steps))) / 2
 
 
-def fit_sgd(x: Tensor | Rows, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtocol, seed: int = 0) -> Fits:
+def fit_sgd(
+    x: Tensor | Rows,
+    y: Tensor,
+    classes: int,
+    lrs: Tensor,
+    protocol: SGDProtocol,
+    seed: int = 0,
+    advance: Callable[..., None] = unseen,
+) -> Fits:
     """Train one head per learning rate (R,) on features (N, D) float32 and class numbers (N,), side by side.
 
     All heads start from the same normal(0, 0.01) weights and see the same batches. `objective` is the mean
     cross-entropy of the last epoch, `converged` says that it is a number, `gradient` is not measured (NaN).
+    `advance(n, epoch=...)` hears of every epoch, and at the end of all heads.
     """
     with fixed_rounding(x.device) as pieces:
-        return _fit(x, y, classes, lrs, protocol, seed, pieces)
+        return _fit(x, y, classes, lrs, protocol, seed, pieces, advance)
 
 
 def _fit(
-    x: Tensor | Rows, y: Tensor, classes: int, lrs: Tensor, protocol: SGDProtocol, seed: int, pieces: Pieces
+    x: Tensor | Rows,
+    y: Tensor,
+    classes: int,
+    lrs: Tensor,
+    protocol: SGDProtocol,
+    seed: int,
+    pieces: Pieces,
+    advance: Callable[..., None],
 ) -> Fits:
     draw = torch.Generator().manual_seed(seed)
     r, (n, width) = len(lrs), x.shape
@@ -135,7 +152,8 @@ def _fit(
     share: Any = pieces if large else map
     steps = protocol.epochs * math.ceil(n / protocol.batch)
     loss, step = torch.zeros(r, device=x.device), 0
-    for _ in range(protocol.epochs):
+    for epoch in range(protocol.epochs):
+        advance(0, epoch=f"{epoch + 1} of {protocol.epochs}")
         loss.zero_()
         for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
             part, labels = x.index_select(0, rows), y[rows]  # x[rows] would take 2.5 times as long
@@ -145,6 +163,7 @@ def _fit(
             for _done in share(learn, groups):
                 pass
             step += 1
+    advance(r)
     heads = weights.view(classes, r, width).transpose(0, 1).contiguous()
     sound = heads.isfinite().all(2).all(1) & loss.isfinite()
     epochs = torch.full((r,), float(protocol.epochs))

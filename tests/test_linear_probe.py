@@ -186,3 +186,11 @@ def test_a_validation_split_of_zeros_and_ones_is_that_of_booleans():
         for kind in (held, held.astype(int))
     )
     assert one.details == other.details
+
+
+@pytest.mark.parametrize(("protocol", "fits"), [("simclr-lbfgs", 46), ("dinov2-sweep", 14), ("dino-linear", 1)])
+def test_progress_counts_every_fit(protocol, fits, capsys):
+    LinearProbe(protocol, quiet=False)(*banks())
+    assert f"linear probe: {fits} of {fits} fits" in capsys.readouterr().err
+    LinearProbe(protocol)(*banks())
+    assert not capsys.readouterr().err
