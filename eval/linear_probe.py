@@ -53,6 +53,12 @@ class LinearProtocol:
         """The strengths that a sweep tries."""
         return self.strengths
 
+    def fit(
+        self, x: torch.Tensor | Rows, y: torch.Tensor, classes: int, penalties: torch.Tensor, bar: Progress
+    ) -> Fits:
+        """Fit one model per penalty, as far as this protocol goes."""
+        return fit(x, y, classes, penalties, self.tolerance, self.precision, self.max_passes, bar.advance)
+
 
 def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(float(w) for w in np.logspace(low, high, count))
@@ -179,8 +185,7 @@ class LinearProbe:
         if isinstance(protocol, SGDProtocol):
             x, *others = standardised(x, other) if protocol.standardise else [x, other]
             return fit_sgd(x, y, classes, knobs, protocol, self.seed, bar.advance), others
-        given = protocol.tolerance, protocol.precision, protocol.max_passes, bar.advance
-        return fit(x, y, classes, knobs / len(x), *given), [other]
+        return protocol.fit(x, y, classes, knobs / len(x), bar), [other]
 
 
 def linear_protocol(protocol: str | Protocol) -> Protocol:

@@ -17,7 +17,6 @@ import torch
 
 from eval.features import FeatureBank, check_finite
 from eval.linear_probe import LBFGS_PROTOCOLS, LinearProtocol
-from eval.logistic import fit
 from eval.metrics import Scores, eleven_point, map11, mean_area
 from ssl_kd.errors import UserError, one_of
 from ssl_kd.progress import Progress
@@ -113,8 +112,7 @@ def _one_vs_rest(
             continue
         # a softmax of two classes halves |w|^2, so twice the strength is the logistic regression's
         penalties = 2 * torch.tensor(strengths, dtype=torch.float32, device=x.device) / len(rows)
-        given = protocol.tolerance, protocol.precision, protocol.max_passes, bar.advance
-        fits = fit(x[rows], shown, 2, penalties, *given)
+        fits = protocol.fit(x[rows], shown, 2, penalties, bar)
         converged &= fits.converged.cpu().numpy()
         logits = fits.logits(x_test)
         scores[:, :, c] = (logits[..., 1] - logits[..., 0]).cpu().numpy()

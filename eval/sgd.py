@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.features import blocks
-from eval.logistic import Fits, unseen
+from eval.logistic import Fits, into_probabilities, unseen
 from eval.rows import Rows
 from eval.threads import Pieces, fixed_rounding
 
@@ -99,20 +99,6 @@ def fit_sgd(
     cross-entropy of the last epoch, `converged` says that it is a number, `gradient` is not measured (NaN).
     `advance(n, epoch=...)` hears of every epoch, and at the end of all heads.
     """
-    with fixed_rounding(x.device) as pieces:
-        return _fit(x, y, classes, lrs, protocol, seed, pieces, advance)
-
-
-def _fit(
-    x: Tensor | Rows,
-    y: Tensor,
-    classes: int,
-    lrs: Tensor,
-    protocol: SGDProtocol,
-    seed: int,
-    pieces: Pieces,
-    advance: Callable[..., None],
-) -> Fits:
     draw = torch.Generator().manual_seed(seed)
     r, (n, width) = len(lrs), x.shape
     weights = (0.01 * torch.randn(classes, width, generator=draw)).to(x.device)
@@ -122,19 +108,14 @@ def _fit(
     bias_speed, per_row = torch.zeros_like(bias), lrs.to(weights).repeat(classes)
     errors = weights.new_empty(min(protocol.batch, n), classes * r)
     large = x.device.type == "cpu" and errors.numel() * width > ALONE
-    spans = list(blocks(len(errors), SPAN if large else len(errors)))
+    span_size = SPAN if large else len(errors)
     groups = list(blocks(len(weights), max(1, PART // (len(errors) * width)) if large else len(weights)))
 
     def judge(span: slice) -> Tensor:
         """Fill a span of `errors`, the gradient of each row's loss by its logits / rows; return the losses (R,)."""
         right = labels[span]
-        logits = torch.addmm(bias, part[span], weights.T, out=errors[: len(part)][span]).view(len(right), classes, r)
-        logits -= logits.amax(1, keepdim=True)
-        own = torch.arange(len(right), device=x.device) * classes + right
-        gained = logits.view(-1, r)[own].sum(0)
-        total = logits.exp_().sum(1, keepdim=True)
-        lost = total.log().sum((0, 1)) - gained
-        logits /= total
+        logits = torch.addmm(bias, part[span], weights.T, out=errors[span]).view(len(right), classes, r)
+        lost, own = into_probabilities(logits, right)
         logits.view(-1, r)[own] -= 1
         logits /= len(part)
         return lost
@@ -149,20 +130,21 @@ def _fit(
         weights[group].addcmul_(fast.addmm_(wrong.T, part), pace[:, None], value=-1)
         bias[group].addcmul_(bias_fast.add_(wrong.sum(0)), pace, value=-1)
 
-    share: Any = pieces if large else map
     steps = protocol.epochs * math.ceil(n / protocol.batch)
     loss, step = torch.zeros(r, device=x.device), 0
-    for epoch in range(protocol.epochs):
-        advance(0, epoch=f"{epoch + 1} of {protocol.epochs}")
-        loss.zero_()
-        for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
-            part, labels = x.index_select(0, rows), y[rows]  # x[rows] would take 2.5 times as long
-            factor = rate(protocol, step, steps)
-            for lost in share(judge, [span for span in spans if span.start < len(rows)]):
-                loss += lost
-            for _done in share(learn, groups):
-                pass
-            step += 1
+    with fixed_rounding(x.device) as pieces:
+        share = pieces if large else Pieces()
+        for epoch in range(protocol.epochs):
+            advance(0, epoch=f"{epoch + 1} of {protocol.epochs}")
+            loss.zero_()
+            for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
+                part, labels = x.index_select(0, rows), y[rows]  # x[rows] would take 2.5 times as long
+                factor = rate(protocol, step, steps)
+                for lost in share(judge, blocks(len(rows), span_size)):
+                    loss += lost
+                for _done in share(learn, groups):
+                    pass
+                step += 1
     advance(r)
     heads = weights.view(classes, r, width).transpose(0, 1).contiguous()
     sound = heads.isfinite().all(2).all(1) & loss.isfinite()

@@ -18,7 +18,7 @@ import torch
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 AHEAD = 2  # pieces a thread that are under way, so that none waits for its turn to be added up
-HELD = 1 << 28  # numbers that results may hold before they are: 1 GB
+HELD = 1 << 28  # numbers that results may hold until their turn: 1 GB in float32
 
 
 class Pieces:

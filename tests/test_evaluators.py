@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
-import faiss
 import numpy as np
 import pytest
-import torch
-from threadpoolctl import threadpool_limits
 
 from eval import fewshot, knn, linear_probe, ood, retrieval, robustness
 from eval.evaluators import KINDS, Given
@@ -50,24 +45,12 @@ def judged(kind, protocol, train, test):
     return evaluator(train, test)
 
 
-@contextmanager
-def threads(count):
-    torch.set_num_threads(count)
-    faiss.omp_set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(1)
-        faiss.omp_set_num_threads(1)
-
-
 def test_the_walk_misses_no_evaluator():
     assert set(KNOWN) == set(KINDS)
 
 
 @walk
-def test_threads_change_no_figure(kind, protocol):
+def test_threads_change_no_figure(kind, protocol, threads):
     given = banks()
     alone = judged(kind, protocol, *given)
     with threads(2):

@@ -91,7 +91,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("exact", [0, 1 << 21], ids=["float32", "float64"])
-def test_threads_do_not_change_one_bit(exact, monkeypatch):
+def test_threads_do_not_change_one_bit(exact, monkeypatch, threads):
     """In products that threads share, weak penalties moved weights by 8 % in float32 from one number to another."""
     monkeypatch.setattr("eval.logistic.EXACT", exact)
     monkeypatch.setattr("eval.logistic.CELLS", 1 << 15)
@@ -99,12 +99,9 @@ def test_threads_do_not_change_one_bit(exact, monkeypatch):
     y = np.arange(960) % 10
     x = (0.25 * rng.normal(size=(10, 128))[y] + rng.normal(size=(960, 128))).astype(np.float32)
     found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        try:
+    for count in (1, 2, 3):
+        with threads(count):
             found.append(solve(x, y, np.logspace(-5, 6, 45), classes=10))
-        finally:
-            torch.set_num_threads(1)
     for other in found[1:]:
         assert torch.equal(other.weights, found[0].weights)
         assert torch.equal(other.passes, found[0].passes)

@@ -104,14 +104,11 @@ def test_a_learning_rate_that_diverges_is_passed_over_or_said():
         LinearProbe(SGDProtocol("wilder", (1e36,), 2, weight_decay=1.0))(bank, bank)
 
 
-def test_threads_do_not_change_one_bit():
+def test_threads_do_not_change_one_bit(threads):
     rng = np.random.default_rng(4)
     y = torch.arange(1600) % 5
     x = torch.from_numpy((rng.normal(size=(5, 32))[y] + rng.normal(size=(1600, 32))).astype(np.float32))
     alone = fit_sgd(x, y, 5, torch.tensor([30.0]), replace(SGD_PROTOCOLS["moco-linear"], epochs=10))
-    torch.set_num_threads(2)
-    try:
+    with threads(2):
         together = fit_sgd(x, y, 5, torch.tensor([30.0]), replace(SGD_PROTOCOLS["moco-linear"], epochs=10))
-    finally:
-        torch.set_num_threads(1)
     assert torch.equal(together.weights, alone.weights)

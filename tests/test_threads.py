@@ -8,17 +8,15 @@ import time
 import pytest
 import torch
 
-from eval import threads
 from eval.threads import fixed_rounding
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=[1, 3])
-def count(request):
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(1)
+def count(request, threads):
+    with threads(request.param):
+        yield request.param
 
 
 def test_results_come_in_order_whoever_is_first(count):
@@ -41,7 +39,7 @@ def test_an_error_is_raised_in_its_place_and_threads_are_back(count):
 
 
 def test_no_more_pieces_are_under_way_than_their_results_may_hold(monkeypatch, count):
-    monkeypatch.setattr(threads, "HELD", 200)
+    monkeypatch.setattr("eval.threads.HELD", 200)
     lock, under_way, most = threading.Lock(), 0, 0
 
     def work(_):
