@@ -36,10 +36,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import lightly_train
-from ssl_kd.checkpoint import save_student
-from ssl_kd.encoder import Encoder, build, frozen
-from ssl_kd.loop import distill, fill_targets
-from ssl_kd.precision import resolve
+from ssl_kd.checkpoints.loading import save_student
+from ssl_kd.distillation.trainer import distill, fill_targets
+from ssl_kd.models.encoder import Encoder, build, frozen
+from ssl_kd.runtime.devices import resolve
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ssl_kd.eval.banks import FeatureBank
+from ssl_kd.eval.evaluators.knn import KNN, KNNProtocol, Search
+from ssl_kd.eval.metrics import Scores
 
 from benchmarks.peak import Peak
-from eval.features import FeatureBank
-from eval.knn import KNN, KNNProtocol, Search
-from eval.metrics import Scores
 
 CLASSES, TEMPERATURE = 100, 0.07
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from ssl_kd.eval.evaluation import evaluate
+from ssl_kd.eval.runner.config import EvalConfig, read_config
 
-from eval.config import EvalConfig, read_config
-from eval.run import evaluate
-from ssl_kd.checkpoint import save_student
-from ssl_kd.encoder import Preprocessing, build
+from ssl_kd.checkpoints.loading import save_student
+from ssl_kd.models.encoder import Preprocessing, build
 
 
 def made_here(home: Path, tasks: int, images: int, side: int) -> EvalConfig:

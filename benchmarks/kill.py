@@ -111,7 +111,7 @@ class Process:
 
 
 def _main(argv: list[str]) -> int:
-    from ssl_kd.cli import main
+    from ssl_kd.cli.main import main
 
     return main(argv)
 
@@ -253,7 +253,7 @@ def drawn_moments(out: Path, random: random.Random) -> Iterator[tuple[str, Momen
 
 def readable(out: Path) -> None:
     """What a kill left: a state that loads, and no torn line but perhaps the last."""
-    from ssl_kd.run import LAST, own_state
+    from ssl_kd.runtime.run_dir import LAST, own_state
 
     if (out / LAST).exists():
         own_state(out / LAST)
@@ -280,7 +280,7 @@ def differences(whole: Path, broken: Path) -> list[str]:
     """Names of what is not the same in both run folders, bit for bit."""
     import torch
 
-    from ssl_kd.run import LAST, own_state
+    from ssl_kd.runtime.run_dir import LAST, own_state
 
     names = ["student.safetensors", "student_best.safetensors", *(f"targets/{p.name}" for p in whole.glob("targets/*"))]
     found = [name for name in names if (whole / name).read_bytes() != (broken / name).read_bytes()]
@@ -358,7 +358,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder to leave the runs in (default: a temporary one)")
     chosen = parser.parse_args()
     if not chosen.spawn:
-        for name in ("lightning_fabric", "safetensors.torch", "timm", "ssl_kd.loop"):
+        for name in ("lightning_fabric", "safetensors.torch", "timm", "ssl_kd.distillation.trainer"):
             importlib.import_module(name)
     if chosen.keep:
         chosen.keep.mkdir(parents=True)

@@ -27,12 +27,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_kd.checkpoint import load_teacher, save_student
-from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, build
+from ssl_kd.checkpoints.loading import load_teacher, save_student
+from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError
-from ssl_kd.objectives.presets import build_objective, terms_of
-from ssl_kd.objectives.reading import Widths
-from ssl_kd.views import Views
+from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, build
+from ssl_kd.objectives.factory import build_objective, terms_of
+from ssl_kd.objectives.inputs import Widths
 
 WORKER = Path(__file__).with_name("lightly_train_worker.py")
 # Our preset, and the method of lightly-train that it is compared with; "distillation" is its newest, v3.

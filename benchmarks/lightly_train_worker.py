@@ -36,7 +36,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def network(recipe: dict) -> nn.Module:
-    """A timm network with no classifier, as ssl_kd.architectures makes it."""
+    """A timm network with no classifier, as ssl_kd.models.factory makes it."""
     args = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe["args"].items()}
     small_stem, padding = args.pop("small_stem", False), args.pop("stem_padding", 1)
     conv_stem = args.pop("conv_stem", False)

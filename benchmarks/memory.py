@@ -87,8 +87,8 @@ def trim() -> None:
 
 def opened(source: str) -> dict[str, float]:
     """Open a source in this process and say what it cost."""
-    from ssl_kd import shards, zips  # noqa: F401  # imported before the first look at memory
-    from ssl_kd.images import open_images
+    import ssl_kd.data.sources.zip  # noqa: F401  # imported before the first look at memory
+    from ssl_kd.data.open import open_images
 
     trim()
     before = now()
@@ -134,7 +134,7 @@ def distilled(source: str, epochs: int, replay: int) -> dict[str, float]:
     import torch
 
     from ssl_kd import distill
-    from ssl_kd.encoder import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, build
+    from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, build
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

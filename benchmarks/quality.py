@@ -29,20 +29,20 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from ssl_kd.eval.banks import FeatureBank
+from ssl_kd.eval.datasets.tasks import Split, folder_task
+from ssl_kd.eval.evaluators.knn import KNN
+from ssl_kd.eval.evaluators.linear_probe import LinearProbe
 
 import ssl_kd
 from benchmarks.health import every
 from benchmarks.lightly_train import distil as distil_with_lightly
-from eval.features import FeatureBank
-from eval.knn import KNN
-from eval.linear_probe import LinearProbe
-from eval.tasks import Split, folder_task
-from ssl_kd.encoder import Encoder, Preprocessing
+from ssl_kd.data.open import ArrayImages, Images, open_images
+from ssl_kd.distillation.monitor import neighbour_overlap
+from ssl_kd.distillation.trainer import fill_targets
 from ssl_kd.errors import UserError
-from ssl_kd.health import neighbour_overlap
-from ssl_kd.images import ArrayImages, Images, open_images
-from ssl_kd.loop import fill_targets
-from ssl_kd.objectives.presets import PRESET_MIXES, PRESET_VIEWS, PRESETS, taps
+from ssl_kd.models.encoder import Encoder, Preprocessing
+from ssl_kd.objectives.factory import PRESET_MIXES, PRESET_VIEWS, PRESETS, taps
 
 LIGHTLY = {"lightly-train v1": "distillationv1", "lightly-train v3": "distillation"}
 SAME = {"mlkd"}  # another name of dlkd

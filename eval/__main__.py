@@ -1,6 +1,6 @@
-"""`python -m eval CONFIG.yaml`: see eval/cli.py."""
+"""`python -m eval CONFIG.yaml`: see eval/cli.py. The code is loaded once, as `ssl_kd.eval`."""
 
-from eval.cli import main
+from ssl_kd.eval.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

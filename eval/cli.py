@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.config import read_config
-from ssl_kd.parsing import guarded
+from ssl_kd.runtime.command_line import guarded
+
+from .runner.config import read_config
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
@@ -19,7 +20,7 @@ def _run(argv: Sequence[str], prog: str) -> int:
     config = read_config(argv, prog)
     from rich.console import Console
 
-    from eval.run import evaluate
+    from .evaluation import evaluate
 
     try:
         results = evaluate(config, quiet=config.quiet)

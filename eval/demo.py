@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from eval.features import extract
-from eval.knn import neighbours
-from eval.report import Results
-from eval.run import evaluate_encoders
-from eval.tasks import ArrayTask, Split
-from ssl_kd.images import ArrayImages
+from ssl_kd.data.open import ArrayImages
+
+from .banks import extract
+from .datasets.tasks import ArrayTask, Split
+from .evaluation import evaluate_encoders
+from .evaluators.knn import neighbours
+from .results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ssl_kd.encoder import Encoder
+    from ssl_kd.models.encoder import Encoder
 
 SIZE = 32  # pixels, of every image of the demo
 REGIONS = (4, 6)  # rows and columns of regions in a photograph
@@ -101,7 +102,7 @@ def measure(
     """Teacher, student and the student's architecture with random weights, on every task, by k-NN and linear probe."""
     import torch
 
-    from ssl_kd.encoder import build
+    from ssl_kd.models.encoder import build
 
     torch.manual_seed(seed + 1000)
     random = build(student.arch, preprocessing=student.preprocessing, **student.arch_args)

@@ -1,9 +1,9 @@
-"""Write the features of any pictures to a file: `python -m eval.embed`, `ssl-kd embed`.
+"""Write the features of any pictures to a file: `python -m ssl_kd.eval.embed`, `ssl-kd embed`.
 
-    python -m eval.embed --weights student.safetensors --images photos/ --out photos.npz
+    python -m ssl_kd.eval.embed --weights student.safetensors --images photos/ --out photos.npz
 
 The file is a feature bank: `features` (N, D) float32, `ids` (N,), and `key`, which names weights, feature,
-preprocessing, precision and images. `eval.features.load_bank` reads it, and so does `numpy.load`.
+preprocessing, precision and images. `ssl_kd.eval.banks.load_bank` reads it, and so does `numpy.load`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_kd.errors import UserError
-from ssl_kd.parsing import guarded, parse
+from ssl_kd.runtime.command_line import guarded, parse
 
 EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
 
@@ -68,10 +68,11 @@ def embed_images(config: EmbedConfig) -> Path:
         raise UserError(f"out: {out} is there already; remove it or pass --overwrite")
     if min(config.batch_size, config.threads) < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
         raise UserError("expected batch_size and threads of at least 1, size of at least 0 and crop_ratio from 0 to 1")
-    from eval.features import extract
-    from ssl_kd.atomic import probe
-    from ssl_kd.checkpoint import load_teacher
-    from ssl_kd.images import open_images
+    from ssl_kd.checkpoints.loading import load_teacher
+    from ssl_kd.data.open import open_images
+    from ssl_kd.runtime.files import probe
+
+    from .banks import extract
 
     images = open_images(config.images, config.max_unreadable)
     encoder = load_teacher(config.weights, feature=config.feature or None)
@@ -94,7 +95,7 @@ def embed_images(config: EmbedConfig) -> Path:
     return bank.save(out)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m eval.embed") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ssl_kd.eval.embed") -> int:
     """Run from a command line; returns the exit code (2 for bad input)."""
 
     def run(words: Sequence[str]) -> int:

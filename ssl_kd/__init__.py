@@ -14,32 +14,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_kd.checkpoint import inspect, load_teacher, save_student
-    from ssl_kd.config import DistillConfig, PretrainConfig
-    from ssl_kd.encoder import Encoder, Features, Preprocessing, build
+    from ssl_kd.checkpoints.loading import inspect, load_teacher, save_student
+    from ssl_kd.data.open import open_images
+    from ssl_kd.distillation.config import DistillConfig, PretrainConfig
+    from ssl_kd.distillation.trainer import Distilled, distill
     from ssl_kd.errors import UserError
-    from ssl_kd.exporting import export
-    from ssl_kd.images import open_images
-    from ssl_kd.loop import Distilled, distill
-    from ssl_kd.pretraining import pretrain
+    from ssl_kd.exporters.export import export
+    from ssl_kd.models.encoder import Encoder, Features, Preprocessing, build
+    from ssl_kd.pretraining.trainer import pretrain
 
 # No module may bear a public function's name: importing it would put the module in the function's place.
 _HOMES = {
-    "load_teacher": "checkpoint",
-    "save_student": "checkpoint",
-    "inspect": "checkpoint",
-    "Encoder": "encoder",
-    "Features": "encoder",
-    "Preprocessing": "encoder",
-    "build": "encoder",
-    "open_images": "images",
-    "DistillConfig": "config",
-    "PretrainConfig": "config",
-    "distill": "loop",
-    "Distilled": "loop",
-    "pretrain": "pretraining",
+    "load_teacher": "checkpoints.loading",
+    "save_student": "checkpoints.loading",
+    "inspect": "checkpoints.loading",
+    "Encoder": "models.encoder",
+    "Features": "models.encoder",
+    "Preprocessing": "models.encoder",
+    "build": "models.encoder",
+    "open_images": "data.open",
+    "DistillConfig": "distillation.config",
+    "PretrainConfig": "distillation.config",
+    "distill": "distillation.trainer",
+    "Distilled": "distillation.trainer",
+    "pretrain": "pretraining.trainer",
     "UserError": "errors",
-    "export": "exporting",
+    "export": "exporters.export",
 }
 
 __all__ = [

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import torch
 
-from ssl_kd.encoder import Features
+from ssl_kd.data.augment import Views
+from ssl_kd.models.encoder import Features
 from ssl_kd.objectives import build_objective
-from ssl_kd.objectives.reading import Widths
-from ssl_kd.views import Views
+from ssl_kd.objectives.inputs import Widths
 
 ATTENTION = "blocks.-1.attn.attn_drop"
 

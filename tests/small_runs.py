@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ssl_kd
-from ssl_kd.images import ArrayImages
-from ssl_kd.loop import _Loop
+from ssl_kd.data.open import ArrayImages
+from ssl_kd.distillation.trainer import _Loop
 
 SMALL = {
     "student": "resnet18",

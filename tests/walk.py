@@ -4,7 +4,7 @@
     torchrun --standalone --nproc-per-node 2 tests/walk.py FOLDER OUT.pt [NAME ...]
 
 One start for all presets: starting Python and gloo takes longer than a tiny run. SGD, since AdamW divides by what may be
-rounding noise. Read by test_ranks.py.
+rounding noise. Read by test_distributed.py.
 """
 
 import json
@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import ssl_kd
-from ssl_kd import ranks
-from ssl_kd.images import ArrayImages
-from ssl_kd.objectives.presets import PRESETS
+from ssl_kd.data.open import ArrayImages
+from ssl_kd.objectives.factory import PRESETS
+from ssl_kd.runtime import distributed
 
 CNN = ("resnet18", {"channels": [8, 8, 8, 16], "small_stem": True}, {"channels": [8, 8, 8, 8], "small_stem": True})
 VIT_ARGS = {"img_size": 32, "patch_size": 8, "depth": 12, "num_heads": 2}
@@ -91,7 +91,7 @@ def main(folder, out, *names):
     told = {}
     for name in names or CASES:
         run = distilled(name, folder)
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             lines = [line for line in lines if "loss" in line]
             told[name] = {
@@ -99,7 +99,7 @@ def main(folder, out, *names):
                 "norms": [line["gradient_norm"] for line in lines],
                 "student": load_file(run / "student.safetensors"),
             }
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         torch.save(told, out)
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.encoder import Features
+from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError, one_of
+from ssl_kd.models.encoder import Features
+from ssl_kd.objectives.inputs import Widths, cell_widths, cells, to_grid
 from ssl_kd.objectives.projectors import KEEPS_WIDTH, over_rows, projector
-from ssl_kd.objectives.reading import Widths, cell_widths, cells, to_grid
-from ssl_kd.objectives.spaces import SPACES
-from ssl_kd.views import Views
+from ssl_kd.objectives.target_norms import SPACES
 
 
 def cosine_distance(s: Tensor, t: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.encoder import Features
+from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError, one_of
+from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.alignment import must_reach_the_teacher
-from ssl_kd.objectives.comparisons import COMPARISONS
-from ssl_kd.objectives.dense import (
+from ssl_kd.objectives.dense_relations import (
     AllTokensTable,
     AttentionMapTable,
     ClassAttentionTable,
@@ -22,9 +22,10 @@ from ssl_kd.objectives.dense import (
     FlowTable,
     TokensTable,
 )
+from ssl_kd.objectives.divergences import COMPARISONS
+from ssl_kd.objectives.inputs import Widths, cell_widths, cells, onto_coarser, to_grid
+from ssl_kd.objectives.memory_bank import TeacherQueue, TwoQueues
 from ssl_kd.objectives.projectors import over_rows, projector, width_after
-from ssl_kd.objectives.queues import TeacherQueue, TwoQueues
-from ssl_kd.objectives.reading import Widths, cell_widths, cells, onto_coarser, to_grid
 from ssl_kd.objectives.relations import (
     AcrossTable,
     AnglesTable,
@@ -39,7 +40,6 @@ from ssl_kd.objectives.relations import (
     ViewsTable,
     keys_of,
 )
-from ssl_kd.views import Views
 
 RELATIONS: dict[str, type[Relation]] = {
     "views": ViewsTable,

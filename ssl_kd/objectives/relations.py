@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.encoder import Features
+from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError
-from ssl_kd.objectives.reading import Widths
-from ssl_kd.views import Views
+from ssl_kd.models.encoder import Features
+from ssl_kd.objectives.inputs import Widths
 
 Tables = tuple[Tensor, Tensor]  # student's (R, C), teacher's (R, C)
 

@@ -1,0 +1,383 @@
+"""Feature banks: the corridor between encoders and evaluators.
+
+`extract` turns images into a `FeatureBank`; every evaluator sees banks and never a network, so it also serves anyone
+who brings `.npy` or `.npz` files. Features are stored as the network gave them: normalising is each protocol's affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.runtime.files import atomically, probe
+from ssl_kd.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssl_kd.models.encoder import Encoder
+
+ROWS = 8192  # rows looked at in one go, so that a memory-mapped bank is never copied whole
+LONGEST = 1e15  # a row's length up to which float32 can hold its square, and sums of such squares over many rows
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBank:
+    """Features (N, D) float, labels (N,) of any kind or None, and the name of each row; `key` names its making.
+
+    `held` (N,), booleans (or zeros and ones), marks the rows of a data set's own validation split, which a probe then
+    chooses by. Lists and torch tensors become arrays; a memory map stays one. Raises UserError when the parts do not
+    belong together.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray | None = None
+    ids: Sequence[str] = ()
+    key: str = ""
+    held: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        features = as_array("features", self.features)
+        if features.ndim != 2 or not features.shape[1] or features.dtype.kind != "f":
+            raise UserError(
+                f"features: expected floats of shape (rows, width), got {features.dtype} of shape "
+                f"{features.shape}; convert them first"
+            )
+        object.__setattr__(self, "features", features)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", as_labels(self.labels))
+        if self.held is not None:
+            object.__setattr__(self, "held", as_held(self.held))
+        for name, part in (("labels", self.labels), ("ids", self.ids), ("held", self.held)):
+            if part is not None and len(part) not in (len(features), 0 if name == "ids" else -1):
+                raise UserError(f"{name}: {len(part)} for {len(features)} rows of features; both must be equal")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def width(self) -> int:
+        """D, the numbers per row."""
+        return self.features.shape[1]
+
+    def rows(self, which: np.ndarray) -> FeatureBank:
+        """Return the bank of the chosen rows (indices or booleans)."""
+        numbers = np.arange(len(self))[which]
+        labels = None if self.labels is None else np.asarray(self.labels)[numbers]
+        ids = [self.ids[i] for i in numbers] if len(self.ids) else ()
+        held = None if self.held is None else self.held[numbers]
+        if held is not None and (held.all() or not held.any()):
+            held = None  # nothing left of one side of the split: a probe has to draw its own
+        return FeatureBank(np.asarray(self.features[numbers]), labels, ids, f"{self.key}[{_digest(numbers)}]", held)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the bank to one `.npz` file, atomically, and return its path. UserError where it cannot be written."""
+        path = Path(path)
+        if path.suffix != ".npz":  # with_suffix would take the epoch for one: student.epoch2
+            path = path.with_name(f"{path.name}.npz")
+        probe(path)
+        parts: dict[str, Any] = {"features": self.features, "ids": np.asarray(self.ids, dtype=np.str_), "key": self.key}
+        if self.labels is not None:
+            parts["labels"] = self.labels
+        if self.held is not None:
+            parts["held"] = self.held
+        atomically(path, lambda file: np.savez(file, allow_pickle=False, **parts))
+        return path
+
+
+def as_array(name: str, part: Any) -> np.ndarray:
+    """Return an array, a list or a torch tensor (on any device, of any precision) as an array; a memory map stays one."""
+    if isinstance(part, np.ndarray):
+        return part
+    if hasattr(part, "detach"):  # a torch tensor; numpy knows no bfloat16
+        part = part.detach().cpu()
+        part = part.float() if part.is_floating_point() and part.element_size() < 4 else part
+    try:
+        return np.asarray(part)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: expected an array, got {type(part).__name__} ({error})") from error
+
+
+def as_labels(labels: Any) -> np.ndarray:
+    """Return labels as an array; UserError unless there is one per row, all numbers or all strings, none of them NaN."""
+    found = as_array("labels", labels)
+    if isinstance(labels, list | tuple) and found.ndim == 1 and len({isinstance(one, str) for one in labels}) > 1:
+        raise UserError("labels: some are strings and some are not; all must be of one kind")
+    if found.dtype.kind == "O" and found.ndim == 1:
+        kinds = {isinstance(one, str) for one in found.tolist()}
+        if len(kinds) < 2 and not any(one is None for one in found.tolist()):
+            found = as_array("labels", found.tolist())
+    if found.ndim < 1 or found.dtype.kind not in "biufUS":
+        raise UserError(
+            f"labels: expected one number or string per row, all of one kind, got {found.dtype} of shape {found.shape}"
+        )
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise UserError("labels: some are not finite; leave those rows out")
+    return found
+
+
+def as_held(held: Any) -> np.ndarray:
+    """Return `held` as booleans; UserError unless it is zeros and ones and has some of both."""
+    found = as_array("held", held)
+    if found.ndim != 1 or found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
+        raise UserError(
+            "held: expected one boolean per row (or 0 and 1), true where a row is held out; row numbers are none"
+        )
+    found = found.astype(bool)
+    if found.all() or not found.any():
+        raise UserError(
+            f"held: {'every row is' if found.any() else 'no row is'} held out; a probe fits to the rest and chooses on "
+            "the held; pass None to have a part drawn"
+        )
+    return found
+
+
+def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank:
+    """Read a bank: our `.npz`, or features in `.npy` (memory-mapped) with labels in a second `.npy`.
+
+    A foreign `.npz` needs an array `features` (N, D) and may have `labels`, `ids` and `held`. Pickled arrays are refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such feature file; expected .npz or .npy")
+    try:
+        if path.suffix == ".npy":
+            parts = {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
+            key = f"{path.name}:{path.stat().st_size}"
+        else:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                parts = {name: stored[name] for name in stored.files}
+            key = str(parts.get("key", path.name))
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a feature file ({error}); expected .npz or .npy of plain numbers") from error
+    if "features" not in parts:
+        raise UserError(f"{path}: no array named 'features', only {', '.join(parts) or 'nothing'}")
+    if labels is not None:
+        parts["labels"] = _load_labels(Path(labels))
+    ids = parts["ids"].tolist() if "ids" in parts else ()
+    return FeatureBank(parts["features"], parts.get("labels"), ids, key, parts.get("held"))
+
+
+def _load_labels(path: Path) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a file of labels ({error}); expected .npy of numbers or words") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise UserError(f"{path}: holds several arrays; expected labels alone, in a .npy file")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """A train and a test bank whose labels were turned into class numbers: `y` indexes `classes`."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: np.ndarray
+    same: bool
+
+
+def match(train: FeatureBank, test: FeatureBank, squares: bool = False) -> Matched:
+    """Check that two banks can be evaluated together and number their classes; labels may be strings or any integers.
+
+    Classes that only train knows are kept (they can be wrong guesses). Raises UserError for an empty split, no labels,
+    different widths, one class, classes that only test knows, with `squares` for rows that are too long for float32,
+    and NonFinite for features that are not numbers.
+    """
+    for name, bank in (("train", train), ("test", test)):
+        if len(bank) == 0:
+            raise UserError(f"{name}: the bank has no rows; an evaluation needs at least one")
+        if bank.labels is None:
+            raise UserError(f"{name}: the bank has no labels; an evaluation needs one per row")
+        check_finite(bank, name, squares)
+    if train.width != test.width:
+        raise UserError(
+            f"train features are {train.width} wide and test features {test.width}: two different encoders?"
+        )
+    y_train, y_test = np.asarray(train.labels), np.asarray(test.labels)
+    if y_train.ndim != 1 or y_test.ndim != 1:
+        raise UserError(
+            f"labels of shape {y_train.shape} hold several classes per row; use ssl_kd.eval.evaluators.multilabel for them"
+        )
+    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise UserError(f"train labels are {y_train.dtype} and test labels {y_test.dtype}: both must be of one kind")
+    classes, y = np.unique(y_train, return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(f"train has one class only ({classes[0]}); an evaluation needs at least two")
+    found = np.searchsorted(classes, y_test).clip(max=len(classes) - 1)
+    if (strangers := np.unique(y_test[classes[found] != y_test])).size:
+        names = ", ".join(map(str, strangers[:3])) + (", ..." if len(strangers) > 3 else "")
+        raise UserError(
+            f"test has {len(strangers)} classes that train lacks ({names}): are both splits of one data set?"
+        )
+    return Matched(train.features, y, test.features, found, classes, train is test)
+
+
+def check_finite(bank: FeatureBank, name: str, squares: bool = False) -> None:
+    """Raise NonFinite, naming the first bad row, unless every feature is a number.
+
+    `squares`: rows are used as long as they are, so UserError for one that is longer than LONGEST.
+    """
+    for start in range(0, len(bank), ROWS):
+        rows = bank.features[start : start + ROWS]
+        bad = np.flatnonzero(~np.isfinite(rows).all(1))
+        if len(bad):
+            raise NonFinite(f"{_row(bank, name, start + bad[0])} is not finite; look at the encoder or the file")
+        if squares and rows.dtype != np.float16:  # whose largest number is far below
+            with np.errstate(over="ignore"):
+                single = np.asarray(rows, np.float32)
+                lengths = np.einsum("nd,nd->n", single, single)
+            if len(long := np.flatnonzero(~(lengths < LONGEST**2))):
+                raise UserError(
+                    f"{_row(bank, name, start + long[0])} is longer than {LONGEST:g}, which float32 cannot square and "
+                    "sum; divide all features, train and test, by one constant"
+                )
+
+
+def _row(bank: FeatureBank, name: str, row: int) -> str:
+    who = f" ({bank.ids[row]})" if len(bank.ids) else ""
+    return f"{name}: row {row}{who} of the features"
+
+
+def extract(
+    encoder: Encoder,
+    images: Any,
+    labels: np.ndarray | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "32-true",
+    threads: int = 2,
+    quiet: bool = False,
+    title: str = "features",
+    engine: str = "folded",
+) -> FeatureBank:
+    """Return the encoder's embeddings of all readable images, in order, as float32 and not normalised.
+
+    Images are decoded, resized and cropped by the encoder's own preprocessing in `threads` threads and travel as uint8
+    to the batch. Unreadable images are left out together with their labels. `engine` is a name of `ssl_kd.eval.extraction.engines`; the
+    encoder's weights, mode and device are as before afterwards. Raises ImagesError (too many unreadable) and
+    NonFinite. `ssl_kd.eval.extraction.feature_cache` does the same through a cache on disk.
+    """
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
+    kept: list[int] = []
+    features = np.empty((len(images), encoder.dim), np.float32)
+    with Progress(title, len(images), "images", quiet) as bar:
+        for job, numbers, found in embed(
+            encoder, images, (encoder.feature,), 0, batch_size, device, precision, threads, title, engine
+        ):
+            features[len(kept) : len(kept) + len(numbers)] = found[encoder.feature]
+            kept.extend(numbers)
+            bar.advance(len(job))
+    if not kept:
+        raise UserError(f"{title}: none of {len(images)} images could be read")
+    return FeatureBank(
+        features[: len(kept)],
+        None if labels is None else np.asarray(labels)[kept],
+        [str(images.ids[i]) for i in kept],
+        bank_key(encoder, images, precision, engine=engine),
+    )
+
+
+def embed(
+    encoder: Encoder,
+    images: Any,
+    features: Sequence[str],
+    start: int = 0,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "32-true",
+    threads: int = 2,
+    title: str = "features",
+    engine: str = "folded",
+    parity: dict[str, float] | None = None,
+) -> Iterator[tuple[range, list[int], dict[str, np.ndarray]]]:
+    """Yield, batch by batch from image `start` on: the images asked for, those that were readable, and their features.
+
+    Several named features come from one pass, each (rows, width) float32. `parity` is given the engine's cosine and
+    relative error to the eager float32 network. NonFinite names the first bad image.
+    """
+    from ssl_kd.data.open import prefetch
+
+    from .extraction.engines import started
+
+    size = min(batch_size, len(images))
+    jobs = [range(i, min(i + size, len(images))) for i in range(start, len(images), size)]
+    with started(encoder, features, engine, device, precision, size) as run:
+        batches = prefetch(_reader(encoder, images), jobs, threads=threads)
+        for job, (numbers, pixels) in zip(jobs, batches, strict=True):
+            if pixels is None:
+                yield job, [], {name: np.empty((0, encoder.width(name)), np.float32) for name in features}
+                continue
+            found = {name: rows.numpy() for name, rows in run(pixels).items()}
+            if parity is not None:
+                parity.update(run.parity)
+            for name, rows in found.items():
+                if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
+                    raise NonFinite(
+                        f"{title}: {encoder.arch} gives {name} features that are not finite for "
+                        f"{images.ids[numbers[bad[0]]]}; look at the weights, or use precision 32-true"
+                    )
+            yield job, numbers, found
+
+
+def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "", engine: str = "folded") -> str:
+    """Name what decides the features: weights, feature, preprocessing, precision, engine and images."""
+    how = precision if engine == "eager" else f"{precision} {engine}"
+    return _digest(encoder.digest, feature or encoder.feature, repr(encoder.preprocessing), how, content_key(images))
+
+
+def content_key(images: Any) -> str:
+    """Name the content of images more strictly than their digest, which knows files by name and size only.
+
+    Archives add their members' checksums, folders the times of the last change: a picture painted over in place is
+    another picture.
+    """
+    extra = b""
+    if (checksums := getattr(images, "crcs", None)) is not None:
+        extra = np.asarray(checksums).tobytes()
+    elif (folder := getattr(images, "folder", None)) is not None:
+        times = (_changed(f"{folder}/{name}") for name in images.ids)
+        extra = np.fromiter(times, np.int64, len(images)).tobytes()
+    return hashlib.sha256(images.digest.encode() + extra).hexdigest()
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return -1
+
+
+def _reader(encoder: Encoder, images: Any) -> Any:
+    import torch
+
+    def read(job: range) -> tuple[list[int], torch.Tensor | None]:
+        pictures = [(i, images.read(i)) for i in job]
+        numbers = [i for i, picture in pictures if picture is not None]
+        pixels = [encoder.preprocessing(picture) for _, picture in pictures if picture is not None]
+        return numbers, torch.stack(pixels) if pixels else None
+
+    return read
+
+
+def _digest(*parts: object) -> str:
+    text = "\n".join(part.tobytes().hex() if isinstance(part, np.ndarray) else str(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def blocks(n: int, size: int = ROWS) -> Iterator[slice]:
+    """Cut range(n) into slices of at most `size`."""
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))

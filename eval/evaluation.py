@@ -1,0 +1,174 @@
+"""Evaluate encoders x tasks x evaluators, cell by cell: `python -m eval CONFIG.yaml`, `ssl-kd eval`, or from Python.
+
+A finished cell is kept in `out/cells` under a key of everything that decides it (weights, preprocessing, images,
+labels, protocol), so that an interrupted or extended evaluation computes only what is missing and nothing stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_kd.errors import UserError, nearest, one_of
+from ssl_kd.runtime.files import atomically, probe
+
+from .evaluators.registry import indexed, split_evaluator
+from .results import Results
+from .runner.build import open_encoders, open_task
+from .runner.cells import Bench, Job, Settings, plan
+from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of
+
+if TYPE_CHECKING:
+    from ssl_kd.models.encoder import Encoder
+
+    from .datasets.tasks import Task
+
+
+def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
+    """Run what a configuration describes and write its results into `config.out`. UserError for bad input."""
+    check(config)
+    task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
+    wanted = _wanted(config.evaluators, config.index)
+    _check_machine(config.device, config.engine)
+    tasks = {task.title: open_task(task, config.max_unreadable) for task in task_list}
+    encoders = open_encoders(encoder_list)
+    settings = Settings(
+        config.batch_size,
+        config.threads,
+        config.device,
+        config.precision,
+        config.engine,
+        config.seed,
+        quiet,
+        Path(config.out) / "cells",
+        None if config.cache == "none" else Path(config.cache or Path(config.out) / "features"),
+        config.report,
+        tuple(config.maps),
+    )
+    _make_folders(settings)
+    bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings)
+    jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
+    if config.workers > 1:
+        from .runner.workers import work
+
+        work(bench, jobs, task_list, encoder_list, config.workers, config.max_unreadable)
+    results = _results(bench, jobs, left_out)
+    if config.report:
+        results = _with_report(results, bench, config, {one.title: one.source for one in encoder_list})
+    results.save(config.out)
+    return results
+
+
+def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Mapping[str, str]) -> Results:
+    """Write report.html, and return the results with what only it shows."""
+    import yaml
+
+    from .extraction.latency import latencies
+    from .report.html import page
+    from .report.training_curves import read_curves
+
+    curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
+    results = replace(results, curves=curves, latencies=latencies(bench.encoders, config.device))
+    settings = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    text = page(results, settings, f"Evaluation: {Path(config.out).name}")
+    content = text.encode(errors="backslashreplace")  # a class folder's name need not be UTF-8
+    atomically(Path(config.out) / "report.html", lambda file: file.write(content))
+    return results
+
+
+def _check_machine(device: str, engine: str) -> None:
+    from .extraction.engines import ENGINES, usable
+
+    usable(device)
+    one_of("engine", engine, list(ENGINES))
+
+
+def evaluate_encoders(
+    encoders: Mapping[str, Encoder],
+    tasks: Sequence[Task],
+    evaluators: Sequence[str] = ("knn", "linear"),
+    reference: str = "",
+    quiet: bool = False,
+    out: str | Path | None = None,
+    ood: Sequence[tuple[str, str]] = (),
+    **settings: Any,
+) -> Results:
+    """Do the same from Python: encoders by name, tasks, and names of evaluators such as "knn" or "linear/quick-lbfgs".
+
+    `reference` defaults to the first encoder. With `out`, results are kept there, and cells too, but for modules from
+    Python, whose code has no digest. `ood` are pairs of tasks' names, inside and outside. Other settings are the fields
+    of Settings (batch_size, threads, device, ...), with `features` the folder of a feature cache.
+    """
+    named = {task.name: task for task in tasks}
+    if not encoders or not named or not (evaluators or ood):
+        raise UserError("evaluate_encoders: needs at least one encoder, one task and one evaluator")
+    if len(named) < len(tasks):
+        raise UserError("evaluate_encoders: two tasks have one name; give each its own")
+    reference = reference or next(iter(encoders))
+    if reference not in encoders:
+        raise UserError(f"reference: {reference!r} is no encoder here.{nearest(reference, list(encoders))}")
+    if settings.get("features") is not None:
+        settings["features"] = Path(settings["features"])
+    how = Settings(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
+    check_settings(how)
+    pairs, wanted = pairs_of(ood, list(named)), _wanted(evaluators)
+    _check_machine(how.device, how.engine)
+    _make_folders(how)
+    bench = Bench(encoders, named, reference, how)
+    results = _results(bench, *plan(tasks, list(encoders), wanted, pairs))
+    if out is not None:
+        results.save(out)
+    return results
+
+
+def _wanted(evaluators: Sequence[str], index: str = "") -> list[tuple[str, str]]:
+    """Return kinds and protocols, each once however it is spelt: knn is knn/dino."""
+    return list(dict.fromkeys(indexed([split_evaluator(name) for name in evaluators], index)))
+
+
+def _make_folders(settings: Settings) -> None:
+    """Make the folders of cells and features: UserError now, not after the work, where they cannot be."""
+    for what, folder in (("features", settings.features), ("cells", settings.cells)):
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{what}: {folder} cannot be made a folder: {error.strerror}") from None
+        probe(folder / "any")
+
+
+def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Results:
+    """Go through all jobs in order, and take a look at every encoder on every task where that is wanted."""
+    cells, looks, settings = [], [], bench.settings
+    for i, job in enumerate(jobs):
+        cells.append(bench.cell(job))
+        last = i + 1 == len(jobs) or (jobs[i + 1].task, jobs[i + 1].encoder) != (job.task, job.encoder)
+        # without a cache and with every cell kept from before, the images need not be read for the pictures' sake
+        if settings.looks and last and not job.outside and (settings.features or (job.task, job.encoder) in bench.held):
+            from .report.projections import look
+
+            train, test, _ = bench.banks(job.task, job.encoder)
+            looks.append(look(bench.tasks[job.task], job.encoder, train, test, maps=settings.maps))
+    if not cells:
+        raise UserError(f"nothing to do: {'; '.join(left_out)}")
+    known = facts(bench.encoders, bench.tasks.values())
+    known["features"] = f"{settings.precision}, engine {settings.engine}"
+    return Results(tuple(cells), bench.reference, known, tuple(looks), tuple(left_out))
+
+
+def facts(encoders: Mapping[str, Encoder], tasks: Any) -> dict[str, str]:
+    """Return what a reader needs to know that these are the same networks, images and programs."""
+    import platform
+    from importlib.metadata import version
+
+    found = {f"encoder {name}": f"{e.arch}, {e.origin}, weights {e.digest[:16]}" for name, e in encoders.items()}
+    found |= {
+        f"task {task.name}": f"{len(task.train.images):,} train, {len(task.test.images):,} test, digest {task.digest[:16]}"
+        for task in tasks
+    }
+    found["programs"] = ", ".join(f"{name} {version(name)}" for name in ("ssl-kd", "torch", "faiss-cpu", "numpy"))
+    found["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    return found

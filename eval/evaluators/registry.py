@@ -1,0 +1,211 @@
+"""The evaluators that a configuration can name: `kind` or `kind/protocol`. A new one is a row here and a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssl_kd.errors import UserError, nearest
+
+from ..banks import FeatureBank
+from ..metrics import Scores
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an evaluator may be told besides its protocol; each takes what it needs.
+
+    metric: the task's. folder: where it may keep what other evaluations can use, None for nowhere.
+    """
+
+    metric: str
+    seed: int
+    device: str
+    quiet: bool
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an evaluator is made.
+
+    `find` gives a protocol by name, with all its constants. `make(protocol, given)` gives the evaluator: a call on train
+    and test bank, and for a `paired` one on the reference's two banks after them. `several`, where images of several classes can be judged,
+    finds the protocol for them.
+    """
+
+    default: str
+    find: Callable[[str], Any]
+    make: Callable[..., Callable[..., Scores]]
+    paired: bool = False
+    several: Callable[[str], Any] | None = None
+
+
+def _knn_protocol(name: str) -> Any:
+    from .knn import knn_protocol
+
+    return knn_protocol(name)
+
+
+def _knn(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .knn import KNN
+
+    return KNN(protocol, quiet=given.quiet)
+
+
+def _linear_protocol(name: str) -> Any:
+    from .linear_probe import linear_protocol
+
+    return linear_protocol(name)
+
+
+def _linear(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .linear_probe import LinearProbe
+    from .multilabel import MultiLabelProbe
+
+    if given.metric == "map11":
+        return MultiLabelProbe(protocol, given.seed, given.device, given.quiet)
+    return LinearProbe(protocol, metric=given.metric, seed=given.seed, device=given.device, quiet=given.quiet)
+
+
+def _multilabel_protocol(name: str) -> Any:
+    from .multilabel import multilabel_protocol
+
+    return multilabel_protocol(name)
+
+
+def _retrieval_protocol(name: str) -> Any:
+    from .retrieval import retrieval_protocol
+
+    return retrieval_protocol(name)
+
+
+def _retrieval(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .retrieval import Retrieval
+
+    return Retrieval(protocol, given.quiet, given.folder)
+
+
+def _asymmetric(protocol: Any, given: Given) -> Callable[..., Scores]:
+    """Query the reference's index with the encoder's test rows, carried over by a bridge that needs no labels."""
+    from .retrieval import Retrieval, bridge
+
+    def run(train: FeatureBank, test: FeatureBank, reference: FeatureBank, reference_test: FeatureBank) -> Scores:
+        itself = train.key == reference.key and bool(train.key)
+        carried = reference_test if itself else bridge(train, reference, given.seed)(test)
+        return replace(Retrieval(protocol, given.quiet, given.folder)(reference, carried), evaluator="asymmetric")
+
+    return run
+
+
+def _agreement_protocol(name: str) -> str:
+    if name != "neighbours":
+        raise UserError(f"no agreement protocol {name!r}; known: neighbours")
+    return name
+
+
+def _agreement(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .retrieval import Agreement
+
+    return Agreement()
+
+
+def _fewshot_protocol(name: str) -> Any:
+    from .few_shot import fewshot_protocol
+
+    return fewshot_protocol(name)
+
+
+def _fewshot(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .few_shot import FewShot
+
+    return FewShot(protocol, given.seed)
+
+
+def _damage(name: str) -> Any:
+    from .robustness import damage_protocol
+
+    return damage_protocol(name)
+
+
+def _robustness(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .robustness import Robustness
+
+    return Robustness(protocol, seed=given.seed)
+
+
+def _calibration(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .calibration import Calibration
+
+    return Calibration(protocol.name, given.seed, given.device)
+
+
+EVALUATORS: dict[str, Kind] = {
+    "knn": Kind("dino", _knn_protocol, _knn),
+    "linear": Kind("simclr-lbfgs", _linear_protocol, _linear, several=_multilabel_protocol),
+    "fewshot": Kind("shots", _fewshot_protocol, _fewshot),
+    "robustness": Kind("label-noise", _damage, _robustness),
+    "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
+    "retrieval": Kind("full", _retrieval_protocol, _retrieval),
+    "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
+    "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True),
+}
+
+
+def _ood_protocol(name: str) -> Any:
+    from .ood import ood_protocol
+
+    return ood_protocol(name)
+
+
+def _ood(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .ood import OutOfDistribution
+
+    return OutOfDistribution(protocol)
+
+
+OOD = "ood"  # judged on pairs of tasks, so it is no choice among EVALUATORS: see EvalConfig.ood
+KINDS = {**EVALUATORS, OOD: Kind("knn50", _ood_protocol, _ood)}
+
+
+def unfit(kind: str, protocol: str, several: bool) -> str:
+    """Return why an evaluator cannot judge a task, in words; empty when it can."""
+    if not several:
+        return ""
+    if KINDS[kind].several is None:
+        return "it needs one class per image"
+    try:
+        KINDS[kind].several(protocol)  # type: ignore[misc]
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def split_evaluator(name: str) -> tuple[str, str]:
+    """Return kind and protocol of an evaluator's name: "knn" is "knn/dino". UserError for unknown ones."""
+    kind, _, protocol = name.partition("/")
+    if kind == OOD:
+        raise UserError("evaluators: ood judges pairs of tasks; give them as ood: [[inside, outside], ...]")
+    if kind not in EVALUATORS:
+        known = list(EVALUATORS)
+        raise UserError(f"no evaluator {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")
+    row = EVALUATORS[kind]
+    row.find(protocol or row.default)
+    return kind, protocol or row.default
+
+
+def indexed(evaluators: list[tuple[str, str]], index: str) -> list[tuple[str, str]]:
+    """Return kinds and protocols with an approximate index for those that can have one; UserError when none can."""
+    if not index:
+        return evaluators
+    able = [one for one in evaluators if one in (("retrieval", "top1000"), ("asymmetric", "top1000"))]
+    if not able:
+        raise UserError(
+            f"index: {index!r} serves retrieval/top1000 and asymmetric/top1000; neither is among evaluators"
+        )
+    return [
+        split_evaluator(f"{kind}/{protocol}@{index}") if (kind, protocol) in able else (kind, protocol)
+        for kind, protocol in evaluators
+    ]

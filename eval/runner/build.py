@@ -1,0 +1,63 @@
+"""From a configuration's entries to tasks and encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_kd.errors import UserError
+
+from .config import EncoderConfig, TaskConfig
+
+if TYPE_CHECKING:
+    from ssl_kd.models.encoder import Encoder
+
+    from ..datasets.tasks import Task
+
+
+def open_task(config: TaskConfig, max_unreadable: float = 0.01) -> Task:
+    """Open one task of a configuration."""
+    from ..datasets.published import published_task
+    from ..datasets.tasks import corrupted, folder_pair, folder_task
+
+    plain = config.name or Path(config.path).stem
+    if config.path:
+        task = folder_task(config.path, plain, config.metric, max_unreadable)
+    elif config.train:
+        task = folder_pair(config.train, config.test, plain, config.metric, max_unreadable)
+    else:
+        task = published_task(plain, config.root, config.download, max_unreadable)
+        if config.metric and task.several:
+            raise UserError(f"task {config.title}: metric {config.metric} needs one class per image; leave it out")
+        task = replace(task, metric=config.metric or task.metric)
+    return corrupted(task, config.corrupt, config.severity, config.title) if config.corrupt else task
+
+
+def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder]:
+    """Load every encoder of a configuration by name; random rows are built like the one they name."""
+    from ssl_kd.checkpoints.loading import load_teacher
+
+    loaded: dict[str, Encoder] = {}
+    for config in configs:
+        if source := config.source:
+            encoder = load_teacher(source, feature=config.feature, format=config.format)
+            if config.size is not None:
+                encoder.preprocessing = encoder.preprocessing.at(config.size, config.crop_ratio)
+            loaded[config.title] = encoder
+    for config in configs:
+        if config.like:
+            loaded[config.title] = random_like(loaded[config.like], config.seed)
+    return {config.title: loaded[config.title] for config in configs}
+
+
+def random_like(encoder: Encoder, seed: int = 0) -> Encoder:
+    """Return the same architecture, feature and preprocessing with random weights: what any figure has to beat."""
+    import torch
+
+    from ssl_kd.models.encoder import build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(encoder.arch, encoder.feature, encoder.preprocessing, **encoder.arch_args)

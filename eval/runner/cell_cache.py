@@ -1,0 +1,75 @@
+"""Finished cells on disk: one encoder on one task under one evaluator, kept under a key of all that decides it."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_kd.runtime.files import atomically, probe
+
+from ..metrics import Score, Scores
+
+
+def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str, Any]) -> None:
+    """Write scores and facts (parameters, rate, ...) atomically; without a folder nothing is kept. UserError where it cannot be."""
+    if folder is None:
+        return
+    head = {
+        "evaluator": scores.evaluator,
+        "protocol": scores.protocol,
+        "rows": [asdict(row) for row in scores.rows],
+        "headline_k": scores.headline_k,
+        "headline_metric": scores.headline_metric,
+        "notes": scores.notes,
+        "details": scores.details,
+        "facts": facts,
+        "ks": list(scores.predicted),
+        "each": list(scores.each),
+    }
+    arrays = {f"predicted{i}": guesses for i, guesses in enumerate(scores.predicted.values())}
+    arrays |= {f"each{i}": values for i, values in enumerate(scores.each.values())}
+    arrays |= {"head": np.array(json.dumps(head)), "classes": scores.classes, "labels": scores.labels}
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    path = folder / f"{key}.npz"
+    probe(path)
+    atomically(path, lambda file: file.write(content.getvalue()))
+
+
+def has_cell(folder: Path | None, key: str) -> bool:
+    """Return whether something is kept under the key."""
+    return folder is not None and (folder / f"{key}.npz").is_file()
+
+
+def load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | None:
+    """Return what was kept under the key; None when there is nothing, or nothing that can be read."""
+    if folder is None or not (path := folder / f"{key}.npz").is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            head = json.loads(str(stored["head"]))
+            predicted = {k: stored[f"predicted{i}"] for i, k in enumerate(head["ks"])}
+            each = {(metric, k): stored[f"each{i}"] for i, (metric, k) in enumerate(head["each"])}
+            arrays = stored["classes"], stored["labels"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None  # damaged: computed again and written anew
+    scores = Scores(
+        head["evaluator"],
+        head["protocol"],
+        tuple(Score(**row) for row in head["rows"]),
+        *arrays,
+        predicted,
+        head["headline_k"],
+        tuple(head["notes"]),
+        head["details"],
+        head["headline_metric"],
+        each,
+    )
+    return scores, head["facts"]

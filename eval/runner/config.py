@@ -1,0 +1,288 @@
+"""The settings of an evaluation: encoders x tasks x evaluators, read from YAML and the command line.
+
+Nothing heavy is imported here, so that `--help` answers at once and a misspelt key is refused before anything loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_kd.errors import UserError, nearest, one_of
+from ssl_kd.runtime.command_line import parse
+
+if TYPE_CHECKING:
+    from .cells import Settings
+
+EXAMPLES = (
+    "python -m eval configs/eval/cifar10.yaml",
+    "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
+)
+MAPS = ("pca", "tsne", "umap")
+SEEDS = 2**63  # torch's generators take no more, and those of a probe's draws count on from the seed
+
+
+@dataclass
+class EvalConfig:
+    """Measure encoders on tasks: k-NN and linear probes, each with its interval and its share of the reference.
+
+    Args:
+        out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
+        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
+        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels) or {name, like, seed} (the architecture of another one with random weights)
+        evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
+        ood: list of [inside, outside], names of tasks: how well each encoder tells the second's test images from the first's
+        reference: name of the encoder that the others are compared with; empty: the first
+        cache: folder for features, shared by any number of evaluations; empty: features in out; none: keep none
+        batch_size: images per forward pass
+        threads: decoding threads
+        workers: processes that share the cells, and the processor's threads among them; figures are the same with any number
+        index: name of an approximate index for the evaluators retrieval/top1000 and asymmetric/top1000: a factory string of faiss and how widely to look, as "IVF256,Flat nprobe=16"; trained once, kept beside the features, its recall noted; empty: exact
+        device: cpu or cuda
+        precision: 32-true or bf16-mixed; published protocols are 32-true, and every figure made otherwise says so
+        engine: how networks are run when features are extracted: folded (batch norm in the convolutions), eager, compiled or openvino
+        max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
+        seed: of the part of train that chooses a probe's strength
+        report: write report.html, with maps and neighbours of every encoder
+        maps: list of pca, tsne, umap: projections that the report shows; umap needs pip install 'ssl-kd[umap]'
+        quiet: no progress bars
+    """  # noqa: E501  the parser takes each setting's help from one line
+
+    out: str = "runs/eval"
+    tasks: list[Any] = field(default_factory=list)
+    encoders: list[Any] = field(default_factory=list)
+    evaluators: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    ood: list[Any] = field(default_factory=list)
+    reference: str = ""
+    cache: str = ""
+    batch_size: int = 64
+    threads: int = 2
+    workers: int = 1
+    index: str = ""
+    device: str = "cpu"
+    precision: str = "32-true"
+    engine: str = "folded"
+    max_unreadable: float = 0.01
+    seed: int = 0
+    report: bool = True
+    maps: list[str] = field(default_factory=lambda: ["pca"])
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Where one task lies: `path`, or `train` and `test`, or `root` of a set of the literature as its archive unpacks."""
+
+    name: str = ""
+    path: str = ""
+    train: str = ""
+    test: str = ""
+    root: str = ""
+    download: bool = False
+    metric: str = ""
+    corrupt: str = ""
+    severity: int = 3
+
+    def __post_init__(self) -> None:
+        ways = [bool(self.path), bool(self.train or self.test), bool(self.root)]
+        if sum(ways) != 1 or bool(self.train) != bool(self.test):
+            raise UserError(f"task {self.name or '?'}: give path, or train and test, or root of a known data set")
+        if not self.name and not self.path:
+            raise UserError(f"task: a name is needed beside {'root' if self.root else 'train and test'}")
+        if self.metric not in ("", "top1", "mean_per_class"):
+            raise UserError(f"task {self.title}: metric is top1 or mean_per_class, got {self.metric!r}")
+        _refuse_idle(
+            f"task {self.title}",
+            (self.severity != TaskConfig.severity and not self.corrupt, "severity", "corrupt, which is not given"),
+            (self.download and not self.root, "download", "root, which is not given"),
+        )
+
+    @property
+    def title(self) -> str:
+        """The name that tables show."""
+        plain = self.name or Path(self.path).stem
+        return f"{plain} + {self.corrupt} {self.severity}" if self.corrupt else plain
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One row of the table: a checkpoint, or the architecture of the row called `like` with random weights.
+
+    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels.
+    """
+
+    name: str = ""
+    weights: str = ""
+    supervised: str = ""
+    feature: str | None = None
+    format: str | None = None
+    size: int | None = None
+    crop_ratio: float | None = None
+    like: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.weights, self.supervised, self.like))) != 1:
+            raise UserError(
+                f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
+                "or like (another's name)"
+            )
+        its_own = [
+            bool(self.like) and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)
+        ]
+        loaded = "weights or supervised; a random row has that of the encoder it is like"
+        _refuse_idle(
+            f"encoder {self.title}",
+            *zip(its_own, ("feature", "format", "size", "crop_ratio"), [loaded] * 4, strict=True),
+            (bool(self.seed) and not self.like, "seed", "like, which is not given"),
+        )
+        _check_seed(f"encoder {self.title}: seed", self.seed)
+        if self.size is not None and self.size < 1:
+            raise UserError(f"encoder {self.title}: size is a side in pixels, got {self.size}")
+        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
+            raise UserError(f"encoder {self.title}: crop_ratio is a share above 0 to 1, got {self.crop_ratio}")
+        if self.crop_ratio is not None and self.size is None:
+            raise UserError(f"encoder {self.title}: crop_ratio needs a size beside it")
+
+    @property
+    def title(self) -> str:
+        """The name that tables show."""
+        if self.name:
+            return self.name
+        if self.supervised:
+            return f"supervised {Path(self.supervised).stem}"
+        return Path(self.weights).stem if self.weights else f"random {self.like}"
+
+    @property
+    def source(self) -> str:
+        """The checkpoint's file or name; empty for random weights."""
+        return self.weights or self.supervised
+
+
+def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig:
+    """Return the settings of a command line whose first word may be a YAML file. UserError in one line."""
+    argv = list(argv)
+    if not argv:
+        raise UserError(f"expected a YAML file or settings; see {prog} --help")
+    if not argv[0].startswith("-"):
+        argv[:1] = ["--config", argv[0]]
+    return parse(EvalConfig, argv, prog, examples=EXAMPLES)
+
+
+def tasks_of(config: EvalConfig) -> list[TaskConfig]:
+    """Return the tasks, checked; a plain string is a path."""
+    return _entries(TaskConfig, config.tasks, "tasks", "path")
+
+
+def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
+    """Return the encoders, checked, with every `like` and the reference pointing at one; a plain string is a file."""
+    entries = _entries(EncoderConfig, config.encoders, "encoders", "weights")
+    names = [entry.title for entry in entries]
+    files = [entry.title for entry in entries if entry.source]
+    for entry in entries:
+        if entry.like and entry.like not in files:
+            raise UserError(f"encoder {entry.title}: like: {entry.like!r} is no encoder.{nearest(entry.like, files)}")
+    if config.reference and config.reference not in names:
+        raise UserError(f"reference: {config.reference!r} is no encoder here.{nearest(config.reference, names)}")
+    return entries
+
+
+def ood_of(config: EvalConfig) -> list[tuple[str, str]]:
+    """Return the pairs of tasks for out-of-distribution detection, checked."""
+    return pairs_of(config.ood, [task.title for task in tasks_of(config)])
+
+
+def pairs_of(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of these names, each once. UserError for anything else."""
+    pairs = []
+    for i, pair in enumerate(given):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(f"ood[{i}]: expected [inside, outside], two tasks' names, got {pair!r}")
+        for name in pair:
+            one_of(f"ood[{i}]", str(name), names)
+        pairs.append((str(pair[0]), str(pair[1])))
+    return list(dict.fromkeys(pairs))
+
+
+def _entries(kind: type, given: Any, what: str, short: str) -> list[Any]:
+    if not isinstance(given, list) or not given:
+        raise UserError(f"{what}: expected a list with at least one entry, got {given!r}")
+    entries = [
+        _entry(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]") for i, one in enumerate(given)
+    ]
+    names = [entry.title for entry in entries]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{what}: two entries are called {double!r}; give each a name of its own")
+    return entries
+
+
+def _entry(kind: type, given: Any, where: str) -> Any:
+    """Build one entry from a mapping; unknown keys and wrong types are refused with the nearest key named."""
+    known = {f.name: f for f in fields(kind)}
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: expected a mapping of {', '.join(known)}, got {given!r}")
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{where}: no setting {key!r}; known: {', '.join(known)}.{nearest(str(key), list(known))}")
+        accepted = _accepted(str(known[key].type))
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+            raise UserError(f"{where}.{key}: expected {known[key].type}, got {value!r}")
+        assert known[key].default is not MISSING
+    return kind(**given)
+
+
+def _accepted(annotation: str) -> tuple[type, ...]:
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "int": (int,),
+        "float": (float, int),
+        "bool": (bool,),
+        "None": (type(None),),
+    }
+    return tuple(kind for part in annotation.split(" | ") for kind in kinds[part])
+
+
+def check(config: EvalConfig) -> None:
+    """Raise UserError for the first plain setting that cannot be right."""
+    _refuse(
+        (bool(config.out), "out: expected a run folder; got nothing"),
+        (bool(config.evaluators or config.ood), "evaluators: expected at least one of knn, linear"),
+        (1 <= config.workers, f"workers: expected at least 1, got {config.workers}"),
+        (
+            config.workers == 1 or config.cache != "none",
+            "workers: processes share features through the cache; drop cache: none, or take workers: 1",
+        ),
+        (0 <= config.max_unreadable <= 1, f"max_unreadable: expected a share from 0 to 1, got {config.max_unreadable}"),
+    )
+    check_settings(config)
+
+
+def check_settings(given: EvalConfig | Settings) -> None:
+    """Do the same for those settings that can be given from Python as well."""
+    _refuse(
+        (set(given.maps) <= set(MAPS), f"maps: expected some of {', '.join(MAPS)}, got {given.maps}"),
+        (given.batch_size >= 1, f"batch_size: expected at least 1, got {given.batch_size}"),
+        (given.threads >= 1, f"threads: expected at least 1, got {given.threads}"),
+        (
+            given.precision in ("32-true", "bf16-mixed"),
+            f"precision: expected 32-true or bf16-mixed, got {given.precision!r}",
+        ),
+    )
+    _check_seed("seed", given.seed)
+
+
+def _check_seed(what: str, seed: int) -> None:
+    _refuse((0 <= seed < SEEDS, f"{what}: expected a whole number from 0 to below 2^63, got {seed}"))
+
+
+def _refuse_idle(who: str, *rules: tuple[bool, str, str]) -> None:
+    """Raise UserError for the first setting that would be taken and do nothing: (it is idle, its name, what it needs)."""
+    _refuse(*((not idle, f"{who}: {name} says nothing without {needed}") for idle, name, needed in rules))
+
+
+def _refuse(*rules: tuple[bool, str]) -> None:
+    for good, message in rules:
+        if not good:
+            raise UserError(message)

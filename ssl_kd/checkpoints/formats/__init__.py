@@ -1,0 +1,71 @@
+"""The table of checkpoint formats, and `recognise`, which demands exactly one claim.
+
+A new format is one file with a `Format` in it, and one row here.
+"""
+
+from __future__ import annotations
+
+from ssl_kd.checkpoints.formats.dino import DINO_FULL, DINO_RESNET, DINO_VIT, DINO_XCIT
+from ssl_kd.checkpoints.formats.dinov2 import DINOV2, DINOV2_TRAIN
+from ssl_kd.checkpoints.formats.huggingface import HF_DINO, HF_DINOV2
+from ssl_kd.checkpoints.formats.lightning import LIGHTLY, SOLO
+from ssl_kd.checkpoints.formats.moco import MOCO, MOCO_V3
+from ssl_kd.checkpoints.formats.openmmlab import MM, OPENSELFSUP
+from ssl_kd.checkpoints.formats.plain import IMAGENET_EXAMPLE, TIMM_VIT, TORCHVISION_RESNETS, TORCHVISION_VITS
+from ssl_kd.checkpoints.formats.simclr import SIMCLR_V1, SIMCLR_V2, SPIJKERVET, STHALLES
+from ssl_kd.checkpoints.formats.student import STUDENT, refuse_module
+from ssl_kd.checkpoints.formats.swav import SWAV, VISSL
+from ssl_kd.checkpoints.formats.weights import Contents, Format, Weights, shown
+from ssl_kd.errors import UnknownCheckpoint, UserError, nearest
+
+__all__ = ["FORMATS", "Contents", "Format", "Weights", "recognise"]
+
+ROWS = (
+    DINO_VIT,
+    DINO_XCIT,
+    DINO_RESNET,
+    DINO_FULL,
+    DINOV2,
+    DINOV2_TRAIN,
+    MOCO,
+    MOCO_V3,
+    SWAV,
+    VISSL,
+    SIMCLR_V1,
+    SIMCLR_V2,
+    SPIJKERVET,
+    STHALLES,
+    LIGHTLY,
+    SOLO,
+    MM,
+    OPENSELFSUP,
+    HF_DINO,
+    HF_DINOV2,
+    TIMM_VIT,
+    TORCHVISION_VITS,
+    TORCHVISION_RESNETS,
+    IMAGENET_EXAMPLE,
+    STUDENT,
+)
+FORMATS: dict[str, Format] = {row.name: row for row in ROWS}
+
+
+def recognise(file: Contents, name: str | None = None) -> Format:
+    """The one format that claims the file, or the named one; UnknownCheckpoint says what was seen."""
+    if name is not None:
+        if name not in FORMATS:
+            raise UserError(f"format={name!r} is not one of {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
+        return FORMATS[name]
+    refuse_module(file)  # however much its tensors look like those of a lab
+    # Our own record in the header is conclusive: a student's weights may look like anybody's.
+    claims = [STUDENT] if STUDENT.matches(file) else [row for row in ROWS if row.matches(file)]
+    if len(claims) == 1:
+        return claims[0]
+    if claims:
+        names = ", ".join(row.name for row in claims)
+        raise UnknownCheckpoint(f"{len(claims)} formats claim it: {names}. Pass format= with one of them.")
+    seen = list(file.tensors())
+    raise UnknownCheckpoint(
+        f"no known teacher format among {len(seen)} tensors. First keys: {shown(seen, 6) or 'none'}. "
+        f"If you know what it is, pass format= with one of {', '.join(FORMATS)}."
+    )

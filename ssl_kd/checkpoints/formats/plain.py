@@ -1,0 +1,123 @@
+"""timm's and torchvision's own layouts: DINO and DINOv2 as timm publishes them, and supervised baselines."""
+
+from __future__ import annotations
+
+from ssl_kd.checkpoints.formats import resnets, vits
+from ssl_kd.checkpoints.formats.dino import is_dino_vit
+from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, Weights, drop, paths, rename, select
+from ssl_kd.models.encoder import Preprocessing
+
+# crop_pct 0.9 of timm's DINO, 1.0 of its DINOv2
+TIMM_DINO = Preprocessing(resize=248, interpolation="bicubic")
+TIMM_DINOV2 = Preprocessing(size=518, resize=518, crop=518, interpolation="bicubic")
+TORCHVISION_VIT: Rules = {
+    r"^class_token$": "cls_token",
+    r"^conv_proj\.": "patch_embed.proj.",
+    r"^encoder\.pos_embedding$": "pos_embed",
+    r"^encoder\.ln\.": "norm.",
+    r"^encoder\.layers\.encoder_layer_(\d+)\.": r"blocks.\1.",
+    r"\.ln_([12])\.": r".norm\1.",
+    r"\.self_attention\.in_proj_": ".attn.qkv.",
+    r"\.self_attention\.out_proj\.": ".attn.proj.",
+    r"\.mlp\.(0|linear_1)\.": ".mlp.fc1.",
+    r"\.mlp\.(3|linear_2)\.": ".mlp.fc2.",
+}
+
+
+def is_timm_vit(file: Contents) -> bool:
+    """DINO's names in safetensors, or DINOv2 with timm's own name for registers and no mask token."""
+    state = file.state()
+    if not vits.is_vit(state) or "mask_token" in state or any(name.startswith("head.") for name in state):
+        return False
+    return (
+        "reg_token" in state
+        or "blocks.0.ls1.gamma" in state
+        or (is_dino_vit(state) and file.container == "safetensors")
+    )
+
+
+def convert_timm_vit(file: Contents) -> Weights:
+    """timm's names are the architecture's own."""
+    state = file.state()
+    second = "blocks.0.ls1.gamma" in state
+    extra = {} if second else {"interleave": True}
+    arch, args, dim = vits.describe(state, **extra)
+    return Weights(
+        arch,
+        args,
+        dim,
+        state,
+        TIMM_DINOV2 if second else TIMM_DINO,
+        "cls",
+        f"timm {'DINOv2' if second else 'DINO'} ViT of width {dim}, patch {args.get('patch_size', 16)}",
+        "the whole file",
+        paths(("", state)),
+    )
+
+
+def convert_torchvision_vit(file: Contents) -> Weights:
+    """torchvision's ViT in timm's names."""
+    given = drop(file.state(), ["heads."])
+    state = rename(given, TORCHVISION_VIT)
+    heads = 16 if state["pos_embed"].shape[-1] == 1280 else None  # ViT-H has heads of 80
+    arch, args, dim = vits.describe(state, heads=heads, positions="corners")
+    pixels = resnets.IMAGENET.at(args.get("img_size", 224))  # torchvision takes no other size than a network's own
+    origin = f"torchvision ViT of width {dim}, patch {args.get('patch_size', 16)} (supervised)"
+    return Weights(arch, args, dim, state, pixels, "cls", origin, "the whole file without heads.", paths(("", given)))
+
+
+def is_torchvision_resnet(file: Contents) -> bool:
+    """A flat ResNet with a classifier."""
+    state = file.state()
+    return resnets.is_resnet(state) and "fc.weight" in state
+
+
+def example_prefix(file: Contents) -> str:
+    """What DataParallel put before the names."""
+    return "module." if "module.fc.weight" in file.state("state_dict") else ""
+
+
+def is_imagenet_example(file: Contents) -> bool:
+    """A classifier beside bookkeeping. A state dict all alone in its file is SimCLR v1's conversion."""
+    state = select(file.state("state_dict"), example_prefix(file))
+    return resnets.is_resnet(state) and "fc.weight" in state and (example_prefix(file) != "" or len(file.tree) > 1)
+
+
+TIMM_VIT = Format(
+    "timm_vit",
+    "timm",
+    "timm `vit_*.dino` and `vit_*_dinov2` (`model.safetensors`; the latter at 518 px)",
+    "class token",
+    TIMM_DINO,
+    is_timm_vit,
+    convert_timm_vit,
+)
+TORCHVISION_VITS = Format(
+    "torchvision_vit",
+    "torchvision",
+    "torchvision `vit_*.pth`, supervised",
+    "class token",
+    resnets.IMAGENET,
+    lambda file: "class_token" in file.state() and "conv_proj.weight" in file.state(),
+    convert_torchvision_vit,
+)
+TORCHVISION_RESNETS = Format(
+    "torchvision_resnet",
+    "torchvision",
+    "torchvision and timm ResNets with their classifier, supervised",
+    "pooled map",
+    resnets.IMAGENET,
+    is_torchvision_resnet,
+    lambda file: resnets.read_resnet(file, "supervised", resnets.IMAGENET, heads=["fc."]),
+)
+IMAGENET_EXAMPLE = Format(
+    "imagenet_example",
+    "torchvision",
+    "checkpoints of PyTorch's ImageNet example and of linear evaluations made from it",
+    "pooled map",
+    resnets.IMAGENET,
+    is_imagenet_example,
+    lambda file: resnets.read_resnet(
+        file, "supervised", resnets.IMAGENET, ["state_dict"], example_prefix(file), ["fc."]
+    ),
+)

@@ -1,0 +1,97 @@
+"""Our own students: safetensors, with a JSON record of everything but the weights in the header.
+
+A student that was a module from Python cannot be rebuilt by us: its file is a plain state dict, and its header says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths
+from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line
+from ssl_kd.models.encoder import Encoder, Preprocessing, as_record, digest_of
+
+KEY = "ssl_kd"  # entries of safetensors' header: the record, and its own check sum
+SUM = "ssl_kd_sha256"
+MODULE_KEY = "ssl_kd_module"  # in place of both: the record of a module that only its own code can rebuild
+LOAD = "module.load_state_dict(safetensors.torch.load_file({file!r}))"
+LARGEST = 2**16  # no argument of an architecture is larger
+
+
+def header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a student file: how to rebuild the Encoder, the digest of its weights, and the card."""
+    record = json.dumps({**as_record(encoder), "digest": encoder.digest, "card": card})
+    return {"format": "pt", KEY: record, SUM: hashlib.sha256(record.encode()).hexdigest()}
+
+
+def module_header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a module's state dict: what it is, how to load it, which pixels it wants, and the card."""
+    how = {"load": LOAD.format(file="FILE"), "digest": encoder.digest, "card": card}
+    return {"format": "pt", MODULE_KEY: json.dumps(as_record(encoder) | how)}
+
+
+def refuse_module(file: Contents) -> None:
+    """UnknownCheckpoint for the state dict of a module from Python."""
+    if MODULE_KEY in file.metadata:
+        raise UnknownCheckpoint(
+            "holds the state of a module from Python, which only its own code can rebuild: build it there, then "
+            + LOAD.format(file="FILE")
+        )
+
+
+def card(file: Contents) -> dict[str, Any]:
+    """What was written beside the weights when the student was saved: its teacher, its run, ..."""
+    return dict(json.loads(file.metadata[KEY]).get("card", {}))
+
+
+def checked_arguments(given: Any, state: State) -> dict[str, Any]:
+    """arch_args without absurd numbers: a billion blocks would be built for days before a tensor is missed."""
+    for name, value in given.items():
+        most = len(state) if any(part in name for part in ("depth", "layers", "blocks")) else LARGEST
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, (int, float, str, bool, type(None))) or (type(item) is int and abs(item) > most):
+                raise BrokenCheckpoint(f"the student's record asks for {one_line(name, 40)}={one_line(value, 40)}")
+    return dict(given)
+
+
+def convert_student(file: Contents) -> Weights:
+    """The state dict as it is; the record names its architecture. BrokenCheckpoint when the record is damaged."""
+    text, state = file.metadata.get(KEY, ""), file.state()
+    if hashlib.sha256(text.encode()).hexdigest() != file.metadata.get(SUM):
+        raise BrokenCheckpoint("the student's record in the header is damaged: its check sum does not match")
+    try:
+        record = json.loads(text)
+        arch, args = str(record["arch"]), checked_arguments(record["arch_args"], state)
+        if digest_of(arch, args, state) != record["digest"]:
+            raise BrokenCheckpoint("the student's weights are damaged: their digest is not the recorded one")
+        return Weights(
+            arch,
+            args,
+            int(record["dim"]),
+            state,
+            Preprocessing.from_dict(record["preprocessing"]),
+            str(record["feature"]),
+            str(record["origin"]),
+            "the whole file",
+            paths(("", state)),
+        )
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenCheckpoint(
+            f"the student's record in the header cannot be read: {one_line(repr(error), 100)}"
+        ) from error
+
+
+STUDENT = Format(
+    "student",
+    "student",
+    "`student.safetensors` of a distillation run",
+    "as it was trained",
+    Preprocessing(),  # unless the record says otherwise
+    lambda file: KEY in file.metadata,
+    convert_student,
+)

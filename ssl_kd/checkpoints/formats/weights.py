@@ -1,0 +1,132 @@
+"""What a format makes of a file, and the three verbs on state dicts: select a branch, drop a head, rename keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ssl_kd.errors import BrokenCheckpoint, one_line
+from ssl_kd.models.encoder import Preprocessing
+
+DEEPEST = 30  # levels of nesting; the published files have at most nine
+State = dict[str, Tensor]
+Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # regular expression -> replacement, as in re.sub
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A weight file as plain data: nothing in it has run, and no tensor has been copied yet."""
+
+    tree: Any  # nested dicts, lists, numbers, strings and tensors
+    container: str  # "zip" or "legacy" (torch.save of today and before 1.6), or "safetensors"
+    metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors' own header entry
+    verify: Callable[[Iterable[Tensor]], None] = lambda used: None  # raises where their bytes are damaged
+
+    def at(self, *path: str) -> Any:
+        """The entry below these keys, or None."""
+        node = self.tree
+        for key in path:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        return node
+
+    def state(self, *path: str) -> State:
+        """The tensors right below these keys, by name; empty when there are none."""
+        node = self.at(*path)
+        items = node.items() if isinstance(node, Mapping) else ()
+        return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+
+    def tensors(self) -> Iterator[str]:
+        """Path of every tensor in the file, keys joined by '/', down to DEEPEST levels."""
+        todo: list[tuple[str, int, Any]] = [("", 0, self.tree)]
+        seen: set[int] = set()  # a file may hold a list that holds itself, or one list a billion times
+        while todo:
+            path, depth, node = todo.pop()
+            if isinstance(node, Tensor):
+                yield path
+            elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen and depth < DEEPEST:
+                seen.add(id(node))
+                items = node.items() if isinstance(node, Mapping) else enumerate(node)
+                below = [(f"{path}/{key}" if path else str(key), depth + 1, value) for key, value in items]
+                todo += reversed(below)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The branch that the authors evaluate, in the names of an architecture, ready to be loaded strictly."""
+
+    arch: str
+    arch_args: dict[str, Any]
+    dim: int  # width of the default feature
+    state: State
+    preprocessing: Preprocessing
+    feature: str
+    origin: str
+    branch: str  # where the tensors were in the file, for people
+    used: Mapping[str, Tensor]  # path in the file -> tensor, as it is there
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.used.items():
+            # Stride 0 lets a file of a few bytes claim a tensor of terabytes; such a thing is nobody's weight.
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise BrokenCheckpoint(f"{shown([name])} claims {tensor.numel():,} elements and holds fewer")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table: who writes such files, how to tell, how to read them."""
+
+    name: str
+    family: str
+    wrote: str  # the published files or the program behind them, for people
+    reads: str  # the branch and the default feature, for people
+    pixels: Preprocessing  # what the authors' evaluation feeds it
+    matches: Callable[[Contents], bool]
+    convert: Callable[[Contents], Weights]
+
+
+def select(state: Mapping[str, Tensor], prefix: str) -> State:
+    """The tensors whose names start with the prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def drop(state: Mapping[str, Tensor], heads: Sequence[str]) -> State:
+    """All but the tensors whose names start with one of the listed heads, such as 'fc.'."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(heads))}
+
+
+def rename(state: Mapping[str, Tensor], rules: Rules) -> State:
+    """Each name rewritten by every rule in order; BrokenCheckpoint when two tensors would get one name."""
+    out: State = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in rules.items():
+            new = re.sub(pattern, replacement, new)
+        if new in out:
+            raise BrokenCheckpoint(f"two tensors of the file would both be {shown([new])}")
+        out[new] = tensor
+    return out
+
+
+def require(state: Mapping[str, Tensor], expected: Iterable[str], what: str) -> None:
+    """BrokenCheckpoint unless the state dict holds exactly these names; batch norm's step counters may lack."""
+    wanted = set(expected)
+    missing = [name for name in wanted - set(state) if not name.endswith("num_batches_tracked")]
+    surplus = set(state) - wanted
+    for problem, names in (("lacks", missing), ("has no place for", surplus)):
+        if names:
+            raise BrokenCheckpoint(f"{what} {problem} {len(names)} tensors: {shown(sorted(names))}")
+
+
+def shown(names: Sequence[str], most: int = 4) -> str:
+    """The first names, on one line whatever they contain."""
+    text = ", ".join(one_line(name) for name in names[:most])
+    return f"{text}, ..." if len(names) > most else text
+
+
+def paths(*places: tuple[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by their place in the file: each (prefix as written there, tensors without it) in turn."""
+    return {f"{prefix}{name}": tensor for prefix, tensors in places for name, tensor in tensors.items()}

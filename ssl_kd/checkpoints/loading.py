@@ -1,0 +1,216 @@
+"""The only door between files and Encoders: safe reading, strict loading, and a report of what was found.
+
+teacher = load_teacher("dino_deitsmall16_pretrain.pth")      # frozen, eval mode, its authors' preprocessing
+print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, without building the network
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_kd.checkpoints.formats import Contents, Format, Weights, recognise
+from ssl_kd.checkpoints.formats.report import Report
+from ssl_kd.checkpoints.formats.student import STUDENT, card, header, module_header
+from ssl_kd.checkpoints.formats.weights import State, shown
+from ssl_kd.checkpoints.torch_file import open_contents
+from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
+from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
+from ssl_kd.models.factory import make
+from ssl_kd.runtime.files import atomically
+
+NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """The object in a weight file (torch.save of any age, or safetensors) as plain data; nothing in it is run."""
+    return contents(Path(path)).tree
+
+
+def contents(path: Path) -> Contents:
+    """The file as plain data. CheckpointError, starting with the path, for anything that is not a checkpoint."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; name the checkpoint file in it")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is a device or a pipe, not a file")
+    try:
+        return open_contents(path)
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def load_teacher(
+    path_or_name: str | os.PathLike[str],
+    feature: str | None = None,
+    format: str | None = None,  # noqa: A002
+) -> Encoder:
+    """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
+
+    path_or_name: a file, or a name of the zoo (`ssl-kd zoo list`), or `timm/NAME` or `torchvision/NAME` for the
+    weights that those libraries publish. feature: one of the names that the architecture offers (`cls`, `cls4`,
+    `cls_avg`, `pool`, ...); None is the one that the authors evaluate. format: a name in `formats.FORMATS`, for a file
+    that does not say what it is. Every tensor of the backbone is loaded or the load fails: CheckpointError.
+    """
+    path = Path(path_or_name)
+    if not path.exists():
+        found = by_name(str(path_or_name), feature)
+        if isinstance(found, Encoder):
+            return frozen(found)
+        path = found
+    file = contents(path)
+    try:
+        return frozen(assemble(convert(file, recognise(file, format)), feature))
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def by_name(name: str, feature: str | None) -> Encoder | Path:
+    """The zoo's file of that name, or an Encoder with the weights that timm or torchvision publishes."""
+    from ssl_kd.checkpoints import library_weights, zoo
+
+    if name.startswith(tuple(library_weights.PUBLISHERS)):
+        return library_weights.load(name, feature)
+    if zoo.known(name):
+        return zoo.fetch(name)
+    raise CheckpointError(
+        f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
+    )
+
+
+def convert(file: Contents, row: Format) -> Weights:
+    """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
+    try:
+        weights = row.convert(file)
+        file.verify(weights.used.values())
+        bad = not_finite(weights.used)
+    except CheckpointError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        # A forced format on another kind of file, or shapes that fit no architecture.
+        raise BrokenCheckpoint(f"cannot be read as {row.name}: {one_line(error, 120)}") from error
+    if bad:
+        raise BrokenCheckpoint(f"{len(bad)} of its tensors hold NaN or infinity: {shown(bad)}")
+    return weights
+
+
+def own_copy(state: Mapping[str, Tensor]) -> State:
+    """Contiguous tensors in memory of their own, half and double precision as float32."""
+    return {
+        name: tensor.to(
+            torch.float32 if tensor.is_floating_point() else tensor.dtype,
+            memory_format=torch.contiguous_format,
+            copy=True,
+        )
+        for name, tensor in state.items()
+    }
+
+
+def assemble(weights: Weights, feature: str | None = None) -> Encoder:
+    """Build the architecture without spending time on random numbers, and load every tensor strictly."""
+    with torch.device("meta"):
+        network = make(weights.arch, weights.arch_args)
+    wanted = network.backbone.state_dict()
+    state = own_copy(weights.state)
+    for name in wanted:
+        if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
+            state.setdefault(name, torch.zeros((), dtype=torch.long))
+    problems = {
+        "lacks": [n for n in wanted if n not in state],
+        "has no place for": [n for n in state if n not in wanted],
+        "has other shapes for": [n for n in state if n in wanted and state[n].shape != wanted[n].shape],
+        "has other types for": [n for n in state if n in wanted and state[n].dtype != wanted[n].dtype],
+    }
+    for problem, names in problems.items():
+        if names:
+            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}")
+    network.backbone.load_state_dict(state, strict=True, assign=True)
+    return Encoder(
+        network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
+    )
+
+
+def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report:  # noqa: A002
+    """What a weight file is, or in `problem` why it cannot be a teacher. The network is not built.
+
+    Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
+    """
+    path = Path(path)
+    file = contents(path)
+    seen = tuple(file.tensors())
+    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}
+    try:
+        row = recognise(file, format)
+    except CheckpointError as error:
+        return Report(**about, dropped=seen, problem=str(error))
+    about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
+    try:
+        weights = convert(file, row)
+    except CheckpointError as error:
+        return Report(**about, dropped=seen, problem=str(error))
+    return Report(
+        **about,
+        origin=weights.origin,
+        branch=weights.branch,
+        arch=weights.arch,
+        arch_args=weights.arch_args,
+        feature=weights.feature,
+        dim=weights.dim,
+        preprocessing=weights.preprocessing,
+        parameters=sum(t.numel() for n, t in weights.state.items() if not n.endswith(NOT_PARAMETERS)),
+        used=tuple(weights.used),
+        expected=tuple(weights.state),
+        dropped=tuple(name for name in seen if name not in weights.used),
+        digest=digest_of(weights.arch, weights.arch_args, weights.state),
+        card=card(file) if row is STUDENT else {},
+    )
+
+
+def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+    """Write a safetensors file that `load_teacher` reads back to the same features.
+
+    notes: anything JSON can hold, kept with the file as its card and shown by `inspect`.
+
+    Equal students give equal bytes. Atomic: the file appears whole or not at all.
+
+    UserError for weights that are not finite, or where it cannot be written.
+    """
+    path = Path(path)
+    if encoder.is_module:
+        raise UserError(f"{path}: not saved: a module from Python has no name to rebuild it by; make it with build()")
+    return _write(encoder, path, lambda: header(encoder, notes))
+
+
+def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+    """Write the state dict of a module from Python, for `module.load_state_dict(safetensors.torch.load_file(path))`.
+
+    As `save_student` in all else, but `load_teacher` refuses the file: it does not know the module's code.
+    """
+    return _write(encoder, Path(path), lambda: module_header(encoder, notes))
+
+
+def _write(encoder: Encoder, path: Path, described: Callable[[], dict[str, str]]) -> Path:
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    if bad := not_finite(state):
+        raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
+    data = _in_order(save({name: tensor.clone() for name, tensor in state.items()}, metadata=described()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomically(path, lambda file: file.write(data))
+    return path
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes them in an order drawn anew each time."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + file[end:]

@@ -1,0 +1,65 @@
+"""The demo's unlabelled side: a small SimCLR teacher, trained once and kept, and a student that is distilled from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ssl_kd.checkpoints.loading import load_teacher
+from ssl_kd.checkpoints.zoo import cache_folder
+from ssl_kd.data.open import Images
+from ssl_kd.distillation.config import DistillConfig, PretrainConfig
+from ssl_kd.distillation.trainer import Distilled, distill
+from ssl_kd.models.encoder import Encoder
+from ssl_kd.pretraining.trainer import pretrain
+from ssl_kd.runtime.signals import Interrupted
+
+SIZE = 32  # pixels
+TEACHER = PretrainConfig(
+    method="simclr",
+    arch="resnet18",
+    arch_args={"channels": [32, 64, 128, 256]},  # half the width: a teacher in a minute
+    size=SIZE,
+    epochs=14,
+    batch_size=128,
+    lr=0.24,
+    weight_decay=5e-4,
+    temperature=0.2,
+    views="two_gentle",
+)
+STUDENT = DistillConfig(
+    student="resnet18",
+    student_args={"channels": [22, 44, 84, 100]},
+    objective="default",
+    views="gentle",  # what the student never sees, it does not learn to ignore
+    size=SIZE,
+    crop_ratio=1.0,
+    epochs=16,
+    batch_size=32,
+    lr=1.5e-3,
+    warmup=1,
+    health_every=0,  # so few images are all needed
+)
+
+
+def teacher(images: Images, fresh: bool = False, quiet: bool = False) -> Encoder:
+    """The demo's teacher: trained unless an equal one is in the cache, and read back through the ordinary loader."""
+    recipe = hashlib.sha256(f"{asdict(TEACHER)}{images.digest}".encode()).hexdigest()[:12]
+    path = cache_folder() / "demo" / f"simclr_{recipe}.pth.tar"
+    if fresh:
+        path.unlink(missing_ok=True)
+    pretrain(replace(TEACHER, out=str(path), quiet=quiet), images)
+    encoder = load_teacher(path)
+    # The file does not say how large its images were; the recipe does.
+    encoder.preprocessing = encoder.preprocessing.at(SIZE, crop_ratio=1.0)
+    return encoder
+
+
+def distilled(teacher: Encoder, images: Images, out: Path, seed: int = 0, quiet: bool = False) -> Distilled:
+    """The student of the demo, in a run folder that starts anew each time."""
+    config = replace(STUDENT, out=str(out), seed=seed, quiet=quiet, overwrite=True)
+    try:
+        return distill(teacher, images=images, config=config)
+    except Interrupted as stop:
+        raise Interrupted(stop.what, "the demo distils anew each time") from None

@@ -1,0 +1,222 @@
+"""The command line: `ssl-kd COMMAND`. Parsing needs no torch; a command imports what it runs.
+
+Exit codes: 0 done, 2 bad input (one line on standard error), 130 stopped by Ctrl-C or SIGTERM with the state saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ssl_kd.errors import nearest
+from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
+
+
+def distill(argv: Sequence[str]) -> int:
+    """Distil a teacher into a student on unlabelled images."""
+    from ssl_kd.distillation.config import DistillConfig, check
+
+    config = parse(
+        DistillConfig,
+        argv,
+        "ssl-kd distill",
+        examples=(
+            "ssl-kd distill --teacher swav_800ep_pretrain.pth.tar --student resnet18 --images photos/ --out runs/x",
+            "ssl-kd distill --config configs/distill/cifar10_moco_r18.yaml --epochs 10 --out runs/short",
+        ),
+    )
+    check(config)
+    from ssl_kd.distillation.trainer import distill as run
+    from ssl_kd.runtime import distributed
+
+    done = run(config=config)
+    if distributed.rank():
+        return 0  # of several processes the first speaks
+    losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
+    print(
+        f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
+    )
+    print(f"Next: ssl-kd inspect {done.path}; ssl-kd eval --help")
+    return 0
+
+
+def targets(argv: Sequence[str]) -> int:
+    """Store the teacher's word on replayed views ahead of distill (same settings)."""
+    from ssl_kd.distillation.config import DistillConfig
+
+    config = parse(
+        DistillConfig,
+        argv,
+        "ssl-kd targets",
+        examples=("ssl-kd targets --replay 4 ... (then the same with ssl-kd distill)",),
+    )
+    from ssl_kd.distillation.trainer import fill_targets
+    from ssl_kd.runtime import distributed
+
+    stores = fill_targets(config=config)
+    for name, store in stores.items() if not distributed.rank() else ():
+        whose = f"{name}: " if name else ""
+        print(f"{whose}{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
+    return 0
+
+
+def pretrain(argv: Sequence[str]) -> int:
+    """Train a small self-supervised teacher (MoCo v2, SimCLR) on unlabelled images."""
+    from ssl_kd.distillation.config import PretrainConfig, check
+
+    config = parse(
+        PretrainConfig,
+        argv,
+        "ssl-kd pretrain",
+        examples=("ssl-kd pretrain --images photos/ --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar",),
+    )
+    check(config)
+    from ssl_kd.pretraining.trainer import pretrain as run
+
+    print(run(config))
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure encoders on tasks with k-NN and linear probes."""
+    from ssl_kd.eval.cli import main
+
+    return main(list(argv), prog="ssl-kd eval")
+
+
+def embed(argv: Sequence[str]) -> int:
+    """Write the features of any pictures to one .npz file."""
+    from ssl_kd.eval.embed import main
+
+    return main(list(argv), prog="ssl-kd embed")
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Say what a checkpoint file is, or why it is not one we know."""
+    parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
+    parser.add_argument("file", help="checkpoint, in any supported layout")
+    parser.add_argument("--format", help="read it as this format, where two would claim it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    from ssl_kd.checkpoints.loading import inspect as look
+
+    report = look(options.file, format=options.format)
+    print(report.to_json() if options.json else report)
+    return 2 if report.problem else 0
+
+
+def export(argv: Sequence[str]) -> int:
+    """Write a student for timm, torchvision, ONNX or TorchScript, each read back and measured."""
+    parser = OneLineParser("ssl-kd export", description=export.__doc__)
+    parser.add_argument("student", help="student or teacher: a checkpoint file, or a name such as dino_vits16")
+    parser.add_argument(
+        "--to", nargs="+", required=True, metavar="FORMAT", help="timm, torchvision, safetensors, torchscript, onnx"
+    )
+    parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
+    parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
+    parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
+    parser.add_argument("--images", help="folder or zip to measure on; default: noise like photographs")
+    options = parser.parse_args(argv)
+    from ssl_kd.exporters.export import export as run
+
+    for done in run(options.student, options.to, options.out, options.images, options.feature, options.format):
+        print(done)
+    return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Run the whole road on images that ship with scikit-learn: teach, distil, measure, show."""
+    parser = OneLineParser("ssl-kd demo", description=demo.__doc__)
+    parser.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the student, shuffling and views (default: %(default)s)"
+    )
+    parser.add_argument("--fresh-teacher", action="store_true", help="train the teacher anew, not from the cache")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(argv)
+    return _demo(Path(options.out), options.seed, options.fresh_teacher, options.quiet)
+
+
+def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
+    """Labels stay in ssl_kd.eval.demo: only bare images are handed over to the trainers."""
+    from rich.console import Console
+
+    from ssl_kd.cli.demo import distilled, teacher
+    from ssl_kd.data.open import ArrayImages
+    from ssl_kd.eval import demo as labelled
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    tasks = labelled.demo_tasks()
+    images = ArrayImages(labelled.unlabelled(tasks), name="digits and temple patches")
+    console.print(f"1. A teacher: SimCLR on {len(images):,} unlabelled images (kept for the next time)")
+    taught = teacher(images, fresh_teacher, quiet)
+    console.print(f"2. A student, from the teacher's file {taught.origin}: no labels", markup=False)
+    student = distilled(taught, images, out, seed, quiet).student
+    console.print("3. Teacher, student and random weights on three tasks")
+    results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
+    console.print(results.table())
+    shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed)
+    verdict = labelled.claims(results, tasks)
+    for holds, claim in verdict:
+        console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
+    last = f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)"
+    console.print(last, highlight=False, markup=False)
+    return 0 if all(holds for holds, _ in verdict) else 1
+
+
+def zoo(argv: Sequence[str]) -> int:
+    """List, show and download published teachers."""
+    from ssl_kd.checkpoints.zoo import main
+
+    return main(list(argv))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "distill": distill,
+    "embed": embed,
+    "eval": evaluate,
+    "export": export,
+    "inspect": inspect,
+    "pretrain": pretrain,
+    "targets": targets,
+    "zoo": zoo,
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ssl-kd COMMAND [options]        (ssl-kd COMMAND --help lists every option)",
+            "",
+            "Distil self-supervised vision teachers into small students without labels, and measure what survives.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"ssl-kd {version('ssl-kd')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(
+            f"ssl-kd: no command {name!r}.{nearest(name, list(COMMANDS))} Known: {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
+    return guarded(COMMANDS[name], rest, f"ssl-kd {name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,240 @@
+"""From a config to the parts of a run, all tried out on two made-up images before anything is written.
+
+The dry pass tells how wide embeddings, tokens and tapped layers are, and that the networks give what the objective reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_kd.data.augment import SCHEMES, ViewLoader, Views, scheme
+from ssl_kd.data.open import Images, open_images
+from ssl_kd.distillation.arguments import is_path
+from ssl_kd.distillation.config import DistillConfig, check
+from ssl_kd.distillation.module import AVERAGE, ask
+from ssl_kd.distillation.monitor import hold_out
+from ssl_kd.distillation.students import find_student
+from ssl_kd.distillation.target_cache import layout_of
+from ssl_kd.distillation.teachers import Faculty, Teacher, load_teachers, recorded
+from ssl_kd.errors import UserError, must_be, one_line
+from ssl_kd.models.encoder import Encoder, Features, Preprocessing, submodule
+from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.objectives import WeightedSum, Widths, build_objective, taps
+from ssl_kd.objectives.factory import PRESET_MIXES, PRESET_VIEWS
+from ssl_kd.objectives.multi_teacher import SeveralTeachers, build_several
+from ssl_kd.runtime.devices import device_kind
+
+DRY_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of: `held` are the images kept for health, seen by `contract`; `mix` is what is done to inputs."""
+
+    faculty: Faculty
+    student: Encoder
+    objective: WeightedSum | SeveralTeachers
+    loader: ViewLoader
+    held: Images | None
+    contract: Preprocessing
+    mix: str
+    settings: dict[str, Any]  # what config.yaml says
+
+
+def prepare(config: DistillConfig, teacher, student, images) -> Parts:
+    """Load, build and try out everything. UserError for whatever cannot work; nothing is written.
+
+    config: as `merge` makes it of these very objects.
+    """
+    check(config)
+    torch.manual_seed(config.seed)
+    images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
+    must_be("images", config.images_digest, config.images, images.digest)
+    trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
+    teachers = load_teachers(config, teacher if isinstance(teacher, Encoder) else None)
+    contract = _contract(config, teachers)
+    student, named = find_student(config, student, contract)
+    recipes = scheme(_views_name(config, teachers))
+    loader = ViewLoader(
+        trained_on, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay
+    )
+    loader.parts = config.accumulate
+    loader.batches_per_epoch()  # says that there are too few images
+    device_kind(config.accelerator)  # and this, that there is no such device
+    views = _dry_views(loader.heard, contract.size)
+    asked = {name: taps(t.line.objective) for name, t in teachers.items()}
+    layers = tuple(dict.fromkeys(layer for ours, _ in asked.values() for layer in ours))
+    seen = _dry_look(student, views, layers, "student")
+    teachers = {name: replace(t, layers=asked[name][1]) for name, t in teachers.items()}
+    said = {name: _dry_look(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
+    objective = _objective(config, teachers, seen, said)
+    if len(recipes) < objective.min_views:
+        raise UserError(
+            f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
+            f"{_views_name(config, teachers)!r} gives {len(recipes)}; use multi or rot4"
+        )
+    mix = _mix(config, teachers)
+    _must_fit(config, objective, loader, mix)
+    _try_out(objective, seen, said, views)
+    parts = objective.parts if isinstance(objective, SeveralTeachers) else {"": objective}
+    teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
+    layouts = {
+        name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()
+    }
+    # Overwriting is a deed of today, not a setting: whoever repeats the run elsewhere must not wipe what lies there.
+    settings = asdict(replace(config, teachers={}, overwrite=False)) | named | recorded(teachers)
+    settings["images_digest"] = images.digest
+    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, held, contract, mix, settings)
+
+
+def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preprocessing:
+    """How the student will be shown images: as the teacher that wants the largest."""
+    largest = max(teachers.values(), key=lambda teacher: teacher.size)
+    contract = largest.encoder.preprocessing
+    if largest.size != contract.size or config.size or config.crop_ratio:
+        contract = contract.at(config.size or largest.size, config.crop_ratio or None)
+    return contract
+
+
+def _views_name(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
+    """The scheme that was asked for, else the one with the most views among those the objectives were published with."""
+    if config.views:
+        return config.views
+    objectives = [t.line.objective for t in teachers.values()]
+    names = [PRESET_VIEWS.get(o, "weak") if isinstance(o, str) else "weak" for o in objectives]
+    return max(names, key=lambda name: len(SCHEMES[name]))
+
+
+def _mix(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
+    """What was asked for, else what an objective was published with."""
+    if config.mix:
+        return config.mix
+    objectives = [t.line.objective for t in teachers.values()]
+    return next((PRESET_MIXES[o] for o in objectives if isinstance(o, str) and o in PRESET_MIXES), "none")
+
+
+def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, loader: ViewLoader, mix: str) -> None:
+    """UserError where settings exclude each other, or one would be passed over in silence."""
+    if config.targets and not config.replay:
+        raise UserError("targets: without replay no outputs are stored or read; give replay 1 or more, or no targets")
+    if config.teacher_drop and not isinstance(objective, SeveralTeachers):
+        raise UserError("teacher_drop: expected several teachers, of which some may sit out; got one; use 0")
+    if mix != "none" and config.replay:
+        raise UserError(
+            f"replay: stored targets are of single images, but {mix} asks the teacher about mixed ones; use replay 0, or "
+            f"mix none"
+        )
+    if config.accumulate > 1 and objective.indivisible:
+        raise UserError(
+            f"accumulate: {', '.join(objective.indivisible)} relates all samples of a batch to each other, which its parts "
+            f"cannot; use accumulate 1, or an objective that is a mean over samples such as simreg"
+        )
+    smallest = len(loader.images) // loader.batches_per_epoch() // config.accumulate
+    if smallest < 2 and config.accumulate == 1:
+        raise UserError(
+            f"batch_size: {len(loader.images)} images in batches of {config.batch_size} leave a batch with {smallest}, and "
+            f"a sample is related to others; choose another batch_size"
+        )
+    if smallest < 2:
+        raise UserError(
+            f"accumulate: {len(loader.images)} images in {config.accumulate} parts per step leave a part with "
+            f"{smallest}; lower accumulate"
+        )
+    reads_more = objective.reads_tokens or objective.student_layers
+    if loader.heard < len(loader.recipes) and reads_more:
+        raise UserError(
+            "views: small crops have patches and layers of their own, which this objective would compare with those of "
+            "large views; use weak, strong or multi, or an objective on embeddings such as default_light"
+        )
+    if config.compile and objective.student_layers:
+        raise UserError(
+            "compile: this objective taps layers, which a compiled network does not show; use compile false"
+        )
+
+
+def _objective(
+    config: DistillConfig, teachers: Mapping[str, Teacher], seen: Features, said: Mapping[str, Features]
+) -> WeightedSum | SeveralTeachers:
+    student, words = Widths.of(seen), {name: Widths.of(word) for name, word in said.items()}
+    if "" in teachers:
+        return build_objective(config.objective, student, words[""])
+    lines = {name: t.line for name, t in teachers.items()}
+    return build_several(
+        {name: line.objective for name, line in lines.items()},
+        student,
+        words,
+        {name: line.weight for name, line in lines.items()},
+        config.teacher_drop,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the dry pass
+
+
+def _dry_views(count: int, size: int) -> Views:
+    random = torch.Generator().manual_seed(0)
+    pixels = tuple(torch.rand(DRY_IMAGES, 3, size, size, generator=random) for _ in range(count))
+    return Views(np.arange(DRY_IMAGES), 0, pixels)
+
+
+@torch.no_grad()
+def _dry_look(
+    encoder: Encoder, views: Views, layers: Sequence[str], whose: str, teacher: Teacher | None = None
+) -> Features:
+    """Features of made-up images, on the CPU, without a trace in the network (eval mode)."""
+    pixels = torch.cat(views.pixels).to(encoder.mean.device)
+    was_training = encoder.training
+    try:
+        _open_attention(encoder.backbone, layers)
+        seen = teacher.look(pixels) if teacher else encoder.eval()(pixels, layers=layers)
+    except UserError as error:
+        if not layers:
+            raise
+        raise UserError(
+            f"objective: it reads layers {', '.join(layers)} of the {whose} ({encoder.arch}), but {error} Take another "
+            f"network, another objective, or spell the term with {whose}_layers of your own"
+        ) from error
+    except BAD_ARGUMENTS as error:
+        raise UserError(
+            f"{whose}: {encoder.arch} with {encoder.arch_args} cannot look at views of "
+            f"{teacher.size if teacher else pixels.shape[-1]} px: {one_line(error, 160)}"
+        ) from error
+    finally:
+        encoder.train(was_training)
+    if seen.embedding.shape != (len(pixels), encoder.dim):
+        raise UserError(
+            f"{whose}: {encoder.arch} with {encoder.arch_args} gives {tuple(seen.embedding.shape)} where "
+            f"{(len(pixels), encoder.dim)} was expected: numbers per image, so leave its pooling on"
+        )
+    for name in layers:
+        if not isinstance(seen.layers.get(name), Tensor):
+            raise UserError(f"objective: layer {name!r} of the {whose} ({encoder.arch}) gives no tensor; tap another")
+    tokens = None if seen.tokens is None else seen.tokens.cpu()
+    return Features(seen.embedding.cpu(), tokens, {name: tap.cpu() for name, tap in seen.layers.items()})
+
+
+def _open_attention(backbone: nn.Module, layers: Sequence[str]) -> None:
+    """Fused attention never makes the probabilities that a tap at `attn_drop` is to see: turn it off there."""
+    for name in layers:
+        parent, _, leaf = name.rpartition(".")
+        if leaf == "attn_drop":
+            attention: Any = submodule(backbone, parent)
+            if hasattr(attention, "fused_attn"):
+                attention.fused_attn = False
+
+
+@torch.no_grad()
+def _try_out(
+    objective: WeightedSum | SeveralTeachers, seen: Features, said: Mapping[str, Features], views: Views
+) -> None:
+    """Ask the objective once, in eval mode, so that what does not fit together is said now."""
+    if objective.student_momentum:
+        seen = replace(seen, layers={**seen.layers, AVERAGE: seen.embedding})
+    ask(objective.eval(), seen, said, views)
+    objective.train()

@@ -1,0 +1,129 @@
+"""The teachers' side of a step: frozen encoders, each by its own spectacles, asked now or read from what was stored.
+
+A single teacher is one of several whose name is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_kd.checkpoints.loading import load_teacher
+from ssl_kd.data.augment import ViewLoader, Views
+from ssl_kd.distillation.config import DistillConfig, TeacherLine, teacher_lines
+from ssl_kd.distillation.target_cache import Layout, TargetStore, flattened, unflattened
+from ssl_kd.errors import must_be
+from ssl_kd.models.encoder import Encoder, Features, frozen
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen encoder, its line in the config, and what is read from it: pixels of `size`, tokens, tapped layers."""
+
+    encoder: Encoder
+    line: TeacherLine
+    size: int
+    layers: tuple[str, ...] = ()
+    tokens: bool = True
+
+    def look(self, pixels: Tensor) -> Features:
+        """What it says about views (N, 3, S, S) in [0, 1], brought to the size that it sees."""
+        said = self.encoder(at_size(pixels, self.size), layers=self.layers)
+        return said if self.tokens else replace(said, tokens=None)
+
+
+def at_size(pixels: Tensor, size: int) -> Tensor:
+    """Views resized to a side, antialiased; untouched where they have it."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def load_teachers(config: DistillConfig, given: Encoder | None) -> dict[str, Teacher]:
+    """Every line's encoder, frozen; `given` takes the place of the single teacher's file.
+
+    UserError where a line asks for another digest than its file has, as a copied config.yaml may.
+    """
+    found = {}
+    for name, line in teacher_lines(config).items():
+        encoder = given if given is not None else line.file
+        if not isinstance(encoder, Encoder):
+            encoder = load_teacher(line.file, feature=line.feature or None, format=line.format or None)
+        must_be(f"teachers: {name}" if name else "teacher", line.digest, line.file, encoder.digest)
+        size = line.size or config.size or encoder.preprocessing.size
+        found[name] = Teacher(frozen(encoder), line, size)
+    return found
+
+
+def recorded(teachers: Mapping[str, Teacher]) -> dict[str, object]:
+    """What config.yaml says of the teachers: their digests, and every line spelled out."""
+    if list(teachers) == [""]:
+        return {"teacher_digest": teachers[""].encoder.digest}
+    return {"teachers": {name: teacher.line.recorded(teacher.encoder) for name, teacher in teachers.items()}}
+
+
+class Faculty:
+    """All teachers of a run, on its device, and what each has said about views that come round again."""
+
+    def __init__(self, teachers: Mapping[str, Teacher], layouts: Mapping[str, Layout], loader: ViewLoader):
+        self.teachers, self.layouts, self.loader = dict(teachers), layouts, loader
+        self.stores: dict[str, TargetStore] = {}
+
+    def to(self, device: torch.device) -> None:
+        """Move every teacher, channels last."""
+        for teacher in self.teachers.values():
+            teacher.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def open_stores(self, folder: Path, precision: str) -> None:
+        """Keep the words on replayed views under a digest of everything that decides them."""
+        loader = self.loader
+        views = (loader.recipes, loader.size, loader.seed, loader.images.digest)
+        for name, teacher in self.teachers.items():
+            encoder = teacher.encoder
+            pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)
+            question = (encoder.digest, encoder.feature, pixels, teacher.size, views, precision)
+            self.stores[name] = TargetStore(
+                folder,
+                (*question, self.layouts[name]),
+                loader.replay * loader.heard,
+                len(loader.images),
+                sum(width for _, _, width in self.layouts[name]),
+            )
+
+    def say(self, views: Views, autocast) -> dict[str, Features]:
+        """Each teacher's features of the views it hears, view-major: from its store where all are there, else asked."""
+        return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embeddings of images (B, 3, S, S) in [0, 1]; of several teachers the unit rows side by side."""
+        rows = [teacher.look(pixels).embedding for teacher in self.teachers.values()]
+        return rows[0] if len(rows) == 1 else torch.cat([F.normalize(row.float(), dim=1) for row in rows], dim=1)
+
+    def _one(self, name: str, teacher: Teacher, views: Views, autocast) -> Features:
+        heard, store, device = views.pixels[: views.heard], self.stores.get(name), views.pixels[0].device
+        numbers = [self.loader.cycle(views.epoch) * len(heard) + v for v in range(len(heard))]
+        if store is not None:
+            known = [store.get(number, views.index) for number in numbers]
+            if all(rows is not None for rows in known):
+                return unflattened(torch.cat([rows for rows in known if rows is not None]), self.layouts[name], device)
+        with torch.no_grad(), autocast():
+            said = teacher.look(torch.cat(heard))
+        if store is None:
+            return said
+        parts = flattened(said).chunk(len(numbers))
+        kept = [store.put(number, views.index, part) for number, part in zip(numbers, parts, strict=True)]
+        return unflattened(torch.cat(kept), self.layouts[name], device)
+
+    def has_said_all(self) -> bool:
+        """Whether every row of every store is there; a row that rotted since is found when it is read, and asked again."""
+        return bool(self.stores) and all(store.filled() == 1 for store in self.stores.values())
+
+    def flush(self) -> None:
+        """Ask the system to write all stores out."""
+        for store in self.stores.values():
+            store.flush()

@@ -1,0 +1,129 @@
+"""A network in its library's own words: what to type to have the same one without ssl_kd, and that very network.
+
+A state dict is of use only to somebody who can build what it fits. A `Twin` holds the call (`lines`, put into the
+exported file's card) and makes the module by the same call, so that an export is checked through the library's door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ssl_kd.errors import UserError
+from ssl_kd.models.backbones import VisionTransformerNet
+from ssl_kd.models.encoder import Encoder
+from ssl_kd.models.factory import OUR_ARGUMENTS, change_stem
+
+# Both libraries have these, with the same names of parameters and the same arithmetic.
+IN_BOTH = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The same network by its library's call: Python lines that end with `model`, and what makes it here."""
+
+    lines: tuple[str, ...]
+    build: Callable[[], nn.Module]
+
+
+def timm_twin(encoder: Encoder) -> Twin:
+    """The network by `timm.create_model`; UserError where timm has no such network."""
+    source, _, name = encoder.arch.rpartition("/")
+    args: dict[str, Any] = {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
+    ours = {key: value for key, value in encoder.arch_args.items() if key in OUR_ARGUMENTS}
+    if source not in ("", "timm") and not (source == "torchvision" and name in IN_BOTH and not args):
+        raise UserError(f"timm: expected one of timm's networks, got {encoder.arch}; export to safetensors or onnx")
+    if ours.get("conv_stem"):
+        raise UserError(f"timm: {encoder.arch} with conv_stem is not timm's network; export to safetensors or onnx")
+    shown = {key: repr(value) for key, value in args.items()}
+    args = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
+    if "norm_eps" in ours:
+        args["norm_layer"] = partial(nn.LayerNorm, eps=ours["norm_eps"])
+        shown["norm_layer"] = f"functools.partial(torch.nn.LayerNorm, eps={ours['norm_eps']!r})"
+    if isinstance(encoder.network, VisionTransformerNet) and encoder.preprocessing.size != encoder.network.size:
+        args["dynamic_img_size"] = True
+        shown["dynamic_img_size"] = "True"
+    words = "".join(f", {key}={value}" for key, value in shown.items())
+    lines = (
+        "import functools, timm, torch" if "norm_eps" in ours else "import timm, torch",
+        f"model = timm.create_model({name!r}, num_classes=0{words})",
+        *stem_lines(encoder, ours),
+    )
+
+    def build() -> nn.Module:
+        import timm
+
+        model: nn.Module = timm.create_model(name, num_classes=0, **args)
+        change_stem(model, name, dict(ours))
+        return model
+
+    return Twin(lines, build)
+
+
+def torchvision_twin(encoder: Encoder) -> Twin:
+    """The network by `torchvision.models` without its classifier; UserError where torchvision has no such network."""
+    source, _, name = encoder.arch.rpartition("/")
+    args: dict[str, Any] = {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
+    if source != "torchvision" and (source not in ("", "timm") or name not in IN_BOTH or args):
+        what = f"{encoder.arch} with {', '.join(args)}" if args and name in IN_BOTH else encoder.arch
+        raise UserError(
+            f"torchvision: expected torchvision/NAME or one of {', '.join(IN_BOTH)} at its full width, got {what}; "
+            f"export to timm, safetensors or onnx"
+        )
+    ours = {key: value for key, value in encoder.arch_args.items() if key in OUR_ARGUMENTS}
+    last = "fc" if name in IN_BOTH else _last_linear(name, args)
+    parent, _, leaf = last.rpartition(".")
+    words = "".join(f", {key}={value!r}" for key, value in args.items())
+    lines = (
+        "import torch, torchvision",
+        f"model = torchvision.models.get_model({name!r}, weights=None{words})",
+        f"setattr(model.get_submodule({parent!r}), {leaf!r}, torch.nn.Identity())"
+        if parent
+        else f"model.{leaf} = torch.nn.Identity()",
+        *stem_lines(encoder, ours),
+    )
+
+    def build() -> nn.Module:
+        from torchvision import models
+
+        model: nn.Module = models.get_model(name, weights=None, **args)
+        setattr(model.get_submodule(parent), leaf, nn.Identity())
+        change_stem(model, name, dict(ours))
+        return model
+
+    return Twin(lines, build)
+
+
+def _last_linear(name: str, args: Mapping[str, Any]) -> str:
+    """Path of the classifier in a torchvision network, as `networks.drop_last_linear` finds it."""
+    import torch
+    from torchvision import models
+
+    with torch.device("meta"):
+        parts = models.get_model(name, weights=None, **args).named_modules()
+    return [path for path, part in parts if isinstance(part, nn.Linear)][-1]
+
+
+def stem_lines(encoder: Encoder, ours: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `small_stem` does to a ResNet, in Python: neither library has an argument for it."""
+    if not ours.get("small_stem"):
+        return ()
+    stem: Any = encoder.backbone.conv1
+    channels, padding = stem.out_channels, ours.get("stem_padding", 1)
+    return (
+        f"model.conv1 = torch.nn.Conv2d(3, {channels}, 3, stride=1, padding={padding}, bias=False)",
+        "model.maxpool = torch.nn.Identity()",
+    )

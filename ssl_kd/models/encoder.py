@@ -1,0 +1,297 @@
+"""One noun for both networks: an `Encoder` turns pixels into features and carries its own spectacles.
+
+Images travel as (B, 3, H, W) RGB in [0, 1]. What a network was trained on (mean and std, size, resize, crop and
+interpolation) is a `Preprocessing` inside the Encoder, so that a SimCLR teacher (plain [0, 1]) and a ResNet student
+(ImageNet statistics) can look at the very same tensor. Nobody else normalises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_kd.errors import UserError, nearest
+from ssl_kd.models.backbones import STAGES, ModuleNet, Network, stages
+from ssl_kd.models.factory import make
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIDE = 2**16  # Pillow and the networks give up long before
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+MODULE = "module/"  # before the name of a class from Python, where an architecture would stand
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network wants to see. Called on a PIL image it resizes and crops: uint8 (3, H, W), not normalised.
+
+    `size` is the side in pixels that the network receives, `resize` the shorter side before the centre crop of side
+    `crop`; None means that the lab did neither, because its images had that size already. mean and std are for pixels
+    in [0, 1]; zeros and ones where the lab used none.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    size: int = 224
+    resize: int | None = 256
+    crop: int | None = 224
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}."
+                f"{nearest(self.interpolation, INTERPOLATIONS)}"
+            )
+        colours = (*self.mean, *self.std)
+        if len(colours) != 6 or not all(isinstance(c, (int, float)) for c in colours) or not 0 < min(self.std) < np.inf:
+            raise UserError(f"mean and std need three numbers each, std above zero; got {self.mean} and {self.std}")
+        sides = (self.size, self.size if self.resize is None else self.resize, self.crop or self.size)
+        if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides):
+            raise UserError(f"size, resize and crop are pixels above zero; got {self.size}, {self.resize}, {self.crop}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize the shorter side and cut the centre square, as torchvision does on PIL images: uint8 (3, S, S)."""
+        from PIL import Image
+
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        side, (width, height) = self.resize or self.size, image.size
+        if min(width, height) != side:
+            wide = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+            image = image.resize(wide, Image.Resampling[self.interpolation.upper()])
+        crop, (width, height) = self.crop or self.size, image.size
+        if (width, height) != (crop, crop):
+            left, top = round((width - crop) / 2), round((height - crop) / 2)
+            image = image.crop((left, top, left + crop, top + crop))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def at(self, size: int, crop_ratio: float | None = None) -> Preprocessing:
+        """The same at another size. crop_ratio is crop/resize: None keeps it, 1.0 takes the whole image."""
+        ratio = (self.crop or self.size) / (self.resize or self.size) if crop_ratio is None else crop_ratio
+        return replace(self, size=size, resize=max(size, round(size / ratio)), crop=size)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of dataclasses.asdict, also after a journey through JSON."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an Encoder says about a batch."""
+
+    embedding: Tensor  # (B, D) what k-NN and probes use
+    tokens: Tensor | None = None  # (B, L, D') patch tokens or map cells, row-major
+    layers: Mapping[str, Tensor] = field(default_factory=dict)  # only those asked for
+
+
+class Encoder(nn.Module):
+    """A network, the feature that is read from it and the pixels that it was made for.
+
+    `arch` and `arch_args` rebuild it (see `build`), `origin` says where the weights came from in words. The wrapped
+    timm, torchvision or other module is `backbone`; its state dict has that library's own names.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        arch: str,
+        arch_args: Mapping[str, Any] | None = None,
+        feature: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        origin: str = "random weights",
+    ):
+        super().__init__()
+        self.network = network
+        self.arch = arch
+        self.arch_args = dict(arch_args or {})
+        self.feature = feature or network.default
+        self.preprocessing = preprocessing or Preprocessing().at(network.size)
+        self.origin = origin
+        self.dim = network.width(self.feature)
+        # Not in state dicts: they are constants of the preprocessing, which is saved as such.
+        self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self._digest: tuple[tuple[Any, ...], str] | None = None
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        dim: int,
+        preprocessing: Preprocessing | None = None,
+        origin: str = "a module from Python",
+    ) -> Encoder:
+        """Wrap any module that maps normalised pixels to (B, dim), to a map (B, dim, H, W) or to `Features`."""
+        return cls(ModuleNet(module, dim), f"{MODULE}{type(module).__name__}", None, "pool", preprocessing, origin)
+
+    @property
+    def is_module(self) -> bool:
+        """Whether this is a module from Python, which nobody can build again by its architecture's name."""
+        return self.arch.startswith(MODULE)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The wrapped module, with its library's parameter names."""
+        return self.network.backbone
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the network that were or can be learnt, buffers not among them."""
+        return sum(p.numel() for p in self.parameters())
+
+    def width(self, feature: str) -> int:
+        """Numbers per image of any feature of this network; UserError if it has no such feature."""
+        return self.network.width(feature)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1] (or uint8) to what the network was trained on, in the dtype of its weights."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        x = (images - self.mean) / self.std
+        weights = next(self.network.parameters(), None)
+        return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
+
+    def forward(self, images: Tensor, layers: Sequence[str] = ()) -> Features:
+        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`)."""
+        taps: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name in layers:
+                stack.enter_context(tapped(self.backbone, name, taps))
+            embeddings, tokens = self.network(self.normalise(images), (self.feature,))
+        for name in layers:
+            if _STAGE.fullmatch(name) and taps[name].ndim == 4 and getattr(self.network, "channels_last", False):
+                taps[name] = taps[name].permute(0, 3, 1, 2)  # a stage is (B, C, H, W), however its network lays it out
+        return Features(embeddings[self.feature], tokens, taps)
+
+    def embeddings(self, images: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
+        """Several named features of the same images from one pass: {name: (B, D)}."""
+        return self.network(self.normalise(images), tuple(features))[0]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of architecture and weights, in hex. Computed when asked for, and again once weights have changed."""
+        state = self.backbone.state_dict()
+        key = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
+        if self._digest is None or self._digest[0] != key:
+            self._digest = (key, digest_of(self.arch, self.arch_args, state))
+        return self._digest[1]
+
+    def extra_repr(self) -> str:
+        """What print(encoder) shows in its first line."""
+        return f"{self.arch}, feature={self.feature}, dim={self.dim}, origin={self.origin!r}"
+
+
+_STAGE = re.compile(rf"stage\.[1-{STAGES}]")
+
+
+def submodule(backbone: nn.Module, name: str) -> nn.Module:
+    """The submodule of that path, where a negative number counts from the end of its list: `blocks.-1.attn`.
+
+    `stage.1` to `stage.4` are where the stages of any network end (see `networks.stages`).
+    """
+    if _STAGE.fullmatch(name):
+        name = stages(backbone)[int(name[-1]) - 1]
+    found = backbone
+    try:
+        for part in name.split("."):
+            counted = found[int(part)] if part.startswith("-") and part[1:].isdecimal() else None  # type: ignore[index]
+            found = counted if counted is not None else found.get_submodule(part)
+    except (AttributeError, IndexError, TypeError):
+        known = [path for path, _ in backbone.named_modules() if path]
+        raise UserError(f"no layer {name!r} in {type(backbone).__name__}.{nearest(name, known)}") from None
+    return found
+
+
+class tapped:  # noqa: N801  a context manager reads as a verb
+    """While open, what the named submodule returns is put into `taps`."""
+
+    def __init__(self, backbone: nn.Module, name: str, taps: dict[str, Tensor]):
+        self.name, self.taps = name, taps
+        self.module = submodule(backbone, name)
+
+    def __enter__(self) -> None:
+        self.handle = self.module.register_forward_hook(lambda _, __, out: self.taps.__setitem__(self.name, out))
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over architecture, names, dtypes, shapes and values.
+
+    Batch norm's step counters are left out: they do not reach a feature, and old files lack them. Floating numbers
+    count as float32, as which they are loaded.
+    """
+    total = hashlib.sha256(json.dumps([arch, arch_args], sort_keys=True).encode())
+    for name in sorted(state):
+        if name.rpartition(".")[2] != "num_batches_tracked":
+            tensor = state[name].detach().cpu().contiguous()
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            total.update(data)
+    return total.hexdigest()
+
+
+def build(
+    arch: str, feature: str | None = None, preprocessing: Preprocessing | None = None, **arch_args: Any
+) -> Encoder:
+    """A network by name with random weights.
+
+    arch: a timm name (`resnet18`, `vit_tiny_patch16_224`, also `timm/...`) or `torchvision/...`. arch_args go to timm
+    or torchvision (`img_size`, `patch_size`, `channels`, ...); `small_stem=True` makes a ResNet for 32 px images.
+    Preprocessing defaults to ImageNet statistics at the architecture's size. UserError for a name or argument that
+    does not exist.
+    """
+    network = make(arch, arch_args)
+    if preprocessing is None:
+        size = 32 if arch_args.get("small_stem") else network.size
+        preprocessing = Preprocessing(interpolation="bicubic").at(size)
+    return Encoder(network, arch, arch_args, feature, preprocessing)
+
+
+def as_record(encoder: Encoder) -> dict[str, Any]:
+    """Everything about an Encoder but its weights, ready for JSON."""
+    return {
+        "arch": encoder.arch,
+        "arch_args": encoder.arch_args,
+        "feature": encoder.feature,
+        "dim": encoder.network.width(encoder.feature),
+        "preprocessing": asdict(encoder.preprocessing),
+        "origin": encoder.origin,
+    }
+
+
+def frozen(encoder: Encoder) -> Encoder:
+    """The same Encoder in eval mode, with no parameter asking for a gradient."""
+    return encoder.eval().requires_grad_(False)
+
+
+def not_finite(state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of floating tensors that hold a NaN or an infinity."""
+    items = state.items() if isinstance(state, Mapping) else state
+    return [name for name, tensor in items if tensor.is_floating_point() and not _finite(tensor)]
+
+
+def _finite(tensor: Tensor) -> bool:
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # the 8-bit kinds know no sums
+    # A sum is finite unless an element is not (or it overflows, which the second look settles); one pass, no mask.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -1,0 +1,134 @@
+"""Networks by name: `NAME` and `timm/NAME` from timm, `torchvision/NAME`, and the few of our own under `ssl_kd/`.
+
+A few arguments are ours, because timm has no word for them and two checkpoints with equal shapes may differ in them:
+
+- `small_stem` (ResNets): 3x3 stride 1, no max-pool, for 32 px images; `stem_padding=2` is solo-learn's habit.
+- `norm_eps`, `conv_stem` (MoCo v3), `positions` and `interleave` (ViTs): see `networks.VisionTransformerNet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ssl_kd.errors import UserError, nearest, one_line
+from ssl_kd.models.backbones import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
+
+OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
+# What the libraries raise for arguments that do not fit.
+BAD_ARGUMENTS = (
+    *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError),
+    *(OSError, MemoryError),
+)
+
+
+def make(arch: str, arch_args: dict[str, Any]) -> Network:
+    """The network of that name with random weights; UserError for an unknown name or argument."""
+    source, _, name = arch.rpartition("/")
+    if source not in SOURCES:
+        raise UserError(
+            f"{arch}: architectures are named NAME, timm/NAME, torchvision/NAME or ssl_kd/NAME, not {source}/NAME"
+        )
+    try:
+        return SOURCES[source](name, dict(arch_args))
+    except UserError:
+        raise
+    except BAD_ARGUMENTS as error:
+        raise UserError(f"{arch}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
+
+
+def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
+    """A timm network without its classifier."""
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"{name}: timm has no such architecture.{nearest(name, timm.list_models())}")
+    ours = {key: arch_args.pop(key) for key in OUR_ARGUMENTS if key in arch_args}
+    if "norm_eps" in ours:
+        arch_args["norm_layer"] = partial(nn.LayerNorm, eps=ours.pop("norm_eps"))
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()
+    }
+    backbone: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
+    change_stem(backbone, name, ours)
+    if ours.pop("conv_stem", False):
+        if not hasattr(backbone, "patch_embed"):
+            raise UserError(f"{name}: conv_stem is for ViTs")
+        backbone.patch_embed.proj = convolutional_stem(backbone.embed_dim)
+    if (
+        type(backbone) is timm.models.VisionTransformer
+        and backbone.cls_token is not None
+        and backbone.global_pool == "token"
+    ):
+        return VisionTransformerNet(backbone, **ours)
+    if ours:
+        raise UserError(f"{name}: does not take {', '.join(ours)}")
+    net = PooledNet(backbone)
+    size = arch_args.get("img_size", net.size)
+    net.size = int(size[0] if isinstance(size, (list, tuple)) else size)
+    return net
+
+
+def change_stem(backbone: Any, name: str, ours: dict[str, Any]) -> None:
+    """Apply and remove the stem arguments."""
+    padding = ours.pop("stem_padding", 1)
+    if ours.pop("small_stem", False):
+        if not hasattr(backbone, "maxpool") or not isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
+            raise UserError(f"{name}: small_stem is for ResNets")
+        old = backbone.conv1
+        backbone.conv1 = nn.Conv2d(3, old.out_channels, 3, stride=1, padding=padding, bias=False)
+        if not old.weight.is_meta:
+            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+
+
+def convolutional_stem(dim: int) -> nn.Sequential:
+    """MoCo v3's patch embedding: four strided 3x3 convolutions with batch norm, then 1x1; 16 px per token."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for outputs in (dim // 8, dim // 4, dim // 2, dim):
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
+
+
+def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
+    """A `WideResNet` by depth; arguments `width` and `selective`."""
+    from ssl_kd.models.wide_resnet import LAYERS, WideResNet
+
+    known = {f"resnet{depth}": depth for depth in LAYERS}
+    if name not in known:
+        raise UserError(f"ssl_kd/{name}: not one of ssl_kd/{', ssl_kd/'.join(known)}.{nearest(name, list(known))}")
+    try:
+        net = WideNet(WideResNet(known[name], arch_args.pop("width", 1), arch_args.pop("selective", 0.0)))
+    except BAD_ARGUMENTS as error:
+        raise UserError(f"ssl_kd/{name}: width is a whole number, selective a ratio: {one_line(error, 120)}") from error
+    change_stem(net.backbone, name, arch_args)
+    if arch_args:
+        raise UserError(f"ssl_kd/{name}: does not take {', '.join(arch_args)}")
+    return net
+
+
+def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
+    """A torchvision classifier without its last layer."""
+    from torchvision import models
+
+    known = models.list_models(module=models)  # classifiers: its detectors and the like fetch weights as they are built
+    if name not in known:
+        raise UserError(f"torchvision/{name}: torchvision has no such classifier.{nearest(name, known)}")
+    return TorchvisionNet(models.get_model(name, weights=None, **arch_args), name)
+
+
+SOURCES: dict[str, Callable[[str, dict[str, Any]], Network]] = {
+    "": make_timm,
+    "timm": make_timm,
+    "torchvision": make_torchvision,
+    "ssl_kd": make_ours,
+}

@@ -1,0 +1,165 @@
+"""Memories: rings of unit embeddings that a run saves and restores, bit for bit.
+
+Empty slots never take part, and no image meets an older view of itself: the own sample is counted once, as itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_kd.data.augment import Views
+from ssl_kd.errors import UserError, one_of
+from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.relations import Relation, Tables, unit
+
+# Where the batch itself stands when it meets the queue. In all cases it is in the queue for the next batch.
+BATCH_PLACES = {
+    "beside": "all of the batch, and the queue",
+    "inside": "the queue after the batch went in: the batch, and the queue but its oldest (RRD, LightlyTrain)",
+    "own": "for each sample its own teacher embedding, and the queue (SEED)",
+    "none": "the queue alone (CompRess)",
+}
+
+
+class TeacherQueue(Relation):
+    """Both networks against what the teacher said of the batch and of earlier images, kept in a ring buffer.
+
+    The student is projected to the teacher's width, so this is a mixture of correlation and alignment. `batch` says
+    where the batch itself stands: see BATCH_PLACES. The memory, `size` x Dt float32, is part of the saved state.
+
+    Source: the teacher queue of SEED (Fang et al., ICLR 2021), CompRess-1q (Koohpayegani et al., NeurIPS 2020) and
+    LightlyTrain's distillation v1. Differs: a valid-count instead of random or zero slots, own sample masked by index.
+    `every_slot` takes both differences back as LightlyTrain has them, for comparisons with it: slots that are still
+    empty are zero vectors (a cosine of 0), and older views of the own image take part.
+    """
+
+    needs_teacher_width = True
+    bank: Tensor
+    index: Tensor
+    filled: Tensor
+    head: Tensor
+
+    def __init__(self, dim: int, size: int = 8192, batch: str = "beside", every_slot: bool = False):
+        super().__init__()
+        least = 2 if batch == "none" else 1  # alone with itself, a sample would have nothing to look at
+        if size < least:
+            raise UserError(f"queue size: expected at least {least}, got {size}")
+        one_of("batch", batch, BATCH_PLACES)
+        if every_slot and batch != "inside":
+            raise UserError(
+                f"every_slot: only a queue with the batch inside shows all of its slots, got batch {batch!r}"
+            )
+        self.size, self.batch, self.every_slot = size, batch, every_slot
+        self.register_buffer("bank", torch.zeros(size, dim))
+        self.register_buffer("index", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        self.register_buffer("head", torch.zeros((), dtype=torch.long))
+
+    @classmethod
+    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
+        """The queue has the teacher's width."""
+        return cls(teacher.embedding, **options)
+
+    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+        """(N, Dt), (N, Dt) -> two (N, N + filled) tables; what stands for the batch comes first."""
+        s, t = unit(s), unit(t)
+        rows, heard = rows_of(views, t), heard_rows(views, t)
+        if self.every_slot:
+            # Of a batch the last are forgotten first, as there.
+            columns, newest = self.bank.clone(), t[:heard].flip(0)
+            columns[self.next_slots(heard)] = newest[-self.size :]
+            if self.training:
+                self.enqueue(newest, rows[:heard].flip(0))
+            return s @ columns.T, t @ columns.T
+        # A copy: the bank changes below, before the gradient is taken.
+        queue, hidden = self.bank[: int(self.filled)].clone(), self.hidden_from(rows, heard)
+        if self.batch in ("beside", "inside"):
+            own = torch.eye(len(t), dtype=torch.bool, device=t.device)
+            hidden = torch.cat([(rows[:, None] == rows[None]) & ~own, hidden], dim=1)
+            # Two products: joining the tables moves less memory than joining what they are made of.
+            tables = [torch.cat([z @ t.T, z @ queue.T], dim=1).masked_fill_(hidden, -torch.inf) for z in (s, t)]
+        else:
+            tables = [(z @ queue.T).masked_fill_(hidden, -torch.inf) for z in (s, t)]
+            if self.batch == "own":
+                tables = [
+                    torch.cat([(z * t).sum(1, keepdim=True), table], 1) for z, table in zip((s, t), tables, strict=True)
+                ]
+        if self.training:
+            self.enqueue(t[:heard], rows[:heard])
+        return tables[0], tables[1]
+
+    def hidden_from(self, rows: Tensor, heard: int) -> Tensor:
+        """(N, filled): which slots each row must not see: its own image, and with "inside" what the batch overwrites.
+
+        heard: how many of the rows will be remembered.
+        """
+        filled = int(self.filled)
+        hidden = rows[:, None] == self.index[:filled][None]
+        if self.batch == "inside":
+            slots = self.next_slots(heard)
+            hidden[:, slots[slots < filled]] = True
+        return hidden
+
+    def next_slots(self, count: int) -> Tensor:
+        """The slots that the next `count` embeddings go to."""
+        return (int(self.head) + torch.arange(min(count, self.size), device=self.bank.device)) % self.size
+
+    @torch.no_grad()
+    def enqueue(self, t: Tensor, index: Tensor) -> None:
+        """Remember unit embeddings (N, D) of the images `index`, in place of the oldest."""
+        t, index = t[-self.size :], index[-self.size :]
+        slots = self.next_slots(len(t))
+        self.bank[slots] = t.to(self.bank.dtype)
+        self.index[slots] = index
+        self.head.fill_((int(self.head) + len(t)) % self.size)
+        self.filled.fill_(min(int(self.filled) + len(t), self.size))
+
+
+class TwoQueues(TeacherQueue):
+    """Each network against its own memory of the same images: the student never needs the teacher's width.
+
+    The student's queue holds what a moving average of the student said (`momentum`, kept by the training loop and read
+    from layers["ema"]), or with momentum 0 what the student itself said.
+    Source: CompRess-2q (Koohpayegani et al., NeurIPS 2020), read in its code, which has both kinds. Differs: a
+    valid-count instead of random slots, and the own image masked by index.
+    """
+
+    needs_teacher_width = False
+    student_bank: Tensor
+
+    def __init__(self, student_dim: int, dim: int, size: int = 8192, momentum: float = 0.0):
+        super().__init__(dim, size, batch="none")
+        self.student_momentum = momentum
+        self.register_buffer("student_bank", torch.zeros(size, student_dim))
+
+    @classmethod
+    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
+        """One queue of each width."""
+        return cls(student.embedding, teacher.embedding, **options)
+
+    def forward(self, s: Tensor, t: Tensor, views: Views, keys: Tensor | None = None) -> Tables:
+        """(N, Ds), (N, Dt) and the (N, Ds) to be remembered -> two (N, filled) tables."""
+        s, t = unit(s), unit(t)
+        rows, heard, filled = rows_of(views, t), heard_rows(views, t), int(self.filled)
+        hidden = self.hidden_from(rows, heard)
+        student = (s @ self.student_bank[:filled].clone().T).masked_fill(hidden, -torch.inf)
+        teacher = (t @ self.bank[:filled].T).masked_fill(hidden, -torch.inf)
+        if self.training:
+            slots = self.next_slots(heard)
+            kept = s if keys is None else unit(keys.float())
+            self.student_bank[slots] = kept.detach()[:heard][-self.size :].to(self.student_bank.dtype)
+            self.enqueue(t[:heard], rows[:heard])
+        return student, teacher
+
+
+def rows_of(views: Views, t: Tensor) -> Tensor:
+    """(N,) which image each row shows."""
+    return torch.as_tensor(views.index, device=t.device).repeat(len(t) // len(views))
+
+
+def heard_rows(views: Views, t: Tensor) -> int:
+    """How many rows teachers have looked at themselves: all but those of small crops, which come last."""
+    return len(t) * views.heard // len(views.pixels)

@@ -1,0 +1,225 @@
+"""The catalogue of objectives: ours, those of self-supervised distillation, and the classics in a form without labels."""
+
+from __future__ import annotations
+
+from ssl_kd.objectives.presets.classics import CLASSICS, SYSTEMS
+from ssl_kd.objectives.presets.preset import Preset, alignment, correlation
+
+_DLKD_ALIGNMENT = alignment("dlkd", weight=20.0)
+_DLKD_CORRELATION = correlation("views", "square", tau=0.5, weight=50.0)
+_SIMREG = alignment("simreg")
+_QUEUE = correlation("queue", "simreg", size=8192)
+
+# Empty slots as zeros and no image hidden from itself, which we would do otherwise: see TeacherQueue.
+_LIGHTLY = correlation("queue", "linear", batch="inside", size=8192, every_slot=True)
+
+_DLKD = Preset(
+    (_DLKD_ALIGNMENT, _DLKD_CORRELATION),
+    "Ding et al., DLKD (first MLKD), TNNLS 35(2):2425-2435; ifding/DLKD",
+    "code",
+    "CE + 50 L_corr + SupCon + 20 L_align; L_align = 2 - 2 cos(g(s), t), g: Ds -> 16 Dt -> Dt; L_corr = row-softmax KL of "
+    "augmented against plain views, tau 0.5, head Ds -> Ds -> Ds",
+    "20 L_align + 50 L_corr",
+    "the two terms that need labels (CE, SupCon) are left out, which is our reconstruction; one plain and one augmented "
+    "view instead of four rotations (`views: rot4` gives those)",
+    views="multi",
+)
+
+# A head that can bend, and one that cannot: the second keeps the teacher's neighbours in the student's own embedding.
+_STANDARDISED = (
+    alignment("mlp", "mse", space="standardised"),
+    alignment("bn", "mse", space="standardised"),
+)
+
+OURS: dict[str, Preset] = {
+    "default": Preset(
+        (*_STANDARDISED, alignment("mlp", "mse", of="tokens", space="standardised")),
+        "chosen by the comparison below",
+        "ours",
+        "-",
+        "MSE(g1(s), t) + MSE(g2(s), t) + MSE(g3(patches of s), patches of t), t standardised; g1, g3: two layers, g2: linear "
+        "and batch norm",
+        "each dimension of the teacher counts equally; patches make stored targets large: `default_light` then",
+    ),
+    "default_light": Preset(
+        _STANDARDISED,
+        "`default` without patches: for teachers that have none, and for stored targets",
+        "ours",
+        "-",
+        "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
+        "-",
+    ),
+    "simreg_queue": Preset(
+        (_SIMREG, _QUEUE),
+        "our combination of `simreg` and `queue`",
+        "ours",
+        "-",
+        "L_simreg + L_queue",
+        "the default before the comparison",
+    ),
+    "queue": Preset(
+        (_QUEUE,),
+        "the family of SEED, CompRess-1q and LightlyTrain's distillation v1",
+        "ours",
+        "-",
+        "KL(softmax(t Q / tau), softmax(g(s) Q / tau)), tau 0.07, Q: the batch and the 8,192 last teacher embeddings",
+        "empty slots never take part; an older view of the own image is masked; SimReg's head",
+    ),
+    "dlkd_light": Preset(
+        ({**_DLKD_ALIGNMENT, "projector": "simreg"}, _DLKD_CORRELATION),
+        "`dlkd` with SimReg's head",
+        "ours",
+        "-",
+        "20 L_align + 50 L_corr",
+        "16 Dt hidden units are 84 M parameters for a ResNet-50 teacher; SimReg's head is 3.7 M",
+        views="multi",
+    ),
+    "knn_soft": Preset(
+        (correlation("queue", "simreg", comparison="nearest", batch="none", size=8192, neighbours=20),),
+        "k-NN soft targets, after OSAKD (2108.11798)",
+        "abstract",
+        "posterior soft labels from k-NN density in the output features, online",
+        "KL over the teacher's 20 nearest in the queue, each by itself, and all others as one outcome; tau 0.07",
+        "class posteriors need labels; neighbours of a frozen teacher take their place",
+    ),
+    "target_ratio": Preset(
+        (correlation("queue", "simreg", comparison="target_ratio", batch="none", size=8192, strength=1.0),),
+        "proposal after AEKT (2409.01679) and DKD; not AEKT",
+        "ours",
+        "AEKT: transfer of the teacher's confidence in the target class, its strength by the teacher/student ratio "
+        "(abstract; formula not available). DKD: alpha T^2 KL(b_t || b_s) + beta T^2 KL(p_t || p_s) off target",
+        "y = the teacher's nearest in the queue; KL of the renormalised others + (log p_y - log q_y)^2 / 2; tau 0.07",
+        "the nearest prototype plays the target class; the gradient on it is -log(p_y / q_y) (1 - q_y)",
+    ),
+}
+
+SELF_SUPERVISED: dict[str, Preset] = {
+    "dlkd": _DLKD,
+    "mlkd": _DLKD,
+    "simreg": Preset(
+        (_SIMREG,),
+        "Navaneet et al., SimReg, BMVC 2021",
+        "code",
+        "2 - 2 cos(g(s), t), g: Ds -> 2 Ds -> Ds -> 2 Ds -> Dt",
+        differs="AdamW instead of SGD unless you say `optimizer: sgd`",
+    ),
+    "seed": Preset(
+        (correlation("queue", "seed", batch="own", size=65536, tau=(0.2, 1e-4)),),
+        "Fang et al., SEED, ICLR 2021",
+        "code",
+        "CE(softmax([t t, t Q] / 1e-4), softmax([s t, s Q] / 0.2)), Q: 65,536 teacher embeddings, own one in front",
+        differs="KL instead of CE (the same gradient); empty slots instead of random ones; name the teacher's own "
+        "128-d head as `teacher_feature` where its file has one",
+    ),
+    "compress_1q": Preset(
+        (correlation("queue", "linear", batch="none", size=128000, tau=0.04),),
+        "Koohpayegani et al., CompRess, NeurIPS 2020; UMBCvision/CompRess",
+        "code",
+        "KL(softmax(t Q / 0.04) || softmax(g(s) Q / 0.04)), Q: 128,000 teacher embeddings, g linear; the batch joins after",
+        differs="empty slots instead of random ones; an older view of the own image is masked",
+    ),
+    "compress_2q": Preset(
+        (correlation("two_queues", "identity", size=128000, momentum=0.999, tau=0.04),),
+        "CompRess, as above",
+        "code",
+        "KL(softmax(t Q_t / 0.04) || softmax(s Q_s / 0.04)), Q_s: what the student's moving average (0.999) said",
+        differs="as compress_1q",
+    ),
+    "compress_2q_own": Preset(
+        (correlation("two_queues", "identity", size=128000, momentum=0.0, tau=0.04),),
+        "CompRess, the variant without momentum in its code",
+        "code",
+        "the same, Q_s: what the student itself said",
+        differs="as compress_1q",
+    ),
+    "rrd": Preset(
+        (correlation("queue", "linear", batch="inside", size=8192, teacher_width=128, tau=(0.02, 0.1)),),
+        "RRD (2407.12073); giakoumoglou/distillers",
+        "code",
+        "CE(softmax(h(t) Q / 0.1), softmax(g(s) Q / 0.02)), g, h linear to 128; the batch joins Q first",
+        differs="KL instead of CE; h is frozen at random, which is what its detached targets come to, and has no bias; "
+        "queue length ours; used beside CE in the paper",
+    ),
+    "lightly_v1": Preset(
+        (_LIGHTLY,),
+        "LightlyTrain, distillation v1",
+        "code",
+        "KL(softmax(t Q / 0.07) || softmax(g(s) Q / 0.07)), g linear, Q: 8,192 with the batch in it",
+        differs="the loss is equal to float precision (`benchmarks.lightly_train`); other first weights of g",
+        mix="mixup",
+    ),
+    "lightly_v3": Preset(
+        (_LIGHTLY, correlation("tokens", "linear", sampled=True)),
+        "LightlyTrain, distillation v3",
+        "code",
+        "v1 + per image KL of row softmaxes of the patch Gram matrices, tau 0.07; g(s) laid over the teacher's grid bilinearly",
+        differs="as v1",
+        mix="mixup",
+    ),
+    "ega": Preset(
+        (
+            correlation("across", "linear", comparison="frobenius", head="ega"),
+            correlation("pearson", "linear", comparison="frobenius", weight=0.3, head="ega"),
+        ),
+        "EGA (2211.13264), BMVC 2022",
+        "code",
+        "|C_ts - I|_F + 0.3 |C_tt - C_ss|_F, C: Pearson correlations between samples, one linear head",
+        differs="used beside CE in the paper. Not lowest at a match: other samples shall be uncorrelated",
+    ),
+    "smd": Preset(
+        (
+            {"term": "hard_pairs", "projector": "linear", "tau": 0.04, "head": "smd"},
+            alignment("linear", weight=0.5, until=2, head="smd"),
+        ),
+        "SMD, ECCV 2022; liuhao-lh/SMD",
+        "code",
+        "CE over weighted distances to the hardest far and near sample, tau 0.04; - cos(g(s), t) in the first two epochs",
+        differs="2 - 2 cos at half weight, which differs by a constant. Its gradient vanishes at a match; its value is log 2 "
+        "there",
+        views="two_strong",
+    ),
+    "proteus": Preset(
+        (alignment("layernorm", "mse"), alignment("layernorm", "mse", of="tokens")),
+        "Proteus",
+        "code",
+        "MSE(class token) + MSE(all tokens) + MSE(masked tokens), heads LayerNorm + Linear",
+        differs="no third term: it needs a student that takes masked patches",
+    ),
+    "theia": Preset(
+        (alignment("mlp", "theia", of="tokens", space="standardised"),),
+        "Theia",
+        "code",
+        "0.9 (1 - cos) + 0.1 smooth L1 on standardised teacher maps, convolutional translators",
+        differs="running mean and variance instead of a pass over the data before; a two-layer head per patch",
+    ),
+    "unic": Preset(
+        (
+            alignment("mlp", "unic", space="standardised", weight=0.5),
+            alignment("mlp", "unic", of="tokens", space="standardised", weight=0.5),
+        ),
+        "Sariyildiz et al., UNIC, ECCV 2024; naver/unic",
+        "code",
+        "mean over class token and patches of 0.5 (1 - cos) + 0.5 smooth L1 to standardised teachers, heads on every block",
+        differs="heads on the last features only; constant momentum of the statistics; one teacher",
+    ),
+    "attn_distill": Preset(
+        (
+            alignment("simreg", "mse"),
+            {
+                "term": "correlation",
+                "relation": "class_attention",
+                "student_layers": ("blocks.-1.attn.attn_drop",),
+                "teacher_layers": ("blocks.-1.attn.attn_drop",),
+                "tau_student": 1.0,
+                "tau_teacher": 1.0,
+                "weight": 0.1,
+            },
+        ),
+        "AttnDistill, BMVC 2022",
+        "code",
+        "MSE(g(CLS), CLS) + 0.1 KL(A_t || A_s), A: what the last class token looks at, per head",
+        differs="ViT to ViT; clamped rows are renormalised",
+    ),
+}
+
+CATALOGUE: dict[str, Preset] = OURS | SELF_SUPERVISED | CLASSICS | SYSTEMS

@@ -1,0 +1,168 @@
+"""Small self-supervised teachers for an own domain, from lightly's parts, saved in the layout that their users know.
+
+`ssl_kd.pretraining.methods` has the methods. All come back through the ordinary loader, which is tried out before the first step, and
+are resumable.
+
+    ssl-kd pretrain --images photos/ --method moco --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_kd.checkpoints.loading import load_teacher
+from ssl_kd.data.augment import ViewLoader, scheme
+from ssl_kd.data.open import Images, open_images
+from ssl_kd.distillation.config import PretrainConfig, check
+from ssl_kd.errors import NonFinite, UserError, one_line, one_of
+from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext
+from ssl_kd.runtime.devices import make_fabric
+from ssl_kd.runtime.files import PART, probe
+from ssl_kd.runtime.progress import Progress
+from ssl_kd.runtime.run_dir import FREE, atomic_save, own_state
+
+LIMIT = 1e-3  # largest relative error of features that were written and read back; equal networks have 1e-6
+
+
+def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
+    """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is gone on with.
+
+    SGD with momentum 0.9 (AdamW for MoCo v3 and DINO), one epoch of warm-up, cosine to 0. Raises UserError for bad
+    settings, for a network that its method's layout cannot hold and for a checkpoint of other settings or images;
+    NonFinite for a loss that is no number: the checkpoint then holds the last whole epoch.
+    """
+    check(config if images is None else replace(config, images=f"<{len(images)} images from Python>"))
+    one_of("method", config.method, METHODS)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("pretrain runs in one process; start it without torchrun")
+    recipes = scheme(config.views)
+    if len(recipes) != 2:
+        raise UserError(f"views: contrast needs a scheme of two views, but {config.views!r} gives {len(recipes)}")
+    images = images if images is not None else open_images(config.images)
+    loader = ViewLoader(images, recipes, config.size, config.batch_size, config.seed, config.threads)
+    steps = loader.batches_per_epoch()
+    torch.manual_seed(config.seed)
+    fabric, _ = make_fabric(config.accelerator, config.precision)
+    model = METHODS[config.method](config).to(fabric.device)
+    settings = _decisive(config, images)
+    peak = config.lr * config.batch_size / 256
+    optimizer = _optimizer(model, config, peak)
+    out = Path(config.out)
+    first = _resume(out, model, optimizer, settings) if out.exists() else 0
+    if first >= config.epochs:
+        return out
+    _rehearse(config, out)
+    with Progress("pretrain", len(images) * config.epochs, quiet=config.quiet, start=first * len(images)) as bar:
+        for epoch in range(first, config.epochs):
+            for step, raw in enumerate(loader.epoch(epoch), start=epoch * steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * _rate(step, steps, steps * config.epochs)
+                views = loader.finish_all(raw, fabric.device)
+                loss = model(*views.pixels, fabric.autocast())
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise NonFinite(
+                        f"pretrain: the loss became {value} in epoch {epoch + 1}; lower lr (now {config.lr})"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                bar.advance(len(raw), epoch=f"{epoch + 1}/{config.epochs}", loss=f"{value:.3f}")
+            about = {"epoch": epoch + 1, "arch": config.arch, "optimizer": optimizer.state_dict(), "settings": settings}
+            atomic_save(out, model.checkpoint() | about)
+    return out
+
+
+def _rate(step: int, warmup: int, total: int) -> float:
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def _optimizer(model: Pretext, config: PretrainConfig, rate: float) -> torch.optim.Optimizer:
+    """SGD or AdamW, as the method's script has it."""
+    parameters = [p for p in model.encoder_q.parameters() if p.requires_grad]
+    if type(model) in BY_ADAMW:
+        return torch.optim.AdamW(parameters, rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=config.weight_decay)
+
+
+def _decisive(config: PretrainConfig, images: Images) -> dict[str, Any]:
+    """What decides the result, as plain data: the settings and the images' digest, wherever they lie."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE | {"images"}}
+    return json.loads(json.dumps(settings | {"images_digest": images.digest}, default=str))
+
+
+def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> int:
+    """Load a checkpoint of this very method, architecture, settings and images; returns the epochs done."""
+    try:
+        saved = own_state(path)
+        model.restore(saved)
+        optimizer.load_state_dict(saved["optimizer"])
+        done, before = int(saved["epoch"]), dict(saved.get("settings", {}))  # none in checkpoints of earlier versions
+    except Exception as error:
+        raise UserError(
+            f"out: {path} exists and is not a checkpoint of this method and architecture; choose another name or remove it"
+        ) from error
+    changed = [
+        f"{k} was {before[k]!r}, now {settings[k]!r}" for k in settings if k in before and before[k] != settings[k]
+    ]
+    if changed:
+        raise UserError(
+            f"out: {path} was begun with other settings ({', '.join(changed[:4])}); choose another name or remove it"
+        )
+    return done
+
+
+def _rehearse(config: PretrainConfig, out: Path) -> None:
+    """Write and read back a twin of the network; UserError unless the teacher that comes back says what the twin says.
+
+    The labs' layouts hold no architecture: their readers tell it by names and shapes, and many networks share those.
+    Global random numbers and the network that will be trained are left alone.
+    """
+    probe(out)
+    trial = out.with_name(f"{out.name}.{os.getpid()}.trial{PART}")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        twin = _worn(METHODS[config.method](config).eval())
+        try:
+            pixels = torch.rand(2, 3, config.size, config.size)
+            own = twin.features(pixels)
+        except BAD_ARGUMENTS as error:
+            raise UserError(
+                f"size: {config.arch} cannot look at {config.size} px ({one_line(error, 120)}); "
+                "choose another size, or img_size in arch_args"
+            ) from error
+        try:
+            atomic_save(trial, twin.checkpoint())
+            read = load_teacher(trial)(pixels).embedding
+            same = read.shape == own.shape and bool((read - own).norm() <= LIMIT * own.norm())
+            reason = "" if same else f"its file reads back as another network at {config.size} px"
+        except UserError as error:
+            if not trial.exists():
+                raise  # it could not be written
+            reason = str(error).removeprefix(f"{trial}: ")
+        finally:
+            trial.unlink(missing_ok=True)
+    if reason:
+        given = f"{config.arch} with {config.arch_args}" if config.arch_args else config.arch
+        raise UserError(
+            f"arch: {config.method} cannot save {given} so that it can be loaded ({one_line(reason, 120)}); "
+            f"it trains {twin.TEACHES}"
+        )
+
+
+def _worn(model: Pretext) -> Pretext:
+    """The network with weights as after a long training: fresh zeros and near-uniform attention would hide much."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim > 1:
+            tensor.add_(torch.randn_like(tensor) / (tensor.numel() / len(tensor)) ** 0.5)
+        elif tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + (-0.5 if name.endswith(("bias", "running_mean")) else 0.5))
+    return model

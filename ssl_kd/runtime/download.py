@@ -1,0 +1,307 @@
+"""One file over HTTP(S), or from a folder: resumed, checked, and never half there.
+
+The bytes go to `FILE.part`. Only when the length and every known digest agree is it renamed to FILE, in one step. A
+broken connection is tried again from where it broke; a killed download is taken up by the next call, if the server
+says (by ETag or date) that the file is still the same one, or a digest will tell. Only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ssl_kd.errors import UserError
+from ssl_kd.runtime.progress import Progress
+
+CHUNK = 1 << 20
+TRIES = 4  # connections that bring nothing new before giving up
+MB = 1_000_000
+GONE = (404, 410)
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+NETWORK_ERRORS = (OSError, http.client.HTTPException)  # OSError covers URLError, time-outs and resets
+
+
+class DownloadError(UserError):
+    """A file that could not be had from where it is said to be, or that is not the file it should be."""
+
+
+class MissingError(DownloadError):
+    """The server, or the folder, has no such file."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the file must be: size in bytes; digests in hexadecimal, whole or their first 8 or more digits."""
+
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
+
+class _BrokenError(Exception):
+    """A connection that failed in a way that may pass."""
+
+
+def download(
+    url: str, target: Path, check: Check | None = None, quiet: bool = False, timeout: float = 30.0, pause: float = 1.0
+) -> str:
+    """Bring `url` (http, https, file, or a path) to `target` and return the sha256 of what came.
+
+    timeout: seconds without a byte. pause: seconds before the second try, doubled after each. Raises MissingError where
+    there is no such file and DownloadError for all else that goes wrong, in one line; `target` is then not touched.
+    """
+    check = check or Check()
+    part = target.with_name(target.name + ".part")
+    web = urllib.parse.urlsplit(url).scheme in ("http", "https")
+    if web and offline():
+        raise DownloadError(f"{url}: not fetched, for SSL_KD_OFFLINE is set; unset it, or name a copy on this disk")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        before = _stamp(target)
+        with alone(target):
+            if _stamp(target) != before:  # another process brought and checked it while this one waited
+                return digest_of(target)
+            if web:
+                _fetch(url, part, check, quiet, timeout, pause)
+            else:
+                _copy(url, part)
+            sha256 = _verified(url, part, check)
+            os.replace(part, target)
+            _drop(part)
+            return sha256
+    except OSError as error:
+        raise DownloadError(f"{target}: cannot be written: {error.strerror or error}") from None
+
+
+def offline() -> bool:
+    """Whether the environment forbids the network, by SSL_KD_OFFLINE: asked by whatever would go there."""
+    return os.environ.get("SSL_KD_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def digest_of(path: Path, name: str = "sha256") -> str:
+    """Return the hexadecimal digest of a file, by any name that hashlib knows."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, name).hexdigest()
+
+
+def _fetch(url: str, part: Path, check: Check, quiet: bool, timeout: float, pause: float) -> None:
+    """Append to `part` until the server has no more, trying again after breaks; progress renews the patience."""
+    left = TRIES
+    while True:
+        before = _length(part)
+        try:
+            if _receive(url, part, check, quiet, timeout):
+                return
+            trouble = "the connection was closed early"
+        except _BrokenError as error:
+            trouble = str(error)
+        left = TRIES if _length(part) > before else left - 1
+        if left == 0:
+            kept = f"; {_length(part):,} bytes are kept, the same command goes on from there" if _length(part) else ""
+            raise DownloadError(f"{url}: {TRIES} tries brought nothing: {trouble}{kept}")
+        time.sleep(pause * 2 ** (TRIES - left))
+
+
+def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) -> bool:
+    """Run one connection; return whether `part` is now as long as the server's file."""
+    have = _length(part)
+    request = urllib.request.Request(url, headers={"User-Agent": "ssl-kd", "Accept-Encoding": "identity"})
+    note = _read_note(part)
+    validator = note.get("validator") if note.get("url") == url else None
+    if have and (validator or check.sha256 or check.md5):
+        request.add_header("Range", f"bytes={have}-")
+        if validator:
+            request.add_header("If-Range", validator)
+    else:
+        have = 0
+    with _connect(request, timeout) as answer:
+        if answer.status == 416:  # nothing behind what we have: all of it, or not a beginning of it
+            if answer.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+                return True
+            _drop(part)
+            return False
+        if answer.headers.get_content_type() == "text/html":
+            raise DownloadError(f"{url}: expected a file, but the server sent a web page (a login or a notice?)")
+        start, total = _extent(answer.status, answer.headers)
+        if answer.status == 206 and start != have:
+            _drop(part)
+            return False
+        _refuse_size(url, total, start, check, part)
+        _note(part).write_text(json.dumps({"url": url, "validator": _validator(answer.headers)}))
+        with open(part, "r+b" if start else "wb") as file:
+            file.seek(start)
+            file.truncate()
+            _pour(answer, file, start, total, part.name.removesuffix(".part"), quiet)
+    return total is None or _length(part) == total
+
+
+def _connect(request: urllib.request.Request, timeout: float) -> Any:
+    """Return the server's answer, also for 416; raise MissingError, DownloadError or _BrokenError for a bad one."""
+    url = request.full_url
+    try:
+        return _opener().open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:
+            return error
+        error.close()
+        trouble = f"the server answered {error.code} {' '.join(str(error.reason).split())}"
+        if error.code in GONE:
+            raise MissingError(f"{url}: {trouble}") from None
+        if error.code in PASSING:
+            raise _BrokenError(trouble) from None
+        raise DownloadError(f"{url}: {trouble}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            text = error.reason.verify_message
+            raise DownloadError(f"{url}: the server's certificate is not trusted: {text}") from None
+        raise _BrokenError(str(error.reason)) from None
+    except NETWORK_ERRORS as error:
+        raise _BrokenError(str(error) or type(error).__name__) from None
+
+
+def _pour(answer: Any, file: BinaryIO, have: int, total: int | None, title: str, quiet: bool) -> None:
+    shown, whole = have // MB, -(-total // MB) if total else 0
+    with Progress(title, whole, "MB", quiet or not total, start=shown) as bar:
+        while True:
+            try:
+                block = answer.read(CHUNK)
+            except NETWORK_ERRORS as error:
+                raise _BrokenError(str(error) or type(error).__name__) from None
+            if not block:
+                return
+            file.write(block)
+            have += len(block)
+            step = whole if have == total else have // MB
+            bar.advance(step - shown)
+            shown = step
+
+
+def _validator(headers: Message) -> str:
+    """Return what names this version of the file in If-Range: a strong ETag, or its date, or nothing."""
+    tag = headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _extent(status: int, headers: Message) -> tuple[int, int | None]:
+    """Return where the answer starts in the file, and the file's length where it is said."""
+    if status == 206:
+        span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        start = span.partition("-")[0]
+        return (int(start) if start.isdigit() else 0), (int(total) if total.isdigit() else None)
+    length = headers.get("Content-Length", "")
+    return 0, (int(length) if length.isdigit() else None)
+
+
+def _refuse_size(url: str, total: int | None, have: int, check: Check, part: Path) -> None:
+    if total is None:
+        return
+    if check.size is not None and total != check.size:
+        raise DownloadError(
+            f"{url}: expected {check.size:,} bytes, but the server has {total:,}: not the published file"
+        )
+    free = shutil.disk_usage(part.parent).free
+    if total - have > free:
+        raise DownloadError(
+            f"{part.parent}: {total - have:,} bytes are needed and {free:,} are free; set SSL_KD_CACHE elsewhere"
+        )
+
+
+def _copy(url: str, part: Path) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("", "file") and len(parts.scheme) > 1:  # one letter is a Windows drive
+        raise DownloadError(f"{url}: only http, https and file addresses are read, not {parts.scheme}")
+    source = Path(urllib.request.url2pathname(parts.path)) if parts.scheme == "file" else Path(url)
+    if not source.is_file():
+        raise MissingError(f"{source}: no such file")
+    shutil.copyfile(source, part)
+
+
+def _verified(url: str, part: Path, check: Check) -> str:
+    """Return the sha256 of `part`, or remove it and raise when it is not the file it should be."""
+    sha256 = digest_of(part)
+    found = {"size": str(_length(part)), "sha256": sha256, "md5": digest_of(part, "md5") if check.md5 else ""}
+    wanted = {"size": str(check.size or ""), "sha256": check.sha256 or "", "md5": check.md5 or ""}
+    for kind, want in wanted.items():
+        agrees = found[kind] == want if kind == "size" else found[kind].startswith(want.lower())
+        if want and not agrees:
+            _drop(part)
+            raise DownloadError(
+                f"{url}: {kind} is {found[kind]}, expected {want}: damaged or another file, and thrown away; try again"
+            )
+    return sha256
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, but never from https to http: whoever sits between could then choose the file."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        """Return the next request, or raise for an insecure one."""
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise DownloadError(f"{req.full_url}: redirected from https to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return an opener for http and https only; the default one would also read files and FTP after a redirect."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _Redirects(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Hold a lock beside `target`, so that two processes never write one file. Where there are no locks, go on."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two at once may spoil the .part, which the check then refuses
+        yield
+        return
+    with open(target.with_name(target.name + ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    return (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else None
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _note(part).unlink(missing_ok=True)
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_note(part: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        return dict(json.loads(_note(part).read_text()))
+    return {}

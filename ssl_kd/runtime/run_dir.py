@@ -1,0 +1,221 @@
+"""The run directory: what was asked, what happened, and the state to go on from. Every write is atomic.
+
+config.yaml          what was asked, every default filled in
+environment.json     versions, machine, command
+metrics.jsonl        one line per logged step and per look at the held-out images; metrics.csv the same as a table
+last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
+student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
+student_best.safetensors  the student whose held-out images had the most neighbours in common with the teacher's
+README.md            what this folder is and how to reproduce it
+
+A process may be killed at any moment: what it leaves is whole, or is swept up by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from ssl_kd.distillation.config import DistillConfig
+from ssl_kd.errors import UserError, one_line
+from ssl_kd.runtime.files import append_line, atomically, sweep
+from ssl_kd.runtime.loggers import METRICS, Log, open_logs, records
+
+LAST = "last.ckpt"
+STUDENT = "student.safetensors"
+BEST = "student_best.safetensors"
+BEGIN_ANEW = "put a copy in its place, or remove it to begin anew"
+# What torch.load raises for a file that is damaged, or none of its own.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+# Settings that do not change what is learned: a run may be resumed with other values.
+FREE = frozenset(
+    {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
+)
+
+
+def atomic_save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
+    atomically(path, lambda file: torch.save(dict(state), file))
+
+
+def own_state(path: Path) -> dict[str, Any]:
+    """Read back what `atomic_save` wrote, as plain data on the CPU. Foreign files go through `ssl_kd.checkpoints.loading`."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write text so that `path` holds either the old or the whole new content. Names of files need not be UTF-8."""
+    atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+class RunFolder:
+    """One run's folder, locked while in use.
+
+    A folder with a state inside is gone on with if the settings that matter are equal; otherwise UserError names them.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False, writes: bool = True):
+        self.path = Path(path)
+        self.settings = dict(settings)
+        self.writes = writes  # of several processes only the first writes
+        if not writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out: cannot make the folder {self.path} ({error.strerror}); choose another") from error
+        self._lock = _lock(self.path)
+        self._logs: list[Log] | None = None  # opened by the first line, when lost work has been forgotten
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, overwrite: bool) -> None:
+        config = self.path / "config.yaml"
+        sweep(self.path)
+        if overwrite:
+            for name in ("targets", "tensorboard"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            told = ("README.md", "environment.json") if config.exists() else ()  # a stranger's README.md is not ours
+            for name in (LAST, STUDENT, BEST, METRICS, "metrics.csv", *told, "config.yaml"):
+                (self.path / name).unlink(missing_ok=True)
+        if config.exists():
+            self._same_question(_settings(config))
+        elif any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
+            raise UserError(
+                f"out: {self.path} is not empty and not a run's folder; choose another, or pass overwrite to use it"
+            )
+        else:
+            atomic_text(config, yaml.safe_dump(self.settings, sort_keys=False))
+        atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
+
+    def _same_question(self, before: Mapping[str, Any]) -> None:
+        before = asdict(DistillConfig()) | dict(before)  # a setting that is younger than the run had its default
+        keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
+        if keys:
+            changed = ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
+            raise UserError(
+                f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite"
+            )
+
+    def restore(self) -> dict[str, Any] | None:
+        """The last saved state, or None for a fresh run. Metric lines of work that was lost since are dropped."""
+        path = self.path / LAST
+        try:
+            state = own_state(path) if path.exists() else None
+        except UNREADABLE as error:
+            raise UserError(f"{path}: the saved state is damaged ({one_line(error)}); {BEGIN_ANEW}") from error
+        if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+            raise UserError(f"{path}: expected the saved state of a run, got another's torch file; {BEGIN_ANEW}")
+        self._forget_after(state["step"] if state else 0)
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace last.ckpt, atomically."""
+        if not self.writes:
+            return
+        atomic_save(self.path / LAST, state)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl, and to the other logs that were asked for."""
+        if not self.writes:
+            return
+        append_line(self.path / METRICS, json.dumps(dict(record)))
+        if self._logs is None:
+            self._logs = open_logs(self.settings.get("log", "jsonl"), self.path / METRICS, int(record["step"]))
+        for log in self._logs:
+            log.add(record)
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl alone: words, which the other logs do not take."""
+        if self.writes:
+            append_line(self.path / METRICS, json.dumps(dict(record)))
+
+    def _forget_after(self, step: int) -> None:
+        """Drop metric lines later than `step`: they belong to work that was lost and will be done again."""
+        path = self.path / METRICS
+        if not self.writes or not path.exists():
+            return
+        kept = [json.dumps(record) for record in records(path) if record["step"] <= step]
+        atomic_text(path, "".join(f"{line}\n" for line in kept))
+
+    def close(self) -> None:
+        """Close the logs and release the lock."""
+        if self.writes:
+            for log in self._logs or ():
+                log.close()
+            self._lock.close()
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Hold `folder/.lock` until closed or until the process dies; UserError when another process holds it."""
+    import fcntl
+
+    try:
+        file = open(folder / ".lock", "wb")  # noqa: SIM115 - held for the life of the run
+    except OSError as error:
+        raise UserError(f"out: cannot write in {folder} ({error.strerror}); choose another folder") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"out: {folder} is in use by another process; wait for it or choose another folder") from None
+    return file
+
+
+def _program() -> list[str]:
+    """How this process was called: a script's name, or `python -m PACKAGE`."""
+    path = Path(sys.argv[0])
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("ssl-kd", "torch", "torchvision", "timm", "lightly", "faiss-cpu", "numpy")
+    return {
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "packages": {name: version(name) for name in names},
+    }
+
+
+def _settings(config: Path) -> Mapping[str, Any]:
+    """What a run's config.yaml says; UserError where somebody's hand left something else in it."""
+    try:
+        found = yaml.safe_load(config.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{config} is no YAML ({one_line(error)}); mend it, choose another out, or pass overwrite"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{config}: expected the settings of a run, got {one_line(found, 60)!r}; choose another out, or pass overwrite"
+        )
+    return found

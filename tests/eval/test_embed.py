@@ -1,0 +1,80 @@
+"""`embed` writes a bank that reads back as the network's own features, or one line and nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ssl_kd.eval.banks import extract, load_bank
+from ssl_kd.eval.embed import main
+
+from ssl_kd.checkpoints.loading import load_teacher, save_student
+from ssl_kd.data.open import open_images
+from ssl_kd.models.encoder import Preprocessing, build
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    home = tmp_path_factory.mktemp("lab")
+    (home / "photos" / "deep").mkdir(parents=True)
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(home / "photos" / "deep" / f"{i}.png")
+    torch.manual_seed(0)
+    save_student(build("test_resnet", preprocessing=Preprocessing(size=32, resize=32, crop=32)), home / "s.safetensors")
+    return home
+
+
+def test_a_folder_becomes_a_bank(lab, tmp_path, capsys):
+    out = tmp_path / "new" / "bank.npz"
+    assert (
+        main(["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--out", str(out), "--quiet"])
+        == 0
+    )
+    assert capsys.readouterr().out.strip() == str(out)
+    bank = load_bank(out)
+    expected = extract(load_teacher(lab / "s.safetensors"), open_images(lab / "photos"), quiet=True)
+    np.testing.assert_allclose(bank.features, expected.features, rtol=1e-5, atol=1e-6)
+    assert (list(bank.ids), bank.key, bank.labels) == (list(expected.ids), expected.key, None)
+    assert bank.ids[3] == "deep/3.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--weights": "nowhere.safetensors"}, "no such file"),
+        ({"--images": "nowhere"}, "no such folder"),
+        ({"--out": "bank.txt"}, "ends in .npz"),
+        ({"--weights": ""}, "weights: expected a path"),
+        ({"--crop_ratio": "3"}, "crop_ratio from 0 to 1"),
+        ({"--threads": "0"}, "threads of at least 1"),
+        ({"--outt": "x"}, "Did you mean out"),
+        ({"--out": __file__ + "/b.npz"}, "could not be written"),
+        ({"--device": "tpu"}, "device: expected cpu or cuda, got 'tpu'"),
+        ({"--device": "mps"}, "device: expected cpu or cuda, got 'mps'"),
+        ({"--device": "cuda:99"}, "torch does not see that GPU here"),
+    ],
+)
+def test_bad_input_gives_one_line_and_no_file(lab, tmp_path, capsys, change, says):
+    given = {
+        "--weights": str(lab / "s.safetensors"),
+        "--images": str(lab / "photos"),
+        "--out": str(tmp_path / "b.npz"),
+        **change,
+    }
+    assert main([word for pair in given.items() for word in pair]) == 2
+    complaint = capsys.readouterr().err
+    assert says in complaint
+    assert len(complaint.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_stays(lab, tmp_path, capsys):
+    out = tmp_path / "b.npz"
+    out.write_text("mine")
+    words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--out", str(out), "--quiet"]
+    assert main(words) == 2
+    assert out.read_text() == "mine"
+    assert main([*words, "--overwrite", "true", "--size", "48"]) == 0
+    assert len(load_bank(out)) == 5

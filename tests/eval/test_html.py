@@ -1,0 +1,221 @@
+"""The report is one sound HTML file that needs nothing else, says every figure, and can be read without a mouse."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from ssl_kd.eval.metrics import Scores, figures
+from ssl_kd.eval.report.charts import Axis, axis, short, thinned
+from ssl_kd.eval.report.html import page, worst_confusions
+from ssl_kd.eval.report.projections import PROJECTIONS, Look, Map, Picture, principal_map
+from ssl_kd.eval.results import Cell, Results
+
+from ssl_kd.errors import UserError
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Sound(HTMLParser):
+    """Checks that every element is closed, and remembers attributes and words."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.words = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def cell(encoder, right, evaluator="knn", seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, 80)
+    guess = np.where(rng.random(80) < right, labels, (labels + 1) % 4)
+    k = 20 if evaluator == "knn" else None
+    classes = np.array(["cat", "dog", "<emu>", "fox & co"])
+    details = {"sweep": [{"strength": s, "top1": 0.5, "converged": s > 1} for s in (1.0, 10.0)], "strength": 10.0}
+    scores = Scores(
+        evaluator,
+        "dino" if k else "quick-lbfgs",
+        tuple(figures(labels, guess[:, None], 4, k)),
+        classes,
+        labels,
+        {k: guess},
+        k,
+        ("a <note>",),
+        {} if k else details,
+    )
+    return Cell("pets & co", encoder, "top1", scores, 1000 if encoder == "student" else 25_000_000, 8, 123.4)
+
+
+def results():
+    cells = [
+        cell(name, right, kind) for name, right in (("teacher", 0.9), ("student", 0.8)) for kind in ("knn", "linear")
+    ]
+    curves = {"student": {"loss": ([1.0, 2.0, 3.0], [3.0, 2.0, 1.5]), "health/overlap": ([1.0, 3.0], [0.1, 0.4])}}
+    latencies = {"teacher": 12.0, "student": 3.0}
+    return Results(tuple(cells), "teacher", {"programs": "torch 2"}, looks(), ("voc x knn",), curves, latencies)
+
+
+def looks():
+    url = "data:image/jpeg;base64,AAAA"
+    row = (Picture(url, "cat"), Picture(url, "cat", True), Picture(url, "dog", False))
+    points = np.random.default_rng(0).uniform(-1, 1, (20, 2))
+    labels = tuple(f"class {i % 9}" for i in range(20))
+    maps = (Map("PCA", points, "two components"), Map("t-SNE", -points, "t-SNE"))
+    return tuple(Look("pets & co", name, maps, labels, (row,)) for name in ("teacher", "student"))
+
+
+def read(text):
+    parser = Sound()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_is_sound_and_complete():
+    found = results()
+    parser = read(page(found, "out: x\n", "Mine"))
+    words = " ".join(parser.words)
+    for row in found.rows:
+        assert f"{100 * row['value']:.2f} %" in words
+    for part in (
+        "teacher",
+        "student",
+        "pets & co",
+        "<emu>",
+        "a <note>",
+        "out: x",
+        "torch 2",
+        "quick-lbfgs",
+        "left out: voc x knn",
+    ):
+        assert part in words
+    for section in ("Training", "Health without labels", "Paired tests", "Neighbours", "How to reproduce"):
+        assert section in parser.words
+    assert "overlap; student ends at 0.4" in words
+
+
+def test_nothing_is_fetched_and_names_are_no_code():
+    found = results()
+    text = page(found)
+    parser = read(text)
+    assert not re.search(r"https?://|//[a-z]+\.", text)
+    assert not {tag for tag, _ in parser.seen} & {"link", "iframe", "object"}
+    assert [attributes for tag, attributes in parser.seen if tag == "script"] == [{}]
+    assert all(attributes["src"].startswith("data:") for _, attributes in parser.seen if "src" in attributes)
+    policy = next(a["content"] for _, a in parser.seen if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "<emu>" not in text
+
+
+def test_every_link_leads_somewhere_and_tables_have_heads():
+    parser = read(page(results()))
+    places = {attributes["id"] for _, attributes in parser.seen if "id" in attributes}
+    links = [attributes["href"] for tag, attributes in parser.seen if tag == "a"]
+    assert len(links) > 5
+    assert all(link[1:] in places for link in links)
+    assert {a.get("scope") for tag, a in parser.seen if tag == "th"} == {"col", "row"}
+
+
+def test_pictures_and_charts_have_words():
+    found = results()
+    parser = read(page(found))
+    assert all("alt" in attributes for tag, attributes in parser.seen if tag == "img")
+    charts = [attributes for tag, attributes in parser.seen if tag == "svg" and "aria-hidden" not in attributes]
+    assert len(charts) >= 5
+    assert all(attributes.get("aria-label") and attributes["role"] == "img" for attributes in charts)
+    assert {"hit", "miss"} <= {attributes.get("class") for _, attributes in parser.seen}
+
+
+def test_results_without_looks_or_reference_make_a_page_too():
+    parser = read(page(Results(results().cells)))
+    assert "Neighbours" not in parser.words
+    assert "Share kept" not in parser.words
+
+
+def test_confusions_are_counted():
+    one = cell("teacher", 0.5)
+    wrong = one.scores.predicted[20] != one.scores.labels
+    found = worst_confusions(one, most=99)
+    assert sum(count for *_, count, _ in found) == wrong.sum()
+    true, guess, count, of = found[0]
+    names = one.scores.classes
+    assert count == ((names[one.scores.labels] == true) & (names[one.scores.predicted[20]] == guess)).sum()
+    assert of == (names[one.scores.labels] == true).sum()
+
+
+def test_a_map_is_principal_components():
+    from sklearn.decomposition import PCA
+
+    x = np.random.default_rng(0).normal(size=(50, 6)) * np.arange(1, 7)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    points, explained = principal_map(x)
+    peer = PCA(2).fit(unit)
+    expected = peer.transform(unit)
+    for i in range(2):
+        assert abs(np.corrcoef(points[:, i], expected[:, i])[0, 1]) == pytest.approx(1)
+    assert explained == pytest.approx(tuple(peer.explained_variance_ratio_), abs=1e-5)
+    assert np.abs(points).max() == pytest.approx(1)
+    flat, none = principal_map(np.ones((4, 3)))
+    assert np.isfinite(flat).all()
+    assert none == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_axes_have_round_ticks_within_them():
+    for values, log in (
+        ([0.1, 0.93], False),
+        ([1e6, 25e6], True),
+        ([3.0, 3.0], False),
+        ([0.0, 0.0], False),
+        ([7], True),
+    ):
+        one = axis(values, 0, 100, log)
+        assert all(0 <= one(v) <= 100 for v in values)
+        assert 1 <= len(one.ticks) <= 7
+        assert all(one.low <= tick <= one.high * (1 + 1e-9) for tick in one.ticks)
+    assert Axis(0, 1, 0, 100).ticks == [0, 0.25, 0.5, 0.75, 1]
+    assert [short(v) for v in (25e6, 1500, 0.25, 1e-5, 0)] == ["25M", "1.5k", "0.25", "1e-05", "0"]
+
+
+def test_long_curves_are_drawn_as_means_of_stretches():
+    points = [(float(i), float(i % 2)) for i in range(6000)]
+    drawn = thinned(points)
+    assert len(drawn) == 300
+    assert {y for _, y in drawn} == {0.5}
+    assert thinned(points[:5]) == points[:5]
+
+
+@pytest.mark.parametrize("kind", ["pca", "tsne"])
+def test_projections_keep_groups_together(kind):
+    rng = np.random.default_rng(0)
+    side = np.repeat([0, 1], 30)
+    features = np.where(side[:, None], 1.0, -1.0) * np.ones(5) + 0.1 * rng.normal(size=(60, 5))
+    found = PROJECTIONS[kind](features.astype(np.float32), 0)
+    assert np.abs(found.points).max() == pytest.approx(1)
+    middle = np.array([found.points[side == s].mean(0) for s in (0, 1)])
+    nearest = np.linalg.norm(found.points[:, None] - middle[None], axis=2).argmin(1)
+    assert (nearest == side).mean() > 0.95
+    np.testing.assert_array_equal(found.points, PROJECTIONS[kind](features.astype(np.float32), 0).points)
+
+
+def test_umap_is_asked_for_in_one_line_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r"pip install 'ssl-kd\[umap\]'"):
+        PROJECTIONS["umap"](np.ones((5, 3)), 0)
