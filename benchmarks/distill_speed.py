@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import lightly_train
-from ssl_kd.checkpoints.loading import save_student
+from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.distillation.trainer import distill, fill_targets
 from ssl_kd.models.encoder import Encoder, build, frozen
 from ssl_kd.runtime.devices import resolve
@@ -189,8 +189,8 @@ class Bench:
                 if ask_teacher:
                     with torch.no_grad():
                         target = teacher(pixels).embedding.float()
-                said = head(student(pixels).embedding)
-            loss = 2 - 2 * F.cosine_similarity(said.float(), target).mean()
+                teacher_outputs = head(student(pixels).embedding)
+            loss = 2 - 2 * F.cosine_similarity(teacher_outputs.float(), target).mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -218,8 +218,8 @@ class Bench:
             pixels = batch.to(self.device)
             with torch.no_grad():
                 target = teacher(pixels).embedding
-            said = head(student(pixels).embedding)
-            loss = 2 - 2 * F.cosine_similarity(said, target).mean()
+            teacher_outputs = head(student(pixels).embedding)
+            loss = 2 - 2 * F.cosine_similarity(teacher_outputs, target).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

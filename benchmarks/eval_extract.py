@@ -26,13 +26,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ssl_kd.eval.banks import extract
-from ssl_kd.eval.extraction.engines import started
 
 from benchmarks.images_decode import plant
 from ssl_kd.data.open import open_images
 from ssl_kd.errors import UserError, one_of
-from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build
+from ssl_kd.eval.extraction.engines import started
+from ssl_kd.eval.extraction.extract import extract
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, WORKERS, SIZE = 32, 2, (500, 375)
 USUAL = "usual script, eager fp32"

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from benchmarks.peak import Peak
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.knn import KNN, KNNProtocol, Search
 from ssl_kd.eval.metrics import Scores
-
-from benchmarks.peak import Peak
 
 CLASSES, TEMPERATURE = 100, 0.07
 

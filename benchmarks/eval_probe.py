@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from benchmarks.peak import ANONYMOUS, Peak
 from ssl_kd.eval.solvers.lbfgs import fit
 from ssl_kd.eval.solvers.out_of_core import Rows
 from ssl_kd.eval.solvers.sgd import SGDProtocol, fit_sgd
-
-from benchmarks.peak import ANONYMOUS, Peak
 
 
 def features(n: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.eval.evaluation import evaluate
 from ssl_kd.eval.runner.config import EvalConfig, read_config
-
-from ssl_kd.checkpoints.loading import save_student
-from ssl_kd.models.encoder import Preprocessing, build
+from ssl_kd.models.encoder import build
+from ssl_kd.models.preprocessing import Preprocessing
 
 
 def made_here(home: Path, tasks: int, images: int, side: int) -> EvalConfig:

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from ssl_kd.eval.banks import extract
-from ssl_kd.eval.datasets.tasks import Chosen, Split, folder_task
-from ssl_kd.eval.evaluators.knn import KNN
 
 import ssl_kd
 from ssl_kd.distillation import monitor
+from ssl_kd.eval.datasets.tasks import Chosen, Split, folder_task
+from ssl_kd.eval.evaluators.knn import KNN
+from ssl_kd.eval.extraction.extract import extract
 
 SIZE = 32  # pixels
 STUDENT = {"channels": [16, 32, 64, 120]}
@@ -58,7 +58,7 @@ def accuracy(student: ssl_kd.Encoder, train: Split, test: Split) -> float:
 def measure(teacher: ssl_kd.Encoder, recipe: str, train: Split, test: Split, held: int, epochs: int) -> Students:
     """Distil by one recipe; health and k-NN accuracy after every epoch."""
     found: Students = []
-    look = monitor.Watch.look
+    look = monitor.Monitor.look
 
     def look_and_judge(self, step, student, *rest):  # type: ignore[no-untyped-def]
         seen = look(self, step, student, *rest)
@@ -70,7 +70,7 @@ def measure(teacher: ssl_kd.Encoder, recipe: str, train: Split, test: Split, hel
         )
         return seen
 
-    monitor.Watch.look = look_and_judge  # type: ignore[method-assign]
+    monitor.Monitor.look = look_and_judge  # type: ignore[method-assign]
     settings = {
         "student": "resnet18",
         "student_args": STUDENT,
@@ -93,7 +93,7 @@ def measure(teacher: ssl_kd.Encoder, recipe: str, train: Split, test: Split, hel
     except ssl_kd.UserError as error:  # a recipe may be as bad as to be stopped
         print(f"{recipe:<24} stopped: {error}", flush=True)
     finally:
-        monitor.Watch.look = look  # type: ignore[method-assign]
+        monitor.Monitor.look = look  # type: ignore[method-assign]
     return found
 
 

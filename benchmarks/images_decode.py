@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ssl_kd.data.open import open_images, prefetch
-from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ssl_kd.data.open import open_images
+from ssl_kd.data.prefetch import prefetch
+from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 SIZES = {"500 x 375": (500, 375), "1000 x 750": (1000, 750)}
 BATCH, WORKERS = 64, 2

@@ -54,7 +54,7 @@ def settings(folder: Path, out: Path) -> list[str]:
         "precision": "32-true",
         "accelerator": "cpu",
     }
-    return [word for key, value in given.items() for word in (f"--{key}", str(value))] + ["--quiet"]
+    return [output for key, value in given.items() for output in (f"--{key}", str(value))] + ["--quiet"]
 
 
 def plant(folder: Path) -> None:
@@ -253,10 +253,11 @@ def drawn_moments(out: Path, random: random.Random) -> Iterator[tuple[str, Momen
 
 def readable(out: Path) -> None:
     """What a kill left: a state that loads, and no torn line but perhaps the last."""
-    from ssl_kd.runtime.run_dir import LAST, own_state
+    from ssl_kd.runtime.run_dir import LAST
+    from ssl_kd.runtime.state import load_state
 
     if (out / LAST).exists():
-        own_state(out / LAST)
+        load_state(out / LAST)
     if (out / "metrics.jsonl").exists():
         for line in (out / "metrics.jsonl").read_text().split("\n")[:-1]:
             json.loads(line)
@@ -280,13 +281,14 @@ def differences(whole: Path, broken: Path) -> list[str]:
     """Names of what is not the same in both run folders, bit for bit."""
     import torch
 
-    from ssl_kd.runtime.run_dir import LAST, own_state
+    from ssl_kd.runtime.run_dir import LAST
+    from ssl_kd.runtime.state import load_state
 
     names = ["student.safetensors", "student_best.safetensors", *(f"targets/{p.name}" for p in whole.glob("targets/*"))]
     found = [name for name in names if (whole / name).read_bytes() != (broken / name).read_bytes()]
     if figures(whole) != figures(broken):
         found.append("metrics.jsonl")
-    states = [dict(flat(own_state(out / LAST))) for out in (whole, broken)]
+    states = [dict(flat(load_state(out / LAST))) for out in (whole, broken)]
     for key in states[0].keys() | states[1].keys():
         a, b = (state.get(key) for state in states)
         same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b

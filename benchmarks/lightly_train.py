@@ -27,12 +27,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_kd.checkpoints.loading import load_teacher, save_student
-from ssl_kd.data.augment import Views
+from ssl_kd.checkpoints.loading import load_teacher
+from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, build
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ssl_kd.objectives.factory import build_objective, terms_of
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.types import Features, ViewBatch
 
 WORKER = Path(__file__).with_name("lightly_train_worker.py")
 # Our preset, and the method of lightly-train that it is compared with; "distillation" is its newest, v3.
@@ -113,8 +115,8 @@ def distil(
         answer = ask(python, folder, request)
         ours.eval().backbone.load_state_dict(load_file(folder / "student.safetensors"), strict=True)
         with torch.no_grad():
-            said = load_file(folder / "said.safetensors")["student"]
-            torch.testing.assert_close(ours(pixels).embedding, said, rtol=1e-3, atol=1e-3)
+            teacher_outputs = load_file(folder / "said.safetensors")["student"]
+            torch.testing.assert_close(ours(pixels).embedding, teacher_outputs, rtol=1e-3, atol=1e-3)
     if answer["steps"] != steps:
         raise UserError(f"lightly-train made {answer['steps']} steps where {steps} were asked for")
     ours.origin = f"distilled from {source.origin} by lightly-train {answer['lightly_train']}"
@@ -145,7 +147,7 @@ def compare_losses(python: str, preset: str, steps: int = 7, batch: int = 6, que
         student, teacher = (
             Features(z[step], maps[step].flatten(2).transpose(1, 2)) for z, maps in ((s, s_map), (t, t_map))
         )
-        found.append(objective(student, teacher, Views(index, step // 3, (torch.zeros(batch, 3, 8, 8),)))[0])
+        found.append(objective(student, teacher, ViewBatch(index, step // 3, (torch.zeros(batch, 3, 8, 8),)))[0])
     torch.stack(found).sum().backward()
     given = {"student_embeddings": s, "student_maps": s_map, "teacher_embeddings": t, "teacher_maps": t_map}
     for name, head in heads.items():

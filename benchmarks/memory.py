@@ -134,7 +134,8 @@ def distilled(source: str, epochs: int, replay: int) -> dict[str, float]:
     import torch
 
     from ssl_kd import distill
-    from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, build
+    from ssl_kd.models.encoder import build
+    from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -29,19 +29,22 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from ssl_kd.eval.banks import FeatureBank
-from ssl_kd.eval.datasets.tasks import Split, folder_task
-from ssl_kd.eval.evaluators.knn import KNN
-from ssl_kd.eval.evaluators.linear_probe import LinearProbe
 
 import ssl_kd
 from benchmarks.health import every
 from benchmarks.lightly_train import distil as distil_with_lightly
-from ssl_kd.data.open import ArrayImages, Images, open_images
-from ssl_kd.distillation.monitor import neighbour_overlap
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.distillation.trainer import fill_targets
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Encoder, Preprocessing
+from ssl_kd.eval.banks import FeatureBank
+from ssl_kd.eval.datasets.tasks import Split, folder_task
+from ssl_kd.eval.evaluators.knn import KNN
+from ssl_kd.eval.evaluators.linear_probe import LinearProbe
+from ssl_kd.metrics import neighbour_overlap
+from ssl_kd.models.encoder import Encoder
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.objectives.factory import PRESET_MIXES, PRESET_VIEWS, PRESETS, taps
 
 LIGHTLY = {"lightly-train v1": "distillationv1", "lightly-train v3": "distillation"}
@@ -75,7 +78,7 @@ class Bench:
         return encoder
 
 
-def arrays(images: Images, rows: Sequence[int], contract: Preprocessing) -> torch.Tensor:
+def arrays(images: ImageSource, rows: Sequence[int], contract: Preprocessing) -> torch.Tensor:
     """(N, 3, S, S) uint8: each picture prepared once for all networks, which share one contract."""
     found = [images.read(int(i)) for i in rows]
     if any(image is None for image in found):
@@ -184,7 +187,7 @@ def run(chosen: argparse.Namespace) -> None:
     lightly = [n for n in LIGHTLY if chosen.lightly_python and (not chosen.presets or n in chosen.presets)]
     out = Path(chosen.out)
     teacher = bench.load()
-    said = {task: embed(teacher, test[0]) for task, (_, test) in bench.banks.items()}
+    teacher_outputs = {task: embed(teacher, test[0]) for task, (_, test) in bench.banks.items()}
 
     def student(name: str, seed: int, lr: float, factor: float) -> dict[str, Any]:
         """A line of the file: a student's figures, or why there is none."""
@@ -195,7 +198,11 @@ def run(chosen: argparse.Namespace) -> None:
             else:
                 row["lr"] = lr
                 made, seconds = train(objectives[name], seed, bench, lr, factor)
-            row |= {"seconds": seconds, "parameters": made.parameter_count, "tasks": judge(made, bench, said)}
+            row |= {
+                "seconds": seconds,
+                "parameters": made.parameter_count,
+                "tasks": judge(made, bench, teacher_outputs),
+            }
         except UserError as error:
             row["refused"] = str(error)
         print(f"{name:<28} seed {seed}  lr {row.get('lr', 'its own')}  {told(row)}", flush=True)

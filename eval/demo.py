@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ssl_kd.data.open import ArrayImages
+from ssl_kd.data.sources.array import ArrayImages
 
-from .banks import extract
 from .datasets.tasks import ArrayTask, Split
 from .evaluation import evaluate_encoders
 from .evaluators.knn import neighbours
+from .extraction.extract import extract
 from .results import Results
 
 if TYPE_CHECKING:

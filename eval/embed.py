@@ -72,7 +72,7 @@ def embed_images(config: EmbedConfig) -> Path:
     from ssl_kd.data.open import open_images
     from ssl_kd.runtime.files import probe
 
-    from .banks import extract
+    from .extraction.extract import extract
 
     images = open_images(config.images, config.max_unreadable)
     encoder = load_teacher(config.weights, feature=config.feature or None)

@@ -14,27 +14,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_kd.checkpoints.loading import inspect, load_teacher, save_student
+    from ssl_kd.checkpoints.loading import inspect, load_teacher
+    from ssl_kd.checkpoints.saving import save_student
     from ssl_kd.data.open import open_images
-    from ssl_kd.distillation.config import DistillConfig, PretrainConfig
+    from ssl_kd.distillation.config import DistillConfig
     from ssl_kd.distillation.trainer import Distilled, distill
     from ssl_kd.errors import UserError
     from ssl_kd.exporters.export import export
-    from ssl_kd.models.encoder import Encoder, Features, Preprocessing, build
+    from ssl_kd.models.encoder import Encoder, build
+    from ssl_kd.models.preprocessing import Preprocessing
+    from ssl_kd.pretraining.config import PretrainConfig
     from ssl_kd.pretraining.trainer import pretrain
+    from ssl_kd.types import Features
 
 # No module may bear a public function's name: importing it would put the module in the function's place.
 _HOMES = {
     "load_teacher": "checkpoints.loading",
-    "save_student": "checkpoints.loading",
+    "save_student": "checkpoints.saving",
     "inspect": "checkpoints.loading",
     "Encoder": "models.encoder",
-    "Features": "models.encoder",
-    "Preprocessing": "models.encoder",
+    "Features": "types",
+    "Preprocessing": "models.preprocessing",
     "build": "models.encoder",
     "open_images": "data.open",
     "DistillConfig": "distillation.config",
-    "PretrainConfig": "distillation.config",
+    "PretrainConfig": "pretraining.config",
     "distill": "distillation.trainer",
     "Distilled": "distillation.trainer",
     "pretrain": "pretraining.trainer",

@@ -5,16 +5,15 @@ import math
 import numpy as np
 import torch
 
-from ssl_kd.data.augment import Views
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives import build_objective
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.types import Features, ViewBatch
 
 ATTENTION = "blocks.-1.attn.attn_drop"
 
 
 def views(b, v=1, start=0, epoch=0):
-    return Views(np.arange(start, start + b), epoch, tuple(torch.zeros(b, 3, 2, 2) for _ in range(v)))
+    return ViewBatch(np.arange(start, start + b), epoch, tuple(torch.zeros(b, 3, 2, 2) for _ in range(v)))
 
 
 def rand(*shape, seed=0):

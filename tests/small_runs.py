@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ssl_kd
-from ssl_kd.data.open import ArrayImages
-from ssl_kd.distillation.trainer import _Loop
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.distillation.trainer import _Trainer
 
 SMALL = {
     "student": "resnet18",
@@ -50,7 +50,7 @@ def logged(folder):
 @contextlib.contextmanager
 def signal_in_step(number, sent=signal.SIGTERM):
     """Inside, a run's step of that number, counted from 0, ends with a signal to this process."""
-    train = _Loop._train_step
+    train = _Trainer._train_step
 
     def train_then_signal(self, views):
         record = train(self, views)
@@ -59,5 +59,5 @@ def signal_in_step(number, sent=signal.SIGTERM):
         return record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Loop, "_train_step", train_then_signal)
+        patch.setattr(_Trainer, "_train_step", train_then_signal)
         yield

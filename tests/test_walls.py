@@ -10,68 +10,158 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "ssl_kd").rglob("*.py"))
 EVAL = sorted((ROOT / "eval").rglob("*.py"))
-# eval/ may know what an encoder is and how images are read, never how a student is trained.
-OPEN_TO_EVAL = {
-    "ssl_kd.errors",
-    "ssl_kd.runtime.files",
-    "ssl_kd.runtime.progress",
-    "ssl_kd.models.encoder",
-    "ssl_kd.checkpoints.loading",
-    "ssl_kd.data.open",
-    "ssl_kd.runtime.download",
-    "ssl_kd.runtime.command_line",
-}
-EVALUATORS = (
-    "knn",
-    "approximate",
-    "linear_probe",
-    "logistic",
-    "metrics",
-    "retrieval",
-    "fewshot",
-    "robustness",
-    "calibration",
-    "ood",
-    "multilabel",
+
+# The floors of the house. A room imports from its own folder and from floors below, never across or up.
+FLOORS = (
+    ("errors", "types", "rng", "metrics"),
+    ("validation", "registry", "runtime", "models", "objectives"),
+    ("data", "checkpoints"),
+    ("distillation", "pretraining", "exporters"),
+    ("cli",),
 )
+EVAL_FLOORS = (
+    ("banks", "metrics", "results"),
+    ("solvers", "datasets", "extraction"),
+    ("evaluators",),
+    ("runner", "report"),
+    ("evaluation", "embed"),
+    ("demo", "cli"),
+)
+ACROSS = {("eval.results", "eval.metrics")}  # within a floor, one module may rest on another
+# eval/ may know what an encoder is and how images are read, never how a student is trained.
+OPEN_TO_EVAL = {"errors", "types", "rng", "registry", "validation", "runtime", "models", "data", "checkpoints"}
 LIGHT = {"numpy", "torch", "faiss", "sklearn", "scipy"}
 STANDARD = set(sys.stdlib_module_names)
 LABEL_WORDS = {"label", "labels", "target_class", "class_to_idx", "targets_of", "y_true", "num_labels"}
-
-
-def imports(path):
-    """Every absolute module name imported anywhere in a file, functions included."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def name_of(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
-def test_the_package_never_imports_eval_but_in_the_command_line(path):
-    if path.name == "cli.py":
-        return
-    assert not [name for name in imports(path) if name == "eval" or name.startswith("eval.")]
+def module_of(path):
+    """The dotted name of a file; eval/knn.py is eval.knn, as the folder lies."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-@pytest.mark.parametrize("path", EVAL, ids=name_of)
-def test_eval_knows_encoders_and_images_but_not_training(path):
-    names = [n for n in imports(path) if n == "ssl_kd" or n.startswith("ssl_kd.")]
-    assert not [n for n in names if not any(n == door or n.startswith(f"{door}.") for door in OPEN_TO_EVAL)]
+MODULES = {".".join(module_of(p)) for p in PACKAGE + EVAL}
 
 
-@pytest.mark.parametrize("path", [p for p in EVAL if p.stem in EVALUATORS], ids=name_of)
+def only_for_types(tree):
+    """The nodes under `if TYPE_CHECKING:`, which never run."""
+    return {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for node in ast.walk(branch)
+    }
+
+
+def imports(path):
+    """Every module name imported anywhere in a file, functions included; `ssl_kd.eval` is written `eval`."""
+    tree = ast.parse(path.read_text())
+    skipped = only_for_types(tree)
+    here = module_of(path)
+    package = here if path.name == "__init__.py" else here[:-1]
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.replace("ssl_kd.eval", "eval") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (node.module or "").replace("ssl_kd.eval", "eval")
+            if node.level:
+                base = ".".join((*package[: len(package) - node.level + 1], *([node.module] if node.module else [])))
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
+
+
+def floor(room):
+    """(package, floor number) of a room such as ssl_kd.data or eval.runner; None for what has no floor of its own."""
+    top, *rest = room.split(".")
+    if not rest:
+        return None
+    for number, names in enumerate(EVAL_FLOORS if top == "eval" else FLOORS):
+        if rest[0] in names:
+            return top, number
+    return None
+
+
+def room(module):
+    return ".".join(module.split(".")[:2])
+
+
+def rooms():
+    for path in PACKAGE + EVAL:
+        here = ".".join(module_of(path)[:2])
+        for name in imports(path):
+            if name.split(".")[0] in ("ssl_kd", "eval") and room(name) != here:
+                yield path, here, room(name)
+
+
+def test_every_room_has_a_floor():
+    built = {".".join(module_of(p)[:2]) for p in PACKAGE + EVAL}
+    outside = {"ssl_kd", "ssl_kd.__main__", "eval", "eval.__main__"}
+    assert {r for r in built if floor(r) is None} <= outside
+
+
+def test_arrows_go_down_only():
+    """A room imports from lower floors of its own package; only eval, and the command line, look into the other one."""
+    wrong = []
+    for path, here, there in rooms():
+        mine, theirs = floor(here), floor(there)
+        if mine is None or theirs is None or (here, there) in ACROSS:
+            continue
+        if mine[0] == theirs[0] and theirs[1] >= mine[1] and here != there:
+            beside_types = theirs[1] == mine[1] == 1 and there in ("ssl_kd.validation", "ssl_kd.registry")
+            if not beside_types and not (mine[1] == 0 and there == "ssl_kd.errors"):
+                wrong.append(f"{name_of(path)} -> {there}")
+    assert wrong == []
+
+
+def test_no_two_modules_import_each_other_in_a_circle():
+    known = {".".join(module_of(p)): p for p in PACKAGE + EVAL}
+    graph = {name: {i for i in imports(path) if i in known and i != name} for name, path in known.items()}
+    done, trail = set(), []
+
+    def visit(name):
+        if name in trail:
+            raise AssertionError(" -> ".join([*trail[trail.index(name) :], name]))
+        if name in done:
+            return
+        trail.append(name)
+        for below in graph[name]:
+            visit(below)
+        trail.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+def test_only_the_command_line_of_the_package_looks_into_eval():
+    lookers = {here for _, here, there in rooms() if here.startswith("ssl_kd") and there.split(".")[0] == "eval"}
+    assert lookers <= {"ssl_kd.cli", "ssl_kd.__main__"}
+
+
+def test_eval_knows_encoders_and_images_but_not_training():
+    seen = {there for _, here, there in rooms() if here.startswith("eval") and there.startswith("ssl_kd.")}
+    assert {there.split(".")[1] for there in seen} <= OPEN_TO_EVAL
+
+
+def test_objectives_need_torch_alone():
+    """In anybody's loop: no timm, no PIL, no numpy beyond what torch brings."""
+    code = "import sys; import ssl_kd.objectives; print([m for m in ('timm', 'PIL', 'lightly', 'faiss') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval" / "evaluators").glob("*.py")), ids=name_of)
 def test_evaluators_see_banks_and_never_a_network(path):
-    tops = {n.split(".")[0] for n in imports(path)}
-    assert tops <= STANDARD | LIGHT | {"eval", "ssl_kd"}
-    assert "ssl_kd.models.encoder" not in set(imports(path))
+    names = set(imports(path))
+    assert {n.split(".")[0] for n in names} <= STANDARD | LIGHT | {"eval", "ssl_kd"}
+    assert not [n for n in names if n.startswith("ssl_kd.models")]
 
 
 def identifiers(path):
@@ -87,16 +177,16 @@ def identifiers(path):
 
 @pytest.mark.parametrize("path", PACKAGE, ids=name_of)
 def test_no_code_of_the_package_speaks_of_labels(path):
-    # cli.py hands the demo's images over from eval/; it must not touch their labels either.
+    # The command line hands the demo's images over from eval/; it must not touch their labels either.
     assert not LABEL_WORDS & {name.lower() for name in identifiers(path)}
 
 
 def test_a_batch_of_views_has_no_place_for_a_label():
     from dataclasses import fields
 
-    from ssl_kd.data.augment import Views
+    from ssl_kd.types import ViewBatch
 
-    assert {f.name for f in fields(Views)} == {"index", "epoch", "pixels"}
+    assert {f.name for f in fields(ViewBatch)} == {"index", "epoch", "pixels"}
 
 
 def test_images_drop_labels_at_the_door():
@@ -118,21 +208,21 @@ def test_images_drop_labels_at_the_door():
 def test_only_the_checkpoint_door_opens_foreign_weight_files():
     """torch.load elsewhere only reads what we wrote ourselves; nowhere without weights_only.
 
-    exporting.py reads back the TorchScript that it wrote a moment before, to measure it.
+    exporters/export.py reads back the TorchScript that it wrote a moment before, to measure it.
     """
-    doors = {"checkpoint.py", "containers.py", "pickles.py", "run.py", "exporting.py"}
+    doors = {"loading.py", "torch_file.py", "unpickler.py", "state.py", "export.py"}
     for path in PACKAGE + EVAL:
         for node in ast.walk(ast.parse(path.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if called in ("torch.load", "pickle.load", "pickle.loads", "torch.jit.load"):
                 assert path.name in doors, f"{path}: {called}"
-                assert called == "torch.jit.load" or path.name != "exporting.py"
+                assert called == "torch.jit.load" or path.name != "export.py"
                 if called == "torch.load":
                     assert "weights_only=True" in ast.unparse(node), f"{path}: {ast.unparse(node)}"
 
 
 def test_eval_is_never_imported_as_a_bare_name():
-    for path in [*PACKAGE, *EVAL, *sorted((ROOT / "tests").glob("*.py"))]:
+    for path in [*PACKAGE, *EVAL, *sorted((ROOT / "tests").rglob("*.py"))]:
         assert "eval" not in [
             n
             for node in ast.walk(ast.parse(path.read_text()))

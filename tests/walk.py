@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import ssl_kd
-from ssl_kd.data.open import ArrayImages
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.objectives.factory import PRESETS
 from ssl_kd.runtime import distributed
 

@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from ssl_kd.data.open import Images
+from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.errors import UserError, nearest
-
-from ..banks import content_key
 
 Picture = Image.Image
 REFERENCE = 224  # pixels of the shorter side for which blur and occlusion are stated
@@ -80,10 +78,10 @@ CORRUPTIONS: dict[str, tuple[Callable[[Picture, float, np.random.Generator], Pic
 }
 
 
-class Corrupted(Images):
+class Corrupted(ImageSource):
     """The pictures of `images` after a corruption of severity 1 to 5."""
 
-    def __init__(self, images: Images, kind: str, severity: int = 3):
+    def __init__(self, images: ImageSource, kind: str, severity: int = 3):
         if kind not in CORRUPTIONS:
             known = list(CORRUPTIONS)
             raise UserError(f"no corruption {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")

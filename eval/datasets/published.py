@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ssl_kd.data.open import DatasetImages, Images, open_images
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.data.sources.dataset import DatasetImages
 from ssl_kd.errors import ImagesError, UserError, nearest
 from ssl_kd.runtime.download import offline
 
@@ -218,7 +220,7 @@ def _lines(row: TaskRow, place: str, names: Sequence[str]) -> list[str]:
     raise UserError(f"{row.name}: {names[0]} is missing from {place}; it comes with the set and says how it is split")
 
 
-def _rows(row: TaskRow, images: Images, listed: Sequence[str]) -> np.ndarray:
+def _rows(row: TaskRow, images: ImageSource, listed: Sequence[str]) -> np.ndarray:
     numbers = {str(name): i for i, name in enumerate(images.ids)}
     if missing := [name for name in listed if name not in numbers]:
         raise UserError(f"{row.name}: {len(missing)} of {len(listed)} listed images are missing, first {missing[0]}")

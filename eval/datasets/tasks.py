@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl_kd.data.open import ArrayImages, Images, open_images
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.errors import ImagesError, UserError
 
-from ..banks import content_key
 from .literature import TASKS, usual_metric
 
 TEST_FOLDERS = ("test", "val", "validation", "valid")
@@ -34,7 +35,7 @@ class Split:
     Where an image may show several classes, labels are (N, C): 1 shown, -1 not shown, 0 not to be judged.
     """
 
-    images: Images
+    images: ImageSource
     labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -75,10 +76,10 @@ class Task:
         return total.hexdigest()
 
 
-class Chosen(Images):
+class Chosen(ImageSource):
     """Some pictures of `images`, by their numbers, under their own ids."""
 
-    def __init__(self, images: Images, rows: np.ndarray, name: str = ""):
+    def __init__(self, images: ImageSource, rows: np.ndarray, name: str = ""):
         self.images, self.rows = images, rows
         for known in ("folder", "crcs"):  # what content_key looks at
             if (found := getattr(images, known, None)) is not None:
@@ -133,7 +134,7 @@ def folder_pair(train: str | Path, test: str | Path, name: str, metric: str = ""
     return Task(name, parts[0], parts[1], metric or usual_metric(name))
 
 
-def drawn_task(images: Images, name: str, size: float, metric: str = "top1", seed: int = 0) -> Task:
+def drawn_task(images: ImageSource, name: str, size: float, metric: str = "top1", seed: int = 0) -> Task:
     """Split a folder of classes: `size` train images per class, or that share of each when below 1; the rest is test."""
     whole, rng = by_class_folder(images), np.random.default_rng(seed)
     train = np.zeros(len(images), bool)
@@ -161,7 +162,7 @@ def corrupted(task: Task, kind: str, severity: int = 3, name: str = "") -> Task:
     return Task(title, task.train, test, task.metric, task.held, task.classes)
 
 
-def by_class_folder(images: Images) -> Split:
+def by_class_folder(images: ImageSource) -> Split:
     """Label each image with the first folder of its id."""
     names = [str(i).split("/", 1) for i in images.ids]
     if loose := next((parts[0] for parts in names if len(parts) == 1), None):
@@ -177,7 +178,7 @@ def _holds(path: str, name: str, max_unreadable: float) -> bool:
     return True
 
 
-def _open_first(path: str, names: Sequence[str], max_unreadable: float) -> Images:
+def _open_first(path: str, names: Sequence[str], max_unreadable: float) -> ImageSource:
     reasons = []
     for name in names:
         try:

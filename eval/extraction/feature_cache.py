@@ -27,7 +27,8 @@ from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.runtime.files import atomically, probe, reserve
 from ssl_kd.runtime.progress import Progress
 
-from ..banks import FeatureBank, bank_key, embed
+from ..banks import FeatureBank
+from .extract import bank_key, embed
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder

@@ -61,7 +61,7 @@ def page(results: Results, settings: str = "", title: str = "Evaluation") -> str
         f'<section id="{key}" aria-labelledby="{key}h"><h2 id="{key}h">{name}</h2>{content}</section>'
         for key, name, content in shown
     )
-    style, script = ((files("eval") / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = ((files(__package__) / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -192,7 +192,7 @@ class Bench:
 
 def make_banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> tuple[FeatureBank, FeatureBank, float]:
     """Return train and test bank of an encoder on a task, from the feature cache where there is one, and images/s."""
-    from ..banks import extract
+    from ..extraction.extract import extract
     from ..extraction.feature_cache import FeatureStore
 
     store = None if settings.features is None else FeatureStore(settings.features)

@@ -13,8 +13,9 @@ import torch
 
 from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.models.backbones import Network
-from ssl_kd.models.encoder import Encoder, Preprocessing
+from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import make
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.runtime.download import offline
 
 PUBLISHERS = ("timm/", "torchvision/")

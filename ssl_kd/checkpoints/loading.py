@@ -6,9 +6,8 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from torch import Tensor
 
 from ssl_kd.checkpoints.formats import Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
-from ssl_kd.checkpoints.formats.student import STUDENT, card, header, module_header
+from ssl_kd.checkpoints.formats.student import STUDENT, card
 from ssl_kd.checkpoints.formats.weights import State, shown
 from ssl_kd.checkpoints.torch_file import open_contents
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.models.factory import make
-from ssl_kd.runtime.files import atomically
 
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -169,48 +167,3 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
         digest=digest_of(weights.arch, weights.arch_args, weights.state),
         card=card(file) if row is STUDENT else {},
     )
-
-
-def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
-    """Write a safetensors file that `load_teacher` reads back to the same features.
-
-    notes: anything JSON can hold, kept with the file as its card and shown by `inspect`.
-
-    Equal students give equal bytes. Atomic: the file appears whole or not at all.
-
-    UserError for weights that are not finite, or where it cannot be written.
-    """
-    path = Path(path)
-    if encoder.is_module:
-        raise UserError(f"{path}: not saved: a module from Python has no name to rebuild it by; make it with build()")
-    return _write(encoder, path, lambda: header(encoder, notes))
-
-
-def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
-    """Write the state dict of a module from Python, for `module.load_state_dict(safetensors.torch.load_file(path))`.
-
-    As `save_student` in all else, but `load_teacher` refuses the file: it does not know the module's code.
-    """
-    return _write(encoder, Path(path), lambda: module_header(encoder, notes))
-
-
-def _write(encoder: Encoder, path: Path, described: Callable[[], dict[str, str]]) -> Path:
-    from safetensors.torch import save
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    if bad := not_finite(state):
-        raise UserError(f"{path}: not saved: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
-    data = _in_order(save({name: tensor.clone() for name, tensor in state.items()}, metadata=described()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomically(path, lambda file: file.write(data))
-    return path
-
-
-def _in_order(file: bytes) -> bytes:
-    """The same safetensors file with its metadata sorted: the library writes them in an order drawn anew each time."""
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.loads(file[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors stay aligned
-    return len(text).to_bytes(8, "little") + text + file[end:]

@@ -23,6 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from ssl_kd.checkpoints.zoo_entries import ZOO, Entry
 from ssl_kd.errors import CheckpointError, nearest
+from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.command_line import OneLineParser
 from ssl_kd.runtime.download import Check, DownloadError, MissingError, digest_of, download, offline
 from ssl_kd.runtime.files import atomically
@@ -78,17 +79,6 @@ def known(name: str) -> bool:
 def place(entry: Entry) -> Path:
     """Return where the entry's file lies in the cache, or would."""
     return cache_folder() / "weights" / entry.name / entry.file
-
-
-def cache_folder() -> Path:
-    """Return SSL_KD_CACHE, or `ssl_kd` in the platform's folder for caches."""
-    if own := os.environ.get("SSL_KD_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "ssl_kd"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/ssl_kd"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_kd"
 
 
 def list_table(words: Sequence[str] = ()) -> str:

@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ssl_kd.checkpoints.loading import load_teacher
-from ssl_kd.checkpoints.zoo import cache_folder
-from ssl_kd.data.open import Images
-from ssl_kd.distillation.config import DistillConfig, PretrainConfig
+from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.trainer import Distilled, distill
 from ssl_kd.models.encoder import Encoder
+from ssl_kd.pretraining.config import PretrainConfig
 from ssl_kd.pretraining.trainer import pretrain
+from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.signals import Interrupted
 
 SIZE = 32  # pixels
@@ -43,7 +44,7 @@ STUDENT = DistillConfig(
 )
 
 
-def teacher(images: Images, fresh: bool = False, quiet: bool = False) -> Encoder:
+def teacher(images: ImageSource, fresh: bool = False, quiet: bool = False) -> Encoder:
     """The demo's teacher: trained unless an equal one is in the cache, and read back through the ordinary loader."""
     recipe = hashlib.sha256(f"{asdict(TEACHER)}{images.digest}".encode()).hexdigest()[:12]
     path = cache_folder() / "demo" / f"simclr_{recipe}.pth.tar"
@@ -56,7 +57,7 @@ def teacher(images: Images, fresh: bool = False, quiet: bool = False) -> Encoder
     return encoder
 
 
-def distilled(teacher: Encoder, images: Images, out: Path, seed: int = 0, quiet: bool = False) -> Distilled:
+def distilled(teacher: Encoder, images: ImageSource, out: Path, seed: int = 0, quiet: bool = False) -> Distilled:
     """The student of the demo, in a run folder that starts anew each time."""
     config = replace(STUDENT, out=str(out), seed=seed, quiet=quiet, overwrite=True)
     try:

@@ -63,7 +63,7 @@ def targets(argv: Sequence[str]) -> int:
 
 def pretrain(argv: Sequence[str]) -> int:
     """Train a small self-supervised teacher (MoCo v2, SimCLR) on unlabelled images."""
-    from ssl_kd.distillation.config import PretrainConfig, check
+    from ssl_kd.pretraining.config import PretrainConfig, check
 
     config = parse(
         PretrainConfig,
@@ -143,7 +143,7 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     from rich.console import Console
 
     from ssl_kd.cli.demo import distilled, teacher
-    from ssl_kd.data.open import ArrayImages
+    from ssl_kd.data.sources.array import ArrayImages
     from ssl_kd.eval import demo as labelled
 
     console = Console(width=None if sys.stdout.isatty() else 160)

@@ -10,7 +10,6 @@ A *recipe* says how one view is made; a *scheme* is the tuple of recipes that on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_kd.data.open import Images, prefetch
-from ssl_kd.data.samplers import Batches, scrambled
-from ssl_kd.errors import ImagesError, one_of
+from ssl_kd.errors import one_of
+from ssl_kd.rng import uniform
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
 LUMA = (0.299, 0.587, 0.114)
@@ -85,15 +83,6 @@ def scheme(name: str) -> tuple[Recipe, ...]:
 
 
 # ------------------------------------------------------------------------------------------- random numbers
-
-
-def uniform(seed: int, index: np.ndarray | int, view: int, draw: int) -> np.ndarray:
-    """Numbers in [0, 1), one per index: a splitmix64 hash of (seed, index, view, draw). Shape of `index`, float64."""
-    with np.errstate(over="ignore"):
-        x = np.asarray(index, dtype=np.uint64)
-        for part in (seed, view, draw):
-            x = scrambled(x + np.uint64(0x9E3779B97F4A7C15) * np.uint64(part + 1))
-        return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 # One number per decision, so that adding a decision never shifts the others.
@@ -219,117 +208,3 @@ def _blur(x: Tensor, chosen: Tensor, u: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ the loader
-
-
-@dataclass(frozen=True)
-class Views:
-    """A batch: V views of B images. `pixels[v]` is (B, 3, S, S); `index` names the samples. No labels exist here."""
-
-    index: np.ndarray  # (B,) int64
-    epoch: int
-    pixels: tuple[Tensor, ...]  # uint8 when it leaves the loader, float32 in [0, 1] after `finish_all`
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def heard(self) -> int:
-        """How many of the views teachers look at: those as large as the first. The others are for the student only."""
-        return sum(pixels.shape[-1] == self.pixels[0].shape[-1] for pixels in self.pixels)
-
-
-class ViewLoader:
-    """Cuts batches of views in worker threads, ahead of the consumer; `finish_all` completes them on the device.
-
-    seed: names the whole stream of views. threads: decoding and resizing release the interpreter lock.
-    replay: after so many epochs the views come round again (0: never), though in another order.
-    `share` = (rank, ranks) makes it cut only this process's part of every batch. With `parts` = K a batch is K times
-    `batch_size`, and comes in K pieces, one after another.
-    """
-
-    share = (0, 1)
-    parts = 1
-
-    def __init__(
-        self,
-        images: Images,
-        recipes: tuple[Recipe, ...],
-        size: int,
-        batch_size: int,
-        seed: int = 0,
-        threads: int = 2,
-        replay: int = 0,
-    ):
-        self.images, self.recipes, self.size = images, recipes, size
-        self.batch_size, self.seed, self.threads, self.replay = batch_size, seed, threads, replay
-
-    def batches_per_epoch(self) -> int:
-        """Number of batches in every epoch. Raises ImagesError where there are too few images for one."""
-        count = len(self.images)
-        if count < 2:
-            raise ImagesError(
-                f"expected at least 2 images to relate to each other, got {count}; point to a larger folder"
-            )
-        return -(-count // (self.batch_size * self.parts))
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Views]:
-        """Batches (in their parts) of one epoch from batch `start` on, uint8, in a fixed order."""
-        whole = Batches(self.images.order(self.seed, epoch), self.batch_size * self.parts).since(start)
-        jobs = (part for job in whole for part in np.array_split(job, self.parts))
-        rank, ranks = self.share
-        mine = (np.array_split(job, ranks)[rank] for job in jobs)
-        return prefetch(lambda index: self._cut_batch(index, epoch), mine, threads=self.threads)
-
-    def _cut_batch(self, index: np.ndarray, epoch: int) -> Views:
-        kept, rows = [], []
-        for i in index:
-            image = self.images.read(int(i))
-            if image is None:  # counted and named by `images`; too many of them is its error to raise
-                continue
-            kept.append(int(i))
-            rows.append(
-                [
-                    cut(image, recipe, self.side(recipe), self.seed, int(i), self.view_number(epoch, v))
-                    for v, recipe in enumerate(self.recipes)
-                ]
-            )
-        if len(kept) < (2 if self.share[1] == 1 else 1):
-            raise ImagesError(
-                f"a batch of {len(index)} images had {len(kept)} readable ones; see the list of bad files"
-            )
-        pixels = tuple(
-            torch.from_numpy(np.stack([row[v] for row in rows])).permute(0, 3, 1, 2) for v in range(len(self.recipes))
-        )
-        return Views(np.asarray(kept, dtype=np.int64), epoch, pixels)
-
-    def side(self, recipe: Recipe) -> int:
-        """Side in pixels of a recipe's views; small crops have multiples of 8."""
-        return self.size if recipe.side == 1 else max(8, 8 * round(self.size * recipe.side / 8))
-
-    @property
-    def heard(self) -> int:
-        """How many views of an image and epoch teachers look at."""
-        return sum(self.side(recipe) == self.size for recipe in self.recipes)
-
-    def view_number(self, epoch: int, v: int) -> int:
-        """The running number of view v of an epoch; equal numbers are equal pixels."""
-        return self.cycle(epoch) * len(self.recipes) + v
-
-    def cycle(self, epoch: int) -> int:
-        """The epoch whose views this one shows: itself, or its place in the cycle of replayed views."""
-        return epoch % self.replay if self.replay else epoch
-
-    def finish_all(self, views: Views, device: torch.device | str = "cpu") -> Views:
-        """Move to the device, flip, colour and blur: float32 in [0, 1], channels-last."""
-        done = tuple(
-            finish(
-                pixels.to(device, non_blocking=True),
-                recipe,
-                self.seed,
-                views.index,
-                self.view_number(views.epoch, v),
-                self.cycle(views.epoch),
-            ).contiguous(memory_format=torch.channels_last)
-            for v, (pixels, recipe) in enumerate(zip(views.pixels, self.recipes, strict=True))
-        )
-        return Views(views.index, views.epoch, done)

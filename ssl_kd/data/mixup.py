@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import torch
 
-from ssl_kd.data.augment import Views, uniform
+from ssl_kd.rng import uniform
 from ssl_kd.runtime import distributed
+from ssl_kd.types import ViewBatch
 
 MIXES = ("none", "mixup", "cutmix")
 _STREAM = 0x317C  # names the stream of random numbers
 _WHETHER, _SHARE, _TOP, _LEFT = range(4)
 
 
-def mixed(views: Views, kind: str, probability: float, seed: int) -> Views:
+def mixed(views: ViewBatch, kind: str, probability: float, seed: int) -> ViewBatch:
     """Views (B, 3, S, S) in [0, 1], mixed with `probability`; the share lambda is uniform in [0, 1], as in LightlyTrain.
 
     mixup: lambda x own + (1 - lambda) x neighbour. cutmix: a square of 1 - lambda of the area comes from the neighbour.
@@ -43,4 +44,4 @@ def mixed(views: Views, kind: str, probability: float, seed: int) -> Views:
             pixels = pixels.clone()
             pixels[..., top : top + side, left : left + side] = neighbour[..., top : top + side, left : left + side]
         done.append(pixels.contiguous(memory_format=torch.channels_last))
-    return Views(views.index, views.epoch, tuple(done))
+    return ViewBatch(views.index, views.epoch, tuple(done))

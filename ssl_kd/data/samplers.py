@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ssl_kd.rng import scrambled
+
 DRAWN = 1 << 20  # up to so many numbers a permutation is drawn and kept for the epoch (8 MB); beyond it is computed
 WINDOW = 16  # shards that are read, and shuffled, together
 ROUNDS = 6  # of the Feistel network; four already give a pseudo-random permutation (Luby & Rackoff 1988)
@@ -121,10 +123,3 @@ class Batches:
     def _start(self, b: int) -> int:
         small, larger = divmod(len(self._order), self._count)  # as np.array_split: the larger ones come first
         return b * small + min(b, larger)
-
-
-def scrambled(x: np.ndarray) -> np.ndarray:
-    """uint64 to uint64, one to one and without a pattern: splitmix64's finaliser."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

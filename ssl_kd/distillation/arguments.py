@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ssl_kd.data.open import Images
+from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.models.encoder import MODULE, Encoder
@@ -58,7 +58,7 @@ def _images(given: Any) -> str:
     """A path as it is; of objects how many pictures they hold. What cannot be opened is left for `open_images` to say."""
     if given is None or is_path(given):
         return str(given or "")
-    if not isinstance(given, Images) and isinstance(given, list | tuple) and given and all(map(is_path, given)):
+    if not isinstance(given, ImageSource) and isinstance(given, list | tuple) and given and all(map(is_path, given)):
         return "::".join(map(str, given))
     return f"<{len(given)} images from Python>" if hasattr(given, "__len__") else f"<{type(given).__name__}>"
 

@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -13,59 +12,7 @@ from typing import Any
 
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.runtime import loggers
-
-SEEDS = 2**63  # exclusive: torch, numpy and the hash of the views take any below
-
-
-@dataclass
-class PretrainConfig:
-    """Train a small self-supervised teacher with lightly on unlabelled images.
-
-    Args:
-        images: unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set
-        out: checkpoint to write, in the layout of the method's training script; one that is there is resumed by the same settings
-        method: moco (MoCo v2), moco_v3, simclr or dino
-        arch: resnet18 to resnet200; for moco_v3 a ViT of 12 heads, for dino also a ViT of one head per 64 channels
-        arch_args: extra arguments of the architecture, e.g. {channels: [32, 64, 128, 256]}
-        size: side of the square views, in pixels
-        epochs: passes over the images
-        batch_size: images per step
-        lr: learning rate per 256 images (SGD, momentum 0.9; AdamW for moco_v3 and dino; one epoch of warm-up, cosine to 0)
-        weight_decay: L2 penalty; decoupled for moco_v3 and dino
-        momentum: of the moving average, 0 to 1 (moco, moco_v3: key encoder, dino: teacher)
-        temperature: of the contrastive softmax, or of dino's student
-        teacher_temperature: of dino's teacher
-        prototypes: outputs of dino's head
-        queue: negatives kept, in embeddings (moco)
-        views: augmentation scheme with two views
-        seed: of weights, shuffling and views
-        threads: decoding threads
-        accelerator: auto, cpu or cuda
-        precision: auto (bf16 where a probe finds it faster), 32-true or bf16-mixed
-        quiet: no progress bar
-    """
-
-    images: str = ""
-    out: str = ""
-    method: str = "moco"
-    arch: str = "resnet18"
-    arch_args: dict[str, Any] = field(default_factory=dict)
-    size: int = 224
-    epochs: int = 200
-    batch_size: int = 256
-    lr: float = 0.03
-    weight_decay: float = 1e-4
-    momentum: float = 0.999
-    temperature: float = 0.2
-    teacher_temperature: float = 0.04
-    prototypes: int = 65536
-    queue: int = 65536
-    views: str = "two_strong"
-    seed: int = 0
-    threads: int = 2
-    accelerator: str = "auto"
-    precision: str = "auto"
-    quiet: bool = False
+from ssl_kd.validation import Rule, must_hold, rules_of_training
 
 
 @dataclass
@@ -168,7 +115,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class TeacherLine:
+class TeacherSpec:
     """One teacher of a run. `size` is the side in pixels at which it sees the views; 0: the run's size, or its own."""
 
     file: Any  # a checkpoint file, a name of the zoo, or from Python an Encoder
@@ -185,10 +132,10 @@ class TeacherLine:
         return line | {"file": self.file if isinstance(self.file, str) else encoder.origin, "digest": encoder.digest}
 
 
-def teacher_lines(config: DistillConfig) -> dict[str, TeacherLine]:
+def teacher_specs(config: DistillConfig) -> dict[str, TeacherSpec]:
     """The teachers of a config by name; a single one has the name "". UserError for a line that cannot be right."""
     if not config.teachers:
-        single = TeacherLine(
+        single = TeacherSpec(
             config.teacher,
             config.objective,
             feature=config.teacher_feature,
@@ -199,9 +146,9 @@ def teacher_lines(config: DistillConfig) -> dict[str, TeacherLine]:
     return {name: _line(name, given, config) for name, given in config.teachers.items()}
 
 
-def _line(name: str, given: Any, config: DistillConfig) -> TeacherLine:
+def _line(name: str, given: Any, config: DistillConfig) -> TeacherSpec:
     line = dict(given) if isinstance(given, Mapping) else {"file": given}
-    known = [f.name for f in fields(TeacherLine)]
+    known = [f.name for f in fields(TeacherSpec)]
     if not isinstance(name, str) or not name or "." in name:
         raise UserError(f"teachers: expected a name without dots for each teacher, got {name!r}")
     for key in line:
@@ -218,59 +165,14 @@ def _line(name: str, given: Any, config: DistillConfig) -> TeacherLine:
         value = line.get(key, 1)
         if not isinstance(value, kind) or isinstance(value, bool) or value < 0 or (key == "weight" and not value):
             raise UserError(f"teachers: {key} of {name}: expected a number above 0, got {value!r}")
-    return TeacherLine(**line)
+    return TeacherSpec(**line)
 
 
-Rule = tuple[bool, str]  # whether a setting is right, and what is said where it is not
-
-
-def check(config: DistillConfig | PretrainConfig) -> None:
+def check(config: DistillConfig) -> None:
     """Raise UserError for the first setting that cannot be right, before anything is loaded or written."""
-    own = _of_pretraining(config) if isinstance(config, PretrainConfig) else _of_distilling(config)
-    for good, message in (*own, *_of_both(config)):
-        if not good:
-            raise UserError(message)
-    if isinstance(config, DistillConfig):
-        loggers.names(config.log)
-        teacher_lines(config)
-
-
-def _of_both(config: DistillConfig | PretrainConfig) -> tuple[Rule, ...]:
-    return (
-        (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
-        (bool(config.out), "out: expected a path to write to; got nothing"),
-        (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
-        (
-            config.batch_size >= 2,
-            f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
-        ),
-        (0 < config.lr < math.inf, f"lr: expected above 0, got {config.lr}"),
-        (0 <= config.weight_decay < math.inf, f"weight_decay: expected 0 or more, got {config.weight_decay}"),
-        (0 <= config.seed < SEEDS, f"seed: expected a whole number from 0 to below 2^63, got {config.seed}"),
-        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
-        (
-            config.precision in ("auto", "32-true", "bf16-mixed"),
-            f"precision: expected auto, 32-true or bf16-mixed, got {config.precision!r}",
-        ),
-        (
-            config.accelerator in ("auto", "cpu", "cuda"),
-            f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}",
-        ),
-    )
-
-
-def _of_pretraining(config: PretrainConfig) -> tuple[Rule, ...]:
-    return (
-        (config.size >= 1, f"size: expected a side in pixels, got {config.size}"),
-        (0 <= config.momentum <= 1, f"momentum: expected a share from 0 to 1, got {config.momentum}"),
-        (0 < config.temperature < math.inf, f"temperature: expected above 0, got {config.temperature}"),
-        (
-            0 < config.teacher_temperature < math.inf,
-            f"teacher_temperature: expected above 0, got {config.teacher_temperature}",
-        ),
-        (config.prototypes >= 1, f"prototypes: expected at least 1, got {config.prototypes}"),
-        (config.queue >= 1, f"queue: expected at least 1 embedding, got {config.queue}"),
-    )
+    must_hold((*_of_distilling(config), *rules_of_training(config)))
+    loggers.names(config.log)
+    teacher_specs(config)
 
 
 def _of_distilling(config: DistillConfig) -> tuple[Rule, ...]:

@@ -13,22 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import SCHEMES, ViewLoader, Views, scheme
-from ssl_kd.data.open import Images, open_images
+from ssl_kd.data.augment import SCHEMES, scheme
+from ssl_kd.data.loader import ViewLoader
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.data.subset import hold_out
 from ssl_kd.distillation.arguments import is_path
 from ssl_kd.distillation.config import DistillConfig, check
 from ssl_kd.distillation.module import AVERAGE, ask
-from ssl_kd.distillation.monitor import hold_out
 from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
-from ssl_kd.distillation.teachers import Faculty, Teacher, load_teachers, recorded
+from ssl_kd.distillation.teachers import Teacher, TeacherGroup, load_teachers, recorded
 from ssl_kd.errors import UserError, must_be, one_line
-from ssl_kd.models.encoder import Encoder, Features, Preprocessing, submodule
+from ssl_kd.models.encoder import Encoder, submodule
 from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.objectives import WeightedSum, Widths, build_objective, taps
 from ssl_kd.objectives.factory import PRESET_MIXES, PRESET_VIEWS
-from ssl_kd.objectives.multi_teacher import SeveralTeachers, build_several
+from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
 from ssl_kd.runtime.devices import device_kind
+from ssl_kd.types import Features, ViewBatch
 
 DRY_IMAGES = 2
 
@@ -37,11 +41,11 @@ DRY_IMAGES = 2
 class Parts:
     """What a run is made of: `held` are the images kept for health, seen by `contract`; `mix` is what is done to inputs."""
 
-    faculty: Faculty
+    teacher_group: TeacherGroup
     student: Encoder
-    objective: WeightedSum | SeveralTeachers
+    objective: WeightedSum | MultiTeacher
     loader: ViewLoader
-    held: Images | None
+    held: ImageSource | None
     contract: Preprocessing
     mix: str
     settings: dict[str, Any]  # what config.yaml says
@@ -67,13 +71,13 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     loader.parts = config.accumulate
     loader.batches_per_epoch()  # says that there are too few images
     device_kind(config.accelerator)  # and this, that there is no such device
-    views = _dry_views(loader.heard, contract.size)
+    views = _dry_views(loader.teacher_views, contract.size)
     asked = {name: taps(t.line.objective) for name, t in teachers.items()}
     layers = tuple(dict.fromkeys(layer for ours, _ in asked.values() for layer in ours))
     seen = _dry_look(student, views, layers, "student")
     teachers = {name: replace(t, layers=asked[name][1]) for name, t in teachers.items()}
-    said = {name: _dry_look(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
-    objective = _objective(config, teachers, seen, said)
+    teacher_outputs = {name: _dry_look(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
+    objective = _objective(config, teachers, seen, teacher_outputs)
     if len(recipes) < objective.min_views:
         raise UserError(
             f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
@@ -81,16 +85,17 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
         )
     mix = _mix(config, teachers)
     _must_fit(config, objective, loader, mix)
-    _try_out(objective, seen, said, views)
-    parts = objective.parts if isinstance(objective, SeveralTeachers) else {"": objective}
+    _try_out(objective, seen, teacher_outputs, views)
+    parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
     teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
     layouts = {
-        name: layout_of(word if teachers[name].tokens else replace(word, tokens=None)) for name, word in said.items()
+        name: layout_of(output if teachers[name].tokens else replace(output, tokens=None))
+        for name, output in teacher_outputs.items()
     }
     # Overwriting is a deed of today, not a setting: whoever repeats the run elsewhere must not wipe what lies there.
     settings = asdict(replace(config, teachers={}, overwrite=False)) | named | recorded(teachers)
     settings["images_digest"] = images.digest
-    return Parts(Faculty(teachers, layouts, loader), student, objective, loader, held, contract, mix, settings)
+    return Parts(TeacherGroup(teachers, layouts, loader), student, objective, loader, held, contract, mix, settings)
 
 
 def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preprocessing:
@@ -119,11 +124,11 @@ def _mix(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
     return next((PRESET_MIXES[o] for o in objectives if isinstance(o, str) and o in PRESET_MIXES), "none")
 
 
-def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, loader: ViewLoader, mix: str) -> None:
+def _must_fit(config: DistillConfig, objective: WeightedSum | MultiTeacher, loader: ViewLoader, mix: str) -> None:
     """UserError where settings exclude each other, or one would be passed over in silence."""
     if config.targets and not config.replay:
         raise UserError("targets: without replay no outputs are stored or read; give replay 1 or more, or no targets")
-    if config.teacher_drop and not isinstance(objective, SeveralTeachers):
+    if config.teacher_drop and not isinstance(objective, MultiTeacher):
         raise UserError("teacher_drop: expected several teachers, of which some may sit out; got one; use 0")
     if mix != "none" and config.replay:
         raise UserError(
@@ -147,7 +152,7 @@ def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, l
             f"{smallest}; lower accumulate"
         )
     reads_more = objective.reads_tokens or objective.student_layers
-    if loader.heard < len(loader.recipes) and reads_more:
+    if loader.teacher_views < len(loader.recipes) and reads_more:
         raise UserError(
             "views: small crops have patches and layers of their own, which this objective would compare with those of "
             "large views; use weak, strong or multi, or an objective on embeddings such as default_light"
@@ -159,9 +164,9 @@ def _must_fit(config: DistillConfig, objective: WeightedSum | SeveralTeachers, l
 
 
 def _objective(
-    config: DistillConfig, teachers: Mapping[str, Teacher], seen: Features, said: Mapping[str, Features]
-) -> WeightedSum | SeveralTeachers:
-    student, words = Widths.of(seen), {name: Widths.of(word) for name, word in said.items()}
+    config: DistillConfig, teachers: Mapping[str, Teacher], seen: Features, teacher_outputs: Mapping[str, Features]
+) -> WeightedSum | MultiTeacher:
+    student, words = Widths.of(seen), {name: Widths.of(output) for name, output in teacher_outputs.items()}
     if "" in teachers:
         return build_objective(config.objective, student, words[""])
     lines = {name: t.line for name, t in teachers.items()}
@@ -177,15 +182,15 @@ def _objective(
 # ------------------------------------------------------------------------------------------------ the dry pass
 
 
-def _dry_views(count: int, size: int) -> Views:
+def _dry_views(count: int, size: int) -> ViewBatch:
     random = torch.Generator().manual_seed(0)
     pixels = tuple(torch.rand(DRY_IMAGES, 3, size, size, generator=random) for _ in range(count))
-    return Views(np.arange(DRY_IMAGES), 0, pixels)
+    return ViewBatch(np.arange(DRY_IMAGES), 0, pixels)
 
 
 @torch.no_grad()
 def _dry_look(
-    encoder: Encoder, views: Views, layers: Sequence[str], whose: str, teacher: Teacher | None = None
+    encoder: Encoder, views: ViewBatch, layers: Sequence[str], whose: str, teacher: Teacher | None = None
 ) -> Features:
     """Features of made-up images, on the CPU, without a trace in the network (eval mode)."""
     pixels = torch.cat(views.pixels).to(encoder.mean.device)
@@ -231,10 +236,10 @@ def _open_attention(backbone: nn.Module, layers: Sequence[str]) -> None:
 
 @torch.no_grad()
 def _try_out(
-    objective: WeightedSum | SeveralTeachers, seen: Features, said: Mapping[str, Features], views: Views
+    objective: WeightedSum | MultiTeacher, seen: Features, teacher_outputs: Mapping[str, Features], views: ViewBatch
 ) -> None:
     """Ask the objective once, in eval mode, so that what does not fit together is said now."""
     if objective.student_momentum:
         seen = replace(seen, layers={**seen.layers, AVERAGE: seen.embedding})
-    ask(objective.eval(), seen, said, views)
+    ask(objective.eval(), seen, teacher_outputs, views)
     objective.train()

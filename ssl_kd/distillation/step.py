@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_kd.data.augment import ViewLoader, Views
+from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.mixup import mixed
 from ssl_kd.distillation.config import DistillConfig
-from ssl_kd.distillation.module import Batch, Pair, make_optimizer
-from ssl_kd.distillation.teachers import Faculty
+from ssl_kd.distillation.module import Batch, DistillationModule
+from ssl_kd.distillation.optim import make_optimizer
+from ssl_kd.distillation.teachers import TeacherGroup
 from ssl_kd.runtime import distributed
+from ssl_kd.types import ViewBatch
 
 LARGE = 2**20  # buffers with more numbers are memories, which never take in what is not finite
 
@@ -36,12 +38,26 @@ class Bad:
 class Stepper:
     """Student, heads and optimiser at work on one device."""
 
-    def __init__(self, fabric, config: DistillConfig, loader: ViewLoader, faculty: Faculty, bare: Pair, mix: str):
-        self.fabric, self.config, self.loader, self.faculty, self.bare = fabric, config, loader, faculty, bare
+    def __init__(
+        self,
+        fabric,
+        config: DistillConfig,
+        loader: ViewLoader,
+        teacher_group: TeacherGroup,
+        bare: DistillationModule,
+        mix: str,
+    ):
+        self.fabric, self.config, self.loader, self.teacher_group, self.bare = (
+            fabric,
+            config,
+            loader,
+            teacher_group,
+            bare,
+        )
         self.mix = mix
-        self.pair, self.optimizer = fabric.setup(bare, make_optimizer(bare, config))
+        self.module, self.optimizer = fabric.setup(bare, make_optimizer(bare, config))
 
-    def take(self, parts: Sequence[Views], rate: float, measure: bool = False) -> dict[str, float] | Bad:
+    def take(self, parts: Sequence[ViewBatch], rate: float, measure: bool = False) -> dict[str, float] | Bad:
         """Train on the parts of one batch at that learning rate; its figures, or what was not finite.
 
         measure: have the gradient norm of each term among the figures. Nothing that was learned so far is lost in a
@@ -54,7 +70,7 @@ class Stepper:
         figures: dict[str, float] = {}
         shares = self._shares(parts)
         for number, (raw, share) in enumerate(zip(parts, shares, strict=True), start=1):
-            with self.fabric.no_backward_sync(self.pair, enabled=number < len(parts)):
+            with self.fabric.no_backward_sync(self.module, enabled=number < len(parts)):
                 total, terms = self._ask(raw)
                 told = {name: float(value) for name, value in terms.items()}
                 if not math.isfinite(loss := total.item()):
@@ -71,13 +87,13 @@ class Stepper:
         self.bare.follow()
         return {"loss": figures.pop("loss"), "lr": rate, "gradient_norm": norm} | figures
 
-    def _ask(self, raw: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def _ask(self, raw: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         views = mixed(
             self.loader.finish_all(raw, self.fabric.device), self.mix, self.config.mix_probability, self.config.seed
         )
-        return self.pair(Batch(views, self.faculty.say(views, self.fabric.autocast)))
+        return self.module(Batch(views, self.teacher_group.outputs(views, self.fabric.autocast)))
 
-    def _shares(self, parts: Sequence[Views]) -> list[float]:
+    def _shares(self, parts: Sequence[ViewBatch]) -> list[float]:
         """Which share of the whole batch's images each part has."""
         if len(parts) == 1:
             return [1.0]
@@ -89,7 +105,7 @@ class Stepper:
         return {name: buffer.clone() for name, buffer in self.bare.named_buffers() if buffer.numel() <= LARGE}
 
     def _leave(
-        self, what: str, value: float, terms: dict[str, float], parts: Sequence[Views], before: dict[str, Tensor]
+        self, what: str, value: float, terms: dict[str, float], parts: Sequence[ViewBatch], before: dict[str, Tensor]
     ) -> Bad:
         self.optimizer.zero_grad(set_to_none=True)
         buffers = dict(self.bare.named_buffers())

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.distillation.arguments import plain
 from ssl_kd.distillation.config import DistillConfig
-from ssl_kd.distillation.monitor import at_rest
 from ssl_kd.errors import UserError, must_be, one_line
-from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD, MODULE, Encoder, Preprocessing, build
+from ssl_kd.models.encoder import MODULE, Encoder, at_rest, build
 from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 DEFAULT = "resnet18"
 

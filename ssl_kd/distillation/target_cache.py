@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.runtime.files import reserve
+from ssl_kd.types import Features
 
 VERSION = 2  # raise it when a change of code changes what a view or a target is
 
@@ -59,7 +59,7 @@ def unflattened(rows: Tensor, layout: Layout, device: torch.device | str = "cpu"
     return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
-class TargetStore:
+class TargetCache:
     """Teacher outputs (views, images, width), float16 on disk; `get` and `put` work on rows of one view number."""
 
     def __init__(self, folder: str | Path, question: Any, views: int, images: int, width: int):

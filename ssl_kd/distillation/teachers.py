@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.checkpoints.loading import load_teacher
-from ssl_kd.data.augment import ViewLoader, Views
-from ssl_kd.distillation.config import DistillConfig, TeacherLine, teacher_lines
-from ssl_kd.distillation.target_cache import Layout, TargetStore, flattened, unflattened
+from ssl_kd.data.loader import ViewLoader
+from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
+from ssl_kd.distillation.target_cache import Layout, TargetCache, flattened, unflattened
 from ssl_kd.errors import must_be
-from ssl_kd.models.encoder import Encoder, Features, frozen
+from ssl_kd.models.encoder import Encoder, frozen
+from ssl_kd.types import Features, ViewBatch
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class Teacher:
     """A frozen encoder, its line in the config, and what is read from it: pixels of `size`, tokens, tapped layers."""
 
     encoder: Encoder
-    line: TeacherLine
+    line: TeacherSpec
     size: int
     layers: tuple[str, ...] = ()
     tokens: bool = True
 
     def look(self, pixels: Tensor) -> Features:
         """What it says about views (N, 3, S, S) in [0, 1], brought to the size that it sees."""
-        said = self.encoder(at_size(pixels, self.size), layers=self.layers)
-        return said if self.tokens else replace(said, tokens=None)
+        teacher_outputs = self.encoder(at_size(pixels, self.size), layers=self.layers)
+        return teacher_outputs if self.tokens else replace(teacher_outputs, tokens=None)
 
 
 def at_size(pixels: Tensor, size: int) -> Tensor:
@@ -50,7 +51,7 @@ def load_teachers(config: DistillConfig, given: Encoder | None) -> dict[str, Tea
     UserError where a line asks for another digest than its file has, as a copied config.yaml may.
     """
     found = {}
-    for name, line in teacher_lines(config).items():
+    for name, line in teacher_specs(config).items():
         encoder = given if given is not None else line.file
         if not isinstance(encoder, Encoder):
             encoder = load_teacher(line.file, feature=line.feature or None, format=line.format or None)
@@ -67,12 +68,12 @@ def recorded(teachers: Mapping[str, Teacher]) -> dict[str, object]:
     return {"teachers": {name: teacher.line.recorded(teacher.encoder) for name, teacher in teachers.items()}}
 
 
-class Faculty:
+class TeacherGroup:
     """All teachers of a run, on its device, and what each has said about views that come round again."""
 
     def __init__(self, teachers: Mapping[str, Teacher], layouts: Mapping[str, Layout], loader: ViewLoader):
         self.teachers, self.layouts, self.loader = dict(teachers), layouts, loader
-        self.stores: dict[str, TargetStore] = {}
+        self.stores: dict[str, TargetCache] = {}
 
     def to(self, device: torch.device) -> None:
         """Move every teacher, channels last."""
@@ -87,15 +88,15 @@ class Faculty:
             encoder = teacher.encoder
             pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)
             question = (encoder.digest, encoder.feature, pixels, teacher.size, views, precision)
-            self.stores[name] = TargetStore(
+            self.stores[name] = TargetCache(
                 folder,
                 (*question, self.layouts[name]),
-                loader.replay * loader.heard,
+                loader.replay * loader.teacher_views,
                 len(loader.images),
                 sum(width for _, _, width in self.layouts[name]),
             )
 
-    def say(self, views: Views, autocast) -> dict[str, Features]:
+    def outputs(self, views: ViewBatch, autocast) -> dict[str, Features]:
         """Each teacher's features of the views it hears, view-major: from its store where all are there, else asked."""
         return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
 
@@ -104,22 +105,26 @@ class Faculty:
         rows = [teacher.look(pixels).embedding for teacher in self.teachers.values()]
         return rows[0] if len(rows) == 1 else torch.cat([F.normalize(row.float(), dim=1) for row in rows], dim=1)
 
-    def _one(self, name: str, teacher: Teacher, views: Views, autocast) -> Features:
-        heard, store, device = views.pixels[: views.heard], self.stores.get(name), views.pixels[0].device
-        numbers = [self.loader.cycle(views.epoch) * len(heard) + v for v in range(len(heard))]
+    def _one(self, name: str, teacher: Teacher, views: ViewBatch, autocast) -> Features:
+        teacher_views, store, device = (
+            views.pixels[: views.teacher_views],
+            self.stores.get(name),
+            views.pixels[0].device,
+        )
+        numbers = [self.loader.cycle(views.epoch) * len(teacher_views) + v for v in range(len(teacher_views))]
         if store is not None:
             known = [store.get(number, views.index) for number in numbers]
             if all(rows is not None for rows in known):
                 return unflattened(torch.cat([rows for rows in known if rows is not None]), self.layouts[name], device)
         with torch.no_grad(), autocast():
-            said = teacher.look(torch.cat(heard))
+            teacher_outputs = teacher.look(torch.cat(teacher_views))
         if store is None:
-            return said
-        parts = flattened(said).chunk(len(numbers))
+            return teacher_outputs
+        parts = flattened(teacher_outputs).chunk(len(numbers))
         kept = [store.put(number, views.index, part) for number, part in zip(numbers, parts, strict=True)]
         return unflattened(torch.cat(kept), self.layouts[name], device)
 
-    def has_said_all(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every row of every store is there; a row that rotted since is found when it is read, and asked again."""
         return bool(self.stores) and all(store.filled() == 1 for store in self.stores.values())
 

@@ -16,30 +16,32 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ssl_kd.checkpoints.loading import save_module, save_student
-from ssl_kd.data.augment import Views
+from ssl_kd.checkpoints.saving import save_module, save_student
 from ssl_kd.distillation.arguments import merge
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.model_card import card, provenance
-from ssl_kd.distillation.module import Pair, warmup_cosine
-from ssl_kd.distillation.monitor import Watch
+from ssl_kd.distillation.module import DistillationModule
+from ssl_kd.distillation.monitor import Monitor
+from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts, prepare
 from ssl_kd.distillation.step import Bad, Stepper
-from ssl_kd.distillation.target_cache import TargetStore
+from ssl_kd.distillation.target_cache import TargetCache
 from ssl_kd.errors import NonFinite, UserError, one_line
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.devices import make_fabric
+from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.progress import Progress
-from ssl_kd.runtime.run_dir import BEGIN_ANEW, BEST, LAST, STUDENT, RunFolder, atomic_text, environment
+from ssl_kd.runtime.run_dir import BEGIN_ANEW, BEST, LAST, STUDENT, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
+from ssl_kd.types import ViewBatch
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def distill(
     plain state dict. images: whatever `open_images` takes. Settings are the fields of DistillConfig. Raises UserError for
     bad input before anything is written.
     """
-    with _loop(merge(config, teacher, student, images, settings), teacher, student, images) as loop:
+    with _trainer(merge(config, teacher, student, images, settings), teacher, student, images) as loop:
         return loop.run()
 
 
@@ -79,7 +81,7 @@ def fill_targets(
     images: Any = None,
     config: DistillConfig | None = None,
     **settings: Any,
-) -> dict[str, TargetStore]:
+) -> dict[str, TargetCache]:
     """Store the teachers' words on all replayed views ahead of `distill` with the same settings, in the same run folder.
 
     Returns the store of each teacher; a single one has the name "".
@@ -87,47 +89,53 @@ def fill_targets(
     merged = merge(config, teacher, student, images, settings)
     if not merged.replay:
         raise UserError("replay: expected at least 1 view of each image to store targets for, got 0")
-    with _loop(merged, teacher, student, images) as loop:
+    with _trainer(merged, teacher, student, images) as loop:
         return loop.fill()
 
 
 @contextmanager
-def _loop(config: DistillConfig, teacher, student, images) -> Iterator[_Loop]:
+def _trainer(config: DistillConfig, teacher, student, images) -> Iterator[_Trainer]:
     """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
     parts = prepare(config, teacher, student, images)
-    run = RunFolder(config.out, parts.settings, config.overwrite, writes=os.environ.get("RANK", "0") == "0")
+    run = RunDir(
+        config.out,
+        parts.settings,
+        config.overwrite,
+        writes=os.environ.get("RANK", "0") == "0",
+        defaults=asdict(DistillConfig()),
+    )
     try:
         saved = None if config.overwrite else run.restore()
         # An interrupted run goes on in the precision it began with, whatever a new probe would say.
         fabric, precision = make_fabric(
             config.accelerator, saved.get("precision", config.precision) if saved else config.precision
         )
-        loop = _Loop(fabric, precision, config, run, parts, saved)
+        loop = _Trainer(fabric, precision, config, run, parts, saved)
         del saved  # the loop lets go of it once it has taken it up
         yield loop
     finally:
         run.close()
 
 
-class _Loop:
+class _Trainer:
     """One run from its first (or next) step to the saved student."""
 
     def __init__(
-        self, fabric, precision: str, config: DistillConfig, run: RunFolder, parts: Parts, saved: dict[str, Any] | None
+        self, fabric, precision: str, config: DistillConfig, run: RunDir, parts: Parts, saved: dict[str, Any] | None
     ):
         self._saved = saved
         self.fabric, self.precision = fabric, precision
         self.config, self.run_folder = config, run
-        self.loader, self.faculty = parts.loader, parts.faculty
+        self.loader, self.teacher_group = parts.loader, parts.teacher_group
         self.loader.share = (distributed.rank(), distributed.world_size())
         if config.replay:
             with fabric.rank_zero_first():
-                self.faculty.open_stores(Path(config.targets or run.path / "targets"), precision)
-        self.faculty.to(fabric.device)
-        self.bare = Pair(parts.student, parts.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
+        self.teacher_group.to(fabric.device)
+        self.bare = DistillationModule(parts.student, parts.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self._networks_are_compiled(True)
-        self.stepper = Stepper(fabric, config, self.loader, self.faculty, self.bare, parts.mix)
+        self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, self.bare, parts.mix)
         self.optimizer = self.stepper.optimizer
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = self.steps_per_epoch * config.epochs
@@ -137,10 +145,10 @@ class _Loop:
         self.waited = 0.0
         self.skipped = 0  # steps not taken because a number was none
         self.last: dict[str, float] = {}
-        self.watch = None
+        self.monitor = None
         if parts.held is not None:
             every = round(config.health_every * self.steps_per_epoch)
-            self.watch = Watch(parts.held, parts.contract, every, self.total, config.patience, config.threads)
+            self.monitor = Monitor(parts.held, parts.contract, every, self.total, config.patience, config.threads)
 
     @property
     def _but(self) -> str:
@@ -153,7 +161,7 @@ class _Loop:
         self._go_on()
         began = self.seconds
         count = len(self.loader.images)
-        self.stepper.pair.train()
+        self.stepper.module.train()
         with (
             Progress("distill", count * self.config.epochs, quiet=self.quiet, start=self._images_done()) as bar,
             stop_signals() as stop,
@@ -172,8 +180,8 @@ class _Loop:
                 )
                 if record and self._is_logged(self.step):
                     self._log(record, bar.rate)
-                if self.watch is not None and self.watch.due(self.step):
-                    self._look(self.watch, bar)
+                if self.monitor is not None and self.monitor.due(self.step):
+                    self._look(self.monitor, bar)
                 if distributed.any_rank(bool(stop), self.fabric.device):
                     self._save()
                     why = stop[0] if stop else "a signal to another process"
@@ -193,7 +201,7 @@ class _Loop:
     def _is_logged(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.total
 
-    def _batches(self) -> Iterator[list[Views]]:
+    def _batches(self) -> Iterator[list[ViewBatch]]:
         """The rest of this epoch and all later ones, each batch in its parts; counts the time spent waiting for images."""
         while self.step < self.total and not self._enough():
             epoch, start = divmod(self.step, self.steps_per_epoch)
@@ -212,11 +220,11 @@ class _Loop:
 
     def _enough(self) -> bool:
         """Whether the held-out images have not come nearer to the teacher for so long that the run may end."""
-        if self.watch is None or not self.config.patience:
+        if self.monitor is None or not self.config.patience:
             return False
-        return distributed.any_rank(self.watch.enough, self.fabric.device)
+        return distributed.any_rank(self.monitor.enough, self.fabric.device)
 
-    def _train_step(self, parts: list[Views]) -> dict[str, float]:
+    def _train_step(self, parts: list[ViewBatch]) -> dict[str, float]:
         """One step's figures; none if it was skipped."""
         measure = self.config.measure_gradients and self._is_logged(self.step + 1)
         taken = self.stepper.take(parts, self._rate(), measure)
@@ -225,24 +233,24 @@ class _Loop:
             return {}
         return taken
 
-    def fill(self) -> dict[str, TargetStore]:
+    def fill(self) -> dict[str, TargetCache]:
         """Ask the teachers about every view that will be replayed, without training."""
         self._saved = None
-        if self.faculty.has_said_all():
-            return self.faculty.stores
+        if self.teacher_group.is_complete():
+            return self.teacher_group.stores
         count = len(self.loader.images) * self.config.replay
         with Progress("targets", count, quiet=self.quiet) as bar, stop_signals() as stop:
             for epoch in range(self.config.replay):
                 for raw in self.loader.epoch(epoch):
-                    self.faculty.say(self.loader.finish_all(raw, self.fabric.device), self.fabric.autocast)
+                    self.teacher_group.outputs(self.loader.finish_all(raw, self.fabric.device), self.fabric.autocast)
                     bar.advance(len(raw))
                     if stop:
-                        self.faculty.flush()
+                        self.teacher_group.flush()
                         raise Interrupted(
                             f"stopped by {stop[0]}", f"the same command{self._but} goes on with the targets"
                         )
-        self.faculty.flush()
-        return self.faculty.stores
+        self.teacher_group.flush()
+        return self.teacher_group.stores
 
     def _rate(self) -> float:
         warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)
@@ -272,19 +280,21 @@ class _Loop:
         timing = {"images_per_s": round(rate, 1), "wait_share": round(self.waited / max(self.seconds, 1e-9), 4)}
         self.run_folder.log({"step": self.step, "epoch": round(epoch, 3)} | record | timing)
 
-    def _look(self, watch: Watch, bar: Progress) -> None:
+    def _look(self, monitor: Monitor, bar: Progress) -> None:
         began = time.monotonic()
-        one = len(self.faculty.teachers) == 1  # a head leads to one teacher
-        look = watch.look(self.step, self.bare.student, self.faculty.embed, self.bare.objective if one else None)
+        one = len(self.teacher_group.teachers) == 1  # a head leads to one teacher
+        look = monitor.look(
+            self.step, self.bare.student, self.teacher_group.embed, self.bare.objective if one else None
+        )
         self.run_folder.log({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | look.figures)
         bar.keep(neighbours=f"{look.figures['health/neighbour_overlap']:.3f}")
         if look.alarm and self.run_folder.writes:
             bar.warn(f"at step {self.step} the student looks collapsed: {look.alarm}")
         if look.better:
             self._write_student(self.run_folder.path / BEST)
-        if watch.enough and self.run_folder.writes:
+        if monitor.enough and self.run_folder.writes:
             bar.warn(
-                f"at step {self.step} of {self.total}: patience is out, step {watch.course.best_step} was the best"
+                f"at step {self.step} of {self.total}: patience is out, step {monitor.course.best_step} was the best"
             )
         self.seconds += time.monotonic() - began
 
@@ -300,7 +310,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "unreadable": self.loader.images.unreadable.copy(),
-            "health": self.watch.state() if self.watch else None,
+            "health": self.monitor.state() if self.monitor else None,
         }
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -328,14 +338,14 @@ class _Loop:
         self.step, self.seconds, self.waited, self.last = (saved[k] for k in ("step", "seconds", "waited", "last"))
         self.skipped = saved["skipped"]
         torch.set_rng_state(saved["torch_rng"])
-        if self.watch is not None:
-            self.watch.restore(saved["health"])
+        if self.monitor is not None:
+            self.monitor.restore(saved["health"])
         if "cuda_rng" in saved and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"])
 
     def _networks_are_compiled(self, compiled: bool) -> None:
         """Compile all networks in place (their parameters keep their names), or undo it."""
-        for encoder in (self.bare.student, *(t.encoder for t in self.faculty.teachers.values())):
+        for encoder in (self.bare.student, *(t.encoder for t in self.teacher_group.teachers.values())):
             if compiled:
                 encoder.network.compile()
             else:
@@ -352,14 +362,14 @@ class _Loop:
             unreadable = self.loader.images.unreadable
             atomic_text(
                 folder / "README.md",
-                card(self.config, folder, self.faculty.teachers, student, self._facts(), unreadable),
+                card(self.config, folder, self.teacher_group.teachers, student, self._facts(), unreadable),
             )
-        best = folder / BEST if self.watch and self.watch.course.best_step else None
+        best = folder / BEST if self.monitor and self.monitor.course.best_step else None
         return Distilled(student, folder / STUDENT, folder, self.seconds, rate, self.last, best)
 
     def _write_student(self, path: Path) -> None:
         """The student as it is now, with where it comes from; of a module from Python the state alone."""
-        teachers, images = self.faculty.teachers, self.loader.images
+        teachers, images = self.teacher_group.teachers, self.loader.images
         student = self.bare.student
         student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.run_folder.writes:
@@ -376,10 +386,10 @@ class _Loop:
     def _facts(self) -> dict[str, str]:
         config = self.config
         health = {}
-        if self.watch is not None:
-            course = self.watch.course
+        if self.monitor is not None:
+            course = self.monitor.course
             health["held-out images"] = (
-                f"{len(self.watch.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
+                f"{len(self.monitor.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
                 f"{course.best:.1%} of the nearest 10 (`{BEST}`)"
             )
         return {

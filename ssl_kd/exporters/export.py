@@ -26,12 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.checkpoints.formats.weights import shown
-from ssl_kd.checkpoints.loading import inspect, load_teacher, save_student
+from ssl_kd.checkpoints.loading import inspect, load_teacher
+from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.data.open import open_images
 from ssl_kd.errors import UserError, one_line, one_of
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
 from ssl_kd.models.encoder import Encoder, as_record, frozen, not_finite
-from ssl_kd.runtime.run_dir import atomic_text
+from ssl_kd.runtime.files import atomic_text
 
 BOUND = 1e-4  # largest difference allowed, as a share of the largest number that the Encoder says
 PICTURES = 6

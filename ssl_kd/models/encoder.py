@@ -10,92 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.models.backbones import STAGES, ModuleNet, Network, stages
 from ssl_kd.models.factory import make
+from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.types import Features
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_SIDE = 2**16  # Pillow and the networks give up long before
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MODULE = "module/"  # before the name of a class from Python, where an architecture would stand
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a network wants to see. Called on a PIL image it resizes and crops: uint8 (3, H, W), not normalised.
-
-    `size` is the side in pixels that the network receives, `resize` the shorter side before the centre crop of side
-    `crop`; None means that the lab did neither, because its images had that size already. mean and std are for pixels
-    in [0, 1]; zeros and ones where the lab used none.
-    """
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    size: int = 224
-    resize: int | None = 256
-    crop: int | None = 224
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}."
-                f"{nearest(self.interpolation, INTERPOLATIONS)}"
-            )
-        colours = (*self.mean, *self.std)
-        if len(colours) != 6 or not all(isinstance(c, (int, float)) for c in colours) or not 0 < min(self.std) < np.inf:
-            raise UserError(f"mean and std need three numbers each, std above zero; got {self.mean} and {self.std}")
-        sides = (self.size, self.size if self.resize is None else self.resize, self.crop or self.size)
-        if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides):
-            raise UserError(f"size, resize and crop are pixels above zero; got {self.size}, {self.resize}, {self.crop}")
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Resize the shorter side and cut the centre square, as torchvision does on PIL images: uint8 (3, S, S)."""
-        from PIL import Image
-
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        side, (width, height) = self.resize or self.size, image.size
-        if min(width, height) != side:
-            wide = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-            image = image.resize(wide, Image.Resampling[self.interpolation.upper()])
-        crop, (width, height) = self.crop or self.size, image.size
-        if (width, height) != (crop, crop):
-            left, top = round((width - crop) / 2), round((height - crop) / 2)
-            image = image.crop((left, top, left + crop, top + crop))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-    def at(self, size: int, crop_ratio: float | None = None) -> Preprocessing:
-        """The same at another size. crop_ratio is crop/resize: None keeps it, 1.0 takes the whole image."""
-        ratio = (self.crop or self.size) / (self.resize or self.size) if crop_ratio is None else crop_ratio
-        return replace(self, size=size, resize=max(size, round(size / ratio)), crop=size)
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of dataclasses.asdict, also after a journey through JSON."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**fields)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What an Encoder says about a batch."""
-
-    embedding: Tensor  # (B, D) what k-NN and probes use
-    tokens: Tensor | None = None  # (B, L, D') patch tokens or map cells, row-major
-    layers: Mapping[str, Tensor] = field(default_factory=dict)  # only those asked for
 
 
 class Encoder(nn.Module):
@@ -295,3 +227,15 @@ def _finite(tensor: Tensor) -> bool:
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # the 8-bit kinds know no sums
     # A sum is finite unless an element is not (or it overflows, which the second look settles); one pass, no mask.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every part's own mode again afterwards."""
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError, one_of
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.inputs import Widths, cell_widths, cells, to_grid
 from ssl_kd.objectives.projectors import KEEPS_WIDTH, over_rows, projector
-from ssl_kd.objectives.target_norms import SPACES
+from ssl_kd.objectives.target_norms import TARGET_NORMS
+from ssl_kd.types import Features, ViewBatch
 
 
 def cosine_distance(s: Tensor, t: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ class Alignment(nn.Module):
     ):
         super().__init__()
         for what, name, known in (
-            ("space", space, SPACES),
+            ("space", space, TARGET_NORMS),
             ("distance", distance, DISTANCES),
             ("of", of, ("embedding", "tokens")),
         ):
@@ -131,11 +130,11 @@ class Alignment(nn.Module):
             self.widths = cell_widths(student, teacher, student_layers, teacher_layers)
         must_reach_the_teacher(projector_name, *self.widths)
         self.projector = projector(projector_name, *self.widths)
-        self.space = SPACES[space](self.widths[1])
+        self.space = TARGET_NORMS[space](self.widths[1])
         self.distance = distance
         self.divisible = distance not in ACROSS_SAMPLES
 
-    def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
         """Scalar, float32, 0 at a match. Embeddings are (N, Ds) and (N, Dt)."""
         if self.of == "tokens":
             s = cells(student, "student", self.widths[0], self.student_layers)

@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import one_of
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.alignment import ACROSS_SAMPLES, DISTANCES, must_reach_the_teacher
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.projectors import projector
-from ssl_kd.objectives.target_norms import SPACES
+from ssl_kd.objectives.target_norms import TARGET_NORMS
+from ssl_kd.types import Features, ViewBatch
 
 
 class Residual(nn.Module):
@@ -37,11 +36,11 @@ class Residual(nn.Module):
         must_reach_the_teacher(projector_name, ds, dt)
         self.projector = projector(projector_name, ds, dt)
         self.assistant = projector(projector_name, ds, dt)
-        self.space = SPACES[one_of("space", space, SPACES)](dt)
+        self.space = TARGET_NORMS[one_of("space", space, TARGET_NORMS)](dt)
         self.distance = DISTANCES[one_of("distance", distance, DISTANCES)]
         self.divisible = distance not in ACROSS_SAMPLES
 
-    def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
         """Scalar, float32, 0 where the first head is at the teacher and the second at 0."""
         first, second = self.projector(student.embedding), self.assistant(student.embedding)
         with torch.autocast(first.device.type, enabled=False):
@@ -73,10 +72,10 @@ class Uncertainty(nn.Module):
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
         must_reach_the_teacher(projector_name, ds, dt)
         self.projector = projector(projector_name, ds, dt)
-        self.space = SPACES[one_of("space", space, SPACES)](dt)
+        self.space = TARGET_NORMS[one_of("space", space, TARGET_NORMS)](dt)
         self.eps = eps
 
-    def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
         """Scalar, float32, 0 where all views of an image are at the teacher's mean."""
         s = self.projector(student.embedding)
         with torch.autocast(s.device.type, enabled=False):
@@ -112,7 +111,7 @@ class HardPairs(nn.Module):
         self.projector = projector(projector_name, ds, dt)
         self.tau = tau
 
-    def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
         """Scalar, float32."""
         s = self.projector(student.embedding)
         with torch.autocast(s.device.type, enabled=False):

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError, one_of
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.alignment import must_reach_the_teacher
 from ssl_kd.objectives.dense_relations import (
     AllTokensTable,
@@ -22,7 +20,7 @@ from ssl_kd.objectives.dense_relations import (
     FlowTable,
     TokensTable,
 )
-from ssl_kd.objectives.divergences import COMPARISONS
+from ssl_kd.objectives.divergences import DIVERGENCES
 from ssl_kd.objectives.inputs import Widths, cell_widths, cells, onto_coarser, to_grid
 from ssl_kd.objectives.memory_bank import TeacherQueue, TwoQueues
 from ssl_kd.objectives.projectors import over_rows, projector, width_after
@@ -40,6 +38,7 @@ from ssl_kd.objectives.relations import (
     ViewsTable,
     keys_of,
 )
+from ssl_kd.types import Features, ViewBatch
 
 RELATIONS: dict[str, type[Relation]] = {
     "views": ViewsTable,
@@ -102,7 +101,7 @@ class Correlation(nn.Module):
     ):
         given = {k: v for k, v in locals().items() if k in OWN_OPTIONS and v is not None}
         super().__init__()
-        for what, name, table in (("relation", relation, RELATIONS), ("comparison", comparison, COMPARISONS)):
+        for what, name, table in (("relation", relation, RELATIONS), ("comparison", comparison, DIVERGENCES)):
             one_of(what, name, table)
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         kind, known = RELATIONS[relation], options_of(relation, comparison)
@@ -133,10 +132,10 @@ class Correlation(nn.Module):
         self.divisible = comparison not in WHOLE_TABLES and (
             self.relation.divisible or isinstance(self.relation, TeacherQueue)
         )
-        self.comparison = partial(COMPARISONS[comparison], **_chosen(given, COMPARISONS[comparison]))
+        self.comparison = partial(DIVERGENCES[comparison], **_chosen(given, DIVERGENCES[comparison]))
         self.tau_student, self.tau_teacher = tau_student, tau_teacher
 
-    def forward(self, student: Features, teacher: Features, views: Views) -> Tensor:
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
         """Scalar, float32; 0 at a match, where the relation says nothing else. Rows are view-major."""
         s, t = self._read(student, teacher)
         keys = keys_of(student, bool(self.relation.student_momentum))
@@ -169,7 +168,7 @@ def options_of(relation: str, comparison: str) -> list[str]:
     """Which of its own options a relation and a comparison know."""
     known = (
         *inspect.signature(RELATIONS[relation].__init__).parameters,
-        *inspect.signature(COMPARISONS[comparison]).parameters,
+        *inspect.signature(DIVERGENCES[comparison]).parameters,
     )
     layers = ("student_layers", "teacher_layers") if RELATIONS[relation].of == "tokens" else ()
     return [name for name in OWN_OPTIONS if name in (*known, *layers)]

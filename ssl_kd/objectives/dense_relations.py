@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.inputs import Widths, layer, layer_tokens, named_layers, onto_coarser
 from ssl_kd.objectives.projectors import over_rows
 from ssl_kd.objectives.relations import Relation, Tables, unit, without_diagonal
+from ssl_kd.types import Features, ViewBatch
 
 
 class TokensTable(Relation):
@@ -36,7 +35,7 @@ class TokensTable(Relation):
         super().__init__()
         self.sampled = sampled
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N L, L) tables."""
         s, t = unit(s), unit(t)
         return (s @ s.mT).flatten(0, 1), (t @ t.mT).flatten(0, 1)
@@ -54,7 +53,7 @@ class AllTokensTable(Relation):
         super().__init__()
         self.per_image = per_image
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N P, N P) tables with -inf on the diagonal, P = min(L, per_image)."""
         length, count = s.shape[1], min(s.shape[1], self.per_image)
         picked = torch.div((2 * torch.arange(count, device=s.device) + 1) * length, 2 * count, rounding_mode="floor")
@@ -68,7 +67,7 @@ class ContextTable(Relation):
     of = "tokens"
     divisible = True
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N, L) tables."""
         s, t = unit(s), unit(t)
         return tuple((z @ unit(z.mean(1, keepdim=True)).mT).squeeze(2) for z in (s, t))  # type: ignore[return-value]
@@ -83,7 +82,7 @@ class AttentionMapTable(Relation):
     of = "tokens"
     divisible = True
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N, L) tables."""
         return tuple(unit(z.square().mean(2)) for z in (s, t))  # type: ignore[return-value]
 
@@ -137,7 +136,7 @@ class FlowTable(Relation):
         early, late = onto_coarser(early.float(), late.float())
         return (early.mT @ late / early.shape[1]).flatten(1)
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """The flows are the tables."""
         return s, t
 
@@ -193,7 +192,7 @@ class ClassAttentionTable(Relation):
         share = patches.sum((2, 3))[:, :, None] / resized.sum(2, keepdim=True).clamp_min(1e-12)
         return torch.cat([own, resized * share], dim=2)
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, heads, 1 + L) each -> two (N heads, 1 + L) tables of log probabilities."""
         one_for_all = s.shape[1] != t.shape[1]
         return self._log_rows(s, one_for_all), self._log_rows(t, one_for_all)

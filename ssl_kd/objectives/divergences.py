@@ -157,7 +157,7 @@ def target_ratio(
     return _kl(F.log_softmax(others_q, dim=1), F.log_softmax(others_p, dim=1)) + strength * sure
 
 
-COMPARISONS: dict[str, Callable[..., Tensor]] = {
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "softmax_kl": row_softmax_kl,
     "pearson": row_pearson,
     "l2": table_l2,

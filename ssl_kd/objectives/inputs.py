@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.errors import UserError, nearest
-from ssl_kd.models.encoder import Features
+from ssl_kd.types import Features
 
 
 @dataclass(frozen=True)

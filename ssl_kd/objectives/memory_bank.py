@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.relations import Relation, Tables, unit
+from ssl_kd.types import ViewBatch
 
 # Where the batch itself stands when it meets the queue. In all cases it is in the queue for the next batch.
 BATCH_PLACES = {
@@ -63,19 +63,19 @@ class TeacherQueue(Relation):
         """The queue has the teacher's width."""
         return cls(teacher.embedding, **options)
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Dt), (N, Dt) -> two (N, N + filled) tables; what stands for the batch comes first."""
         s, t = unit(s), unit(t)
-        rows, heard = rows_of(views, t), heard_rows(views, t)
+        rows, teacher_views = rows_of(views, t), heard_rows(views, t)
         if self.every_slot:
             # Of a batch the last are forgotten first, as there.
-            columns, newest = self.bank.clone(), t[:heard].flip(0)
-            columns[self.next_slots(heard)] = newest[-self.size :]
+            columns, newest = self.bank.clone(), t[:teacher_views].flip(0)
+            columns[self.next_slots(teacher_views)] = newest[-self.size :]
             if self.training:
-                self.enqueue(newest, rows[:heard].flip(0))
+                self.enqueue(newest, rows[:teacher_views].flip(0))
             return s @ columns.T, t @ columns.T
         # A copy: the bank changes below, before the gradient is taken.
-        queue, hidden = self.bank[: int(self.filled)].clone(), self.hidden_from(rows, heard)
+        queue, hidden = self.bank[: int(self.filled)].clone(), self.hidden_from(rows, teacher_views)
         if self.batch in ("beside", "inside"):
             own = torch.eye(len(t), dtype=torch.bool, device=t.device)
             hidden = torch.cat([(rows[:, None] == rows[None]) & ~own, hidden], dim=1)
@@ -88,10 +88,10 @@ class TeacherQueue(Relation):
                     torch.cat([(z * t).sum(1, keepdim=True), table], 1) for z, table in zip((s, t), tables, strict=True)
                 ]
         if self.training:
-            self.enqueue(t[:heard], rows[:heard])
+            self.enqueue(t[:teacher_views], rows[:teacher_views])
         return tables[0], tables[1]
 
-    def hidden_from(self, rows: Tensor, heard: int) -> Tensor:
+    def hidden_from(self, rows: Tensor, teacher_views: int) -> Tensor:
         """(N, filled): which slots each row must not see: its own image, and with "inside" what the batch overwrites.
 
         heard: how many of the rows will be remembered.
@@ -99,7 +99,7 @@ class TeacherQueue(Relation):
         filled = int(self.filled)
         hidden = rows[:, None] == self.index[:filled][None]
         if self.batch == "inside":
-            slots = self.next_slots(heard)
+            slots = self.next_slots(teacher_views)
             hidden[:, slots[slots < filled]] = True
         return hidden
 
@@ -140,26 +140,26 @@ class TwoQueues(TeacherQueue):
         """One queue of each width."""
         return cls(student.embedding, teacher.embedding, **options)
 
-    def forward(self, s: Tensor, t: Tensor, views: Views, keys: Tensor | None = None) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch, keys: Tensor | None = None) -> Tables:
         """(N, Ds), (N, Dt) and the (N, Ds) to be remembered -> two (N, filled) tables."""
         s, t = unit(s), unit(t)
-        rows, heard, filled = rows_of(views, t), heard_rows(views, t), int(self.filled)
-        hidden = self.hidden_from(rows, heard)
+        rows, teacher_views, filled = rows_of(views, t), heard_rows(views, t), int(self.filled)
+        hidden = self.hidden_from(rows, teacher_views)
         student = (s @ self.student_bank[:filled].clone().T).masked_fill(hidden, -torch.inf)
         teacher = (t @ self.bank[:filled].T).masked_fill(hidden, -torch.inf)
         if self.training:
-            slots = self.next_slots(heard)
+            slots = self.next_slots(teacher_views)
             kept = s if keys is None else unit(keys.float())
-            self.student_bank[slots] = kept.detach()[:heard][-self.size :].to(self.student_bank.dtype)
-            self.enqueue(t[:heard], rows[:heard])
+            self.student_bank[slots] = kept.detach()[:teacher_views][-self.size :].to(self.student_bank.dtype)
+            self.enqueue(t[:teacher_views], rows[:teacher_views])
         return student, teacher
 
 
-def rows_of(views: Views, t: Tensor) -> Tensor:
+def rows_of(views: ViewBatch, t: Tensor) -> Tensor:
     """(N,) which image each row shows."""
     return torch.as_tensor(views.index, device=t.device).repeat(len(t) // len(views))
 
 
-def heard_rows(views: Views, t: Tensor) -> int:
+def heard_rows(views: ViewBatch, t: Tensor) -> int:
     """How many rows teachers have looked at themselves: all but those of small crops, which come last."""
-    return len(t) * views.heard // len(views.pixels)
+    return len(t) * views.teacher_views // len(views.pixels)

@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views, uniform
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.factory import build_objective
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.presets.preset import Spec
 from ssl_kd.objectives.weighted_sum import WeightedSum
+from ssl_kd.rng import uniform
+from ssl_kd.types import Features, ViewBatch
 
 _DROPPING = 0x7EAC4E5  # names the stream of random numbers
 _TAKEN = {name.rstrip("_") for name in dir(nn.ModuleDict())}  # attributes, which a module's parts cannot be called
 
 
-class SeveralTeachers(nn.Module):
+class MultiTeacher(nn.Module):
     """The mean over teachers of weight x total; in training the easier teachers of a step are dropped with `drop`.
 
     The teacher with the largest weighted total always stays. Which others do is a function of the batch (its first
@@ -72,7 +72,7 @@ class SeveralTeachers(nn.Module):
             part.measure_gradients = wanted  # type: ignore[assignment]
 
     def forward(
-        self, student: Features, teachers: Mapping[str, Features], views: Views
+        self, student: Features, teachers: Mapping[str, Features], views: ViewBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the student and of each teacher on the same rows -> scalar total, {"teacher.term": value}."""
         totals: list[Tensor] = []
@@ -85,7 +85,7 @@ class SeveralTeachers(nn.Module):
         kept = self._kept(stacked.detach(), views)
         return (stacked * kept).sum() / kept.sum(), told
 
-    def _kept(self, totals: Tensor, views: Views) -> Tensor:
+    def _kept(self, totals: Tensor, views: ViewBatch) -> Tensor:
         """(teachers,) ones and zeros."""
         kept = torch.ones_like(totals)
         if self.training and self.drop:
@@ -106,9 +106,9 @@ def build_several(
     teacher_dims: Mapping[str, int | Widths],
     weights: Mapping[str, float] | None = None,
     drop: float = 0,
-) -> SeveralTeachers:
+) -> MultiTeacher:
     """One objective per teacher name, each as `build_objective` makes it."""
     if set(objectives) != set(teacher_dims):
         raise UserError(f"teachers: objectives for {', '.join(objectives)}, but teachers are {', '.join(teacher_dims)}")
     parts = {name: build_objective(spec, student_dim, teacher_dims[name]) for name, spec in objectives.items()}
-    return SeveralTeachers(parts, weights, drop)
+    return MultiTeacher(parts, weights, drop)

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.types import Features, ViewBatch
 
 Tables = tuple[Tensor, Tensor]  # student's (R, C), teacher's (R, C)
 
@@ -58,7 +57,7 @@ class ViewsTable(Relation):
 
     min_views = 2
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two ((V-1) B, B) tables."""
         b = len(views)
         s, t = unit(s), unit(t)
@@ -68,7 +67,7 @@ class ViewsTable(Relation):
 class BatchTable(Relation):
     """Every sample of the batch against every other, each network with itself; the diagonal is left out."""
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with -inf on the diagonal."""
         s, t = unit(s), unit(t)
         return without_diagonal(s @ s.T), without_diagonal(t @ t.T)
@@ -77,7 +76,7 @@ class BatchTable(Relation):
 class GramTable(Relation):
     """Cosines of all samples of the batch, each with itself as well (PKT)."""
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with a diagonal of ones."""
         s, t = unit(s), unit(t)
         return s @ s.T, t @ t.T
@@ -86,7 +85,7 @@ class GramTable(Relation):
 class ProductsTable(Relation):
     """Inner products of all samples, lengths included (SP): compare them by `row_unit_l2`, which removes the scale."""
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables."""
         return s @ s.T, t @ t.T
 
@@ -97,7 +96,7 @@ class DistancesTable(Relation):
     Source: relational knowledge distillation (RKD), read in RepDistiller's code.
     """
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with a diagonal of zeros."""
         return self._relative(s), self._relative(t)
 
@@ -128,7 +127,7 @@ class AnglesTable(Relation):
         super().__init__()
         self.rows = rows
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (n^2, n) tables, n = min(N, rows): row i n + j, column k."""
         return self._angles(s[: self.rows]), self._angles(t[: self.rows])
 
@@ -147,7 +146,7 @@ class AnglesTable(Relation):
 class PearsonTable(Relation):
     """Pearson correlations between samples over their dimensions, each network with itself: EGA's edges."""
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables."""
         s, t = (unit(z - z.mean(1, keepdim=True)) for z in (s, t))
         return s @ s.T, t @ t.T
@@ -161,7 +160,7 @@ class AcrossTable(Relation):
 
     needs_teacher_width = True
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Dt), (N, Dt) -> the (N, N) table of correlations and the identity."""
         s, t = (unit(z - z.mean(1, keepdim=True)) for z in (s, t))
         return t @ s.T, torch.eye(len(t), device=t.device)
@@ -178,7 +177,7 @@ class KernelTable(Relation):
         super().__init__()
         self.gamma, self.order = gamma, order
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables."""
         return self._kernel(s), self._kernel(t)
 
@@ -197,7 +196,7 @@ class DimensionsTable(Relation):
 
     needs_teacher_width = True
 
-    def forward(self, s: Tensor, t: Tensor, views: Views) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
         """(N, Dt), (N, Dt) -> two (Dt, Dt) tables."""
         s, t = (F.normalize(z - z.mean(0), dim=0) for z in (s, t))
         return s.T @ s, t.T @ t

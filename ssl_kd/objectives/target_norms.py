@@ -104,7 +104,7 @@ class Whiten(nn.Module):
 
 
 # The space in which teacher features are compared; directions alone ("unit") are what the cosine distance sees anyway.
-SPACES: dict[str, Callable[[int], nn.Module]] = {
+TARGET_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "raw": lambda dim: nn.Identity(),
     "standardised": Standardise,
     "centred": Centre,

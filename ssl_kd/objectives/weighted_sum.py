@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.data.augment import Views
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives.correlation import Correlation
+from ssl_kd.types import Features, ViewBatch
 
 CALIBRATION = 100  # steps over which gradients are averaged before automatic weights stay
 
@@ -105,7 +104,7 @@ class WeightedSum(nn.Module):
         if learned:
             self.log_scale = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in learned})
 
-    def forward(self, student: Features, teacher: Features, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Embeddings (N, Ds), (N, Dt), rows view-major -> scalar total, {term: detached scalar}."""
         if len(views) < 2:
             raise UserError(

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.distillation.config import PretrainConfig
 from ssl_kd.errors import UserError
 from ssl_kd.models.backbones import PooledNet, VisionTransformerNet
-from ssl_kd.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from ssl_kd.models.factory import make
+from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ssl_kd.pretraining.config import PretrainConfig
 
 WIDTH = 128  # of the projected embedding of MoCo v2 and SimCLR, in both papers
 WIDTH_V3, HIDDEN, HEADS = 256, 1024, 12  # of MoCo v3: projection, hidden layers here, heads of all its ViTs
@@ -193,8 +193,8 @@ class DINO(nn.Module):
         with autocast:
             said = self._say(self.encoder_q, both)
             with torch.no_grad():
-                heard = self._say(self.encoder_k, both)
-        return self.loss(list(heard.float().chunk(2)), list(said.float().chunk(2)))
+                teacher_views = self._say(self.encoder_k, both)
+        return self.loss(list(teacher_views.float().chunk(2)), list(said.float().chunk(2)))
 
     @staticmethod
     def _say(network: Any, images: Tensor) -> Tensor:

@@ -19,21 +19,24 @@ from typing import Any
 import torch
 
 from ssl_kd.checkpoints.loading import load_teacher
-from ssl_kd.data.augment import ViewLoader, scheme
-from ssl_kd.data.open import Images, open_images
-from ssl_kd.distillation.config import PretrainConfig, check
+from ssl_kd.data.augment import scheme
+from ssl_kd.data.loader import ViewLoader
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.errors import NonFinite, UserError, one_line, one_of
 from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.pretraining.config import PretrainConfig, check
 from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import PART, probe
 from ssl_kd.runtime.progress import Progress
-from ssl_kd.runtime.run_dir import FREE, atomic_save, own_state
+from ssl_kd.runtime.run_dir import FREE
+from ssl_kd.runtime.state import load_state, save_state
 
 LIMIT = 1e-3  # largest relative error of features that were written and read back; equal networks have 1e-6
 
 
-def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
+def pretrain(config: PretrainConfig, images: ImageSource | None = None) -> Path:
     """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is gone on with.
 
     SGD with momentum 0.9 (AdamW for MoCo v3 and DINO), one epoch of warm-up, cosine to 0. Raises UserError for bad
@@ -78,7 +81,7 @@ def pretrain(config: PretrainConfig, images: Images | None = None) -> Path:
                 optimizer.step()
                 bar.advance(len(raw), epoch=f"{epoch + 1}/{config.epochs}", loss=f"{value:.3f}")
             about = {"epoch": epoch + 1, "arch": config.arch, "optimizer": optimizer.state_dict(), "settings": settings}
-            atomic_save(out, model.checkpoint() | about)
+            save_state(out, model.checkpoint() | about)
     return out
 
 
@@ -94,7 +97,7 @@ def _optimizer(model: Pretext, config: PretrainConfig, rate: float) -> torch.opt
     return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=config.weight_decay)
 
 
-def _decisive(config: PretrainConfig, images: Images) -> dict[str, Any]:
+def _decisive(config: PretrainConfig, images: ImageSource) -> dict[str, Any]:
     """What decides the result, as plain data: the settings and the images' digest, wherever they lie."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE | {"images"}}
     return json.loads(json.dumps(settings | {"images_digest": images.digest}, default=str))
@@ -103,7 +106,7 @@ def _decisive(config: PretrainConfig, images: Images) -> dict[str, Any]:
 def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> int:
     """Load a checkpoint of this very method, architecture, settings and images; returns the epochs done."""
     try:
-        saved = own_state(path)
+        saved = load_state(path)
         model.restore(saved)
         optimizer.load_state_dict(saved["optimizer"])
         done, before = int(saved["epoch"]), dict(saved.get("settings", {}))  # none in checkpoints of earlier versions
@@ -140,7 +143,7 @@ def _rehearse(config: PretrainConfig, out: Path) -> None:
                 "choose another size, or img_size in arch_args"
             ) from error
         try:
-            atomic_save(trial, twin.checkpoint())
+            save_state(trial, twin.checkpoint())
             read = load_teacher(trial)(pixels).embedding
             same = read.shape == own.shape and bool((read - own).norm() <= LIMIT * own.norm())
             reason = "" if same else f"its file reads back as another network at {config.size} px"

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_kd.models.encoder import Features
+from ssl_kd.types import Features
 
 
 def world_size() -> int:

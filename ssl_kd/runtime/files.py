@@ -115,3 +115,8 @@ def sweep(folder: Path) -> None:
     """Remove what killed writers left in a folder (not below it)."""
     for part in folder.glob(f"*{PART}"):
         part.unlink(missing_ok=True)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write text so that `path` holds either the old or the whole new content. Names of files need not be UTF-8."""
+    atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))

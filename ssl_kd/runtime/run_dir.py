@@ -20,17 +20,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 import yaml
 
-from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.runtime.files import append_line, atomically, sweep
+from ssl_kd.runtime.files import append_line, atomic_text, sweep
 from ssl_kd.runtime.loggers import METRICS, Log, open_logs, records
+from ssl_kd.runtime.state import load_state, save_state
 
 LAST = "last.ckpt"
 STUDENT = "student.safetensors"
@@ -53,30 +52,23 @@ FREE = frozenset(
 )
 
 
-def atomic_save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
-    atomically(path, lambda file: torch.save(dict(state), file))
-
-
-def own_state(path: Path) -> dict[str, Any]:
-    """Read back what `atomic_save` wrote, as plain data on the CPU. Foreign files go through `ssl_kd.checkpoints.loading`."""
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def atomic_text(path: Path, text: str) -> None:
-    """Write text so that `path` holds either the old or the whole new content. Names of files need not be UTF-8."""
-    atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
-
-
-class RunFolder:
+class RunDir:
     """One run's folder, locked while in use.
 
     A folder with a state inside is gone on with if the settings that matter are equal; otherwise UserError names them.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False, writes: bool = True):
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        writes: bool = True,
+        defaults: Mapping[str, Any] | None = None,
+    ):
         self.path = Path(path)
         self.settings = dict(settings)
+        self.defaults = dict(defaults or {})  # of settings that are younger than the run
         self.writes = writes  # of several processes only the first writes
         if not writes:
             return
@@ -112,7 +104,7 @@ class RunFolder:
         atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
 
     def _same_question(self, before: Mapping[str, Any]) -> None:
-        before = asdict(DistillConfig()) | dict(before)  # a setting that is younger than the run had its default
+        before = self.defaults | dict(before)  # a setting that is younger than the run had its default
         keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
         if keys:
             changed = ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
@@ -124,7 +116,7 @@ class RunFolder:
         """The last saved state, or None for a fresh run. Metric lines of work that was lost since are dropped."""
         path = self.path / LAST
         try:
-            state = own_state(path) if path.exists() else None
+            state = load_state(path) if path.exists() else None
         except UNREADABLE as error:
             raise UserError(f"{path}: the saved state is damaged ({one_line(error)}); {BEGIN_ANEW}") from error
         if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
@@ -136,7 +128,7 @@ class RunFolder:
         """Replace last.ckpt, atomically."""
         if not self.writes:
             return
-        atomic_save(self.path / LAST, state)
+        save_state(self.path / LAST, state)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, and to the other logs that were asked for."""

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ssl_kd.checkpoints.formats import FORMATS, Weights, dino, plain, recognise, resnets, simclr, swav, table
 from ssl_kd.checkpoints.loading import assemble, contents, inspect, load_teacher
-from ssl_kd.models.encoder import Preprocessing
 from ssl_kd.models.factory import make
+from ssl_kd.models.preprocessing import Preprocessing
 
 MANIFESTS = rebuild.manifests()
 

@@ -15,9 +15,11 @@ from ssl_kd.checkpoints import library_weights, loading
 from ssl_kd.checkpoints.formats import FORMATS, recognise
 from ssl_kd.checkpoints.formats.dino import read_vit
 from ssl_kd.checkpoints.formats.weights import select
-from ssl_kd.checkpoints.loading import assemble, contents, convert, inspect, load_teacher, save_student
+from ssl_kd.checkpoints.loading import assemble, contents, convert, inspect, load_teacher
+from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError
-from ssl_kd.models.encoder import Encoder, Preprocessing, build
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import Preprocessing
 
 
 def tiny_student():

@@ -136,7 +136,7 @@ def test_the_command_line_wins_over_a_file_wherever_the_file_stands(spelled, pla
     file = tmp_path / "old.yaml"
     file.write_text("epochs: 1\nout: runs/old\nsize: 48\n")
     words = ["--epochs", "7", "--quiet", "--out", "new"]
-    words[place:place] = [word.replace("FILE", str(file)) for word in spelled]
+    words[place:place] = [output.replace("FILE", str(file)) for output in spelled]
     config = parse(DistillConfig, words, "ssl-kd distill")
     assert (config.epochs, config.out, config.size, config.quiet) == (7, "new", 48, True)
 

@@ -5,21 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_kd.data.augment import (
-    CENTRE,
-    SCHEMES,
-    STRONG,
-    WEAK,
-    Recipe,
-    ViewLoader,
-    crop_box,
-    cut,
-    finish,
-    scheme,
-    uniform,
-)
-from ssl_kd.data.open import ArrayImages
+from ssl_kd.data.augment import CENTRE, SCHEMES, STRONG, WEAK, Recipe, crop_box, cut, finish, scheme
+from ssl_kd.data.loader import ViewLoader
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.errors import ImagesError, UserError
+from ssl_kd.rng import uniform
 
 
 def picture(width=40, height=30, seed=0):

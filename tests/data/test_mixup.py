@@ -6,18 +6,18 @@ import torch
 from small_runs import SMALL, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.data.augment import Views
 from ssl_kd.data.mixup import mixed
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.setup import prepare
 from ssl_kd.errors import UserError
+from ssl_kd.types import ViewBatch
 
 QUICK = SMALL | {"epochs": 1, "batch_size": 4}
 
 
 def views(first=0, count=2):
     levels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 16, 16) / 4
-    return Views(np.arange(first, first + 4), 0, tuple(levels + 0.01 * v for v in range(count)))
+    return ViewBatch(np.arange(first, first + 4), 0, tuple(levels + 0.01 * v for v in range(count)))
 
 
 def test_mixup_takes_one_share_of_each_image_and_the_rest_of_its_neighbour():

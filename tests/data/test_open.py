@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_kd.data.open import ArrayImages, DatasetImages, FolderImages, open_images, prefetch
+from ssl_kd.data.open import open_images
+from ssl_kd.data.prefetch import prefetch
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.data.sources.dataset import DatasetImages
+from ssl_kd.data.sources.folder import FolderImages
 from ssl_kd.data.sources.zip import ZipImages
 from ssl_kd.errors import ImagesError
 

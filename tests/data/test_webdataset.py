@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import io
 import itertools
 import os
 import tarfile
@@ -11,9 +10,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from small_archives import add, encoded, pixels, shard
 
-from ssl_kd.data.augment import SCHEMES, ViewLoader
+from ssl_kd.data.augment import SCHEMES
+from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources import shard_cache
 from ssl_kd.data.sources.webdataset import ShardImages, expand
@@ -28,35 +28,6 @@ def cache(tmp_path_factory, monkeypatch):
     for name in ("SSL_KD_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return folder
-
-
-def pixels(seed):
-    return np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-
-
-def encoded(seed):
-    file = io.BytesIO()
-    Image.fromarray(pixels(seed)).save(file, "PNG")
-    return file.getvalue()
-
-
-def add(out, name, data=b"", **how):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for key, value in how.items():
-        setattr(info, key, value)
-    out.addfile(info, io.BytesIO(data))
-
-
-def shard(path, seeds):
-    """A shard as webdataset writes it: class, picture and note of each sample."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as out:
-        for seed in seeds:
-            add(out, f"{seed:06d}.cls", b"7")
-            add(out, f"{seed:06d}.png", encoded(seed))
-            add(out, f"{seed:06d}.json", b"{}")
-    return path
 
 
 @pytest.fixture
@@ -227,12 +198,12 @@ def test_an_epoch_shows_every_picture_once_and_goes_on_at_the_very_batch(three, 
 
 def test_what_is_held_out_leaves_the_rest_in_its_order_by_shard(three, monkeypatch):
     from ssl_kd.data import open as door
-    from ssl_kd.distillation.monitor import Part
+    from ssl_kd.data.subset import Subset
 
     monkeypatch.setattr(door, "WINDOW", 1)
     whole = open_images(f"stream:{three}/train-{{00..02}}.tar")
     held = np.array([0, 5, 6, 11])
-    for part in (Part(whole, held, others=True), Part(whole, held)):
+    for part in (Subset(whole, held, others=True), Subset(whole, held)):
         order = part.order(0, 1)[:]
         assert sorted(order) == list(range(len(part)))
         webdataset = [part.ids[int(i)].partition("/")[0] for i in order]

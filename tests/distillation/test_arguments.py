@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from small_archives import shard
 from small_runs import SMALL, small_teacher
-from test_shards import shard
 
 import ssl_kd
 from ssl_kd.data.open import open_images

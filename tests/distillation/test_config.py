@@ -3,8 +3,11 @@
 import pytest
 
 from ssl_kd.cli.main import main
-from ssl_kd.distillation.config import DistillConfig, PretrainConfig, check
+from ssl_kd.distillation import config as distilling
+from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError
+from ssl_kd.pretraining import config as pretraining
+from ssl_kd.pretraining.config import PretrainConfig
 
 TEACH = PretrainConfig(images="i", out="o")
 DISTIL = DistillConfig(teacher="t", images="i", out="o")
@@ -36,6 +39,10 @@ OF_PRETRAINING = [
 ]
 
 
+def check(config):
+    (distilling if isinstance(config, DistillConfig) else pretraining).check(config)
+
+
 @pytest.mark.parametrize(
     ("config", "name", "value"),
     [(config, *case) for config in (TEACH, DISTIL) for case in OF_BOTH] + [(TEACH, *case) for case in OF_PRETRAINING],
@@ -57,7 +64,7 @@ def test_the_defaults_and_the_largest_seed_are_right():
 def test_the_command_line_checks_before_it_opens_anything(command, tmp_path, capsys):
     argv = [*command.split(), "--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"), "--seed", "-1"]
     assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert "seed: expected" in said
-    assert said.strip().count("\n") == 0
+    teacher_outputs = capsys.readouterr().err
+    assert "seed: expected" in teacher_outputs
+    assert teacher_outputs.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())

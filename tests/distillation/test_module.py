@@ -6,11 +6,11 @@ import torch
 from small_runs import SMALL, signal_in_step, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.data.augment import Views
-from ssl_kd.distillation.module import AVERAGE, Batch, Pair, for_all_views, warmup_cosine
+from ssl_kd.distillation.module import AVERAGE, Batch, DistillationModule, for_all_views
+from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives import build_objective
+from ssl_kd.types import Features, ViewBatch
 
 ARGS = {"channels": [8, 8, 8, 8]}
 TWO_QUEUES = [
@@ -24,13 +24,13 @@ def teacher():
     return small_teacher()
 
 
-def pair(objective, width=16):
+def module(objective, width=16):
     torch.manual_seed(0)
-    return Pair(ssl_kd.build("resnet18", **ARGS), build_objective(objective, 8, width))
+    return DistillationModule(ssl_kd.build("resnet18", **ARGS), build_objective(objective, 8, width))
 
 
 def test_the_average_moves_by_one_minus_momentum_towards_the_student():
-    both = pair(TWO_QUEUES)
+    both = module(TWO_QUEUES)
     start = [p.clone() for p in both.average.parameters()]
     with torch.no_grad():
         for p in both.student.parameters():
@@ -42,24 +42,24 @@ def test_the_average_moves_by_one_minus_momentum_towards_the_student():
 
 
 def test_objectives_find_the_average_among_the_layers_and_only_if_they_ask(teacher):
-    views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
-    seen = pair(TWO_QUEUES).look(views)
+    views = ViewBatch(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
+    seen = module(TWO_QUEUES).look(views)
     assert seen.layers[AVERAGE].shape == (4, 8)
     assert not seen.layers[AVERAGE].requires_grad
-    plain = pair("simreg")
+    plain = module("simreg")
     assert plain.average is None
     assert not plain.look(views).layers
 
 
 def test_tokens_travel_only_where_the_objective_reads_them():
-    views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
-    assert pair("trg").look(views).tokens is not None
-    assert pair("simreg").look(views).tokens is None
+    views = ViewBatch(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
+    assert module("trg").look(views).tokens is not None
+    assert module("simreg").look(views).tokens is None
 
 
 def test_a_loss_reaches_the_student_and_its_heads(teacher):
-    both = pair("simreg")
-    views = Views(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
+    both = module("simreg")
+    views = ViewBatch(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
     total, terms = both(Batch(views, {"": teacher(views.pixels[0])}))
     total.backward()
     assert set(terms) == {"alignment"}
@@ -87,14 +87,14 @@ def test_the_rate_climbs_then_falls_to_nothing():
 
 def test_small_crops_are_asked_to_be_at_the_teachers_mean_of_the_large():
     pixels = [torch.zeros(3, 3, side, side) for side in (8, 8, 4, 4)]
-    word = Features(torch.randn(6, 5), None)
-    for_all = for_all_views(word, Views(np.arange(3), 0, tuple(pixels))).embedding
+    output = Features(torch.randn(6, 5), None)
+    for_all = for_all_views(output, ViewBatch(np.arange(3), 0, tuple(pixels))).embedding
     assert for_all.shape == (12, 5)
-    assert torch.equal(for_all[:6], word.embedding)
-    mean = (word.embedding[:3] + word.embedding[3:]) / 2
+    assert torch.equal(for_all[:6], output.embedding)
+    mean = (output.embedding[:3] + output.embedding[3:]) / 2
     assert torch.allclose(for_all[6:9], mean)
     assert torch.allclose(for_all[9:], mean)
-    assert for_all_views(word, Views(np.arange(3), 0, tuple(pixels[:2]))) is word
+    assert for_all_views(output, ViewBatch(np.arange(3), 0, tuple(pixels[:2]))) is output
 
 
 @pytest.mark.parametrize("objective", ["simreg_queue", "seed", "dist", "compress_2q"])
@@ -121,8 +121,8 @@ def test_small_crops_are_for_the_student_only(teacher, tmp_path, objective):
     assert np.isfinite(done.last["loss"])
     assert seen["teacher"] == {(2, 3, 32, 32), (10, 3, 32, 32)}  # the trial's and the run's
     assert seen["student"] == {(2, 3, 32, 32), (10, 3, 32, 32), (40, 3, 16, 16)}
-    pair = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]
-    (filled,) = (v for k, v in pair.items() if k.endswith("relation.filled"))
+    module = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]
+    (filled,) = (v for k, v in module.items() if k.endswith("relation.filled"))
     assert filled == 20  # each image once: what the teacher did not say is not remembered
     store = next((tmp_path / "run/targets").glob("*.f16"))
     assert store.stat().st_size == 20 * 16 * 2

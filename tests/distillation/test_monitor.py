@@ -9,23 +9,12 @@ import torch.nn.functional as F
 from small_runs import SMALL, logged, small_teacher
 
 import ssl_kd
-from ssl_kd.data.open import ArrayImages
-from ssl_kd.distillation.monitor import (
-    Part,
-    Watch,
-    at_rest,
-    centred_kernel_alignment,
-    collapsed,
-    effective_rank,
-    figures,
-    head_cosine,
-    hold_out,
-    neighbour_overlap,
-    plain_views,
-    spread,
-    uniformity,
-)
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.data.subset import Subset, hold_out
+from ssl_kd.distillation.monitor import Monitor, collapsed, figures, head_cosine, plain_views
 from ssl_kd.errors import Collapsed, ImagesError
+from ssl_kd.metrics import centred_kernel_alignment, effective_rank, neighbour_overlap, spread, uniformity
+from ssl_kd.models.encoder import at_rest
 from ssl_kd.objectives import build_objective
 
 
@@ -205,7 +194,7 @@ def test_an_unreadable_picture_of_a_part_is_named_by_the_whole(tmp_path):
             tmp_path / f"{i}.png"
         )
     whole = ssl_kd.open_images(tmp_path)
-    held = Part(whole, np.array([2, 6]))
+    held = Subset(whole, np.array([2, 6]))
     assert len(plain_views(held, ssl_kd.Preprocessing().at(32, 1.0))) == 1
     assert list(whole.unreadable) == list(held.unreadable) == ["6.png"]
 
@@ -214,52 +203,52 @@ def test_an_unreadable_picture_of_a_part_is_named_by_the_whole(tmp_path):
 
 
 @pytest.fixture
-def pair():
+def module():
     torch.manual_seed(0)
     make = {"arch": "resnet18", "channels": [8, 8, 8, 8]}
     return ssl_kd.build(**make).train(), ssl_kd.build(**make).eval()
 
 
-def watch(**settings):
+def monitor(**settings):
     contract = ssl_kd.Preprocessing().at(32, 1.0)
-    return Watch(images(), contract, **({"every": 2, "total": 7} | settings))
+    return Monitor(images(), contract, **({"every": 2, "total": 7} | settings))
 
 
 def says(encoder):
     return lambda x: encoder(x).embedding
 
 
-def test_a_look_moves_nothing(pair):
-    student, teacher = pair
+def test_a_look_moves_nothing(module):
+    student, teacher = module
     objective = build_objective("default", student.dim, teacher.dim).train()
     before = {k: v.clone() for k, v in [*student.state_dict().items(), *objective.state_dict().items()]}
     random = torch.get_rng_state()
-    found = watch().look(2, student, says(teacher), objective)
+    found = monitor().look(2, student, says(teacher), objective)
     assert all(torch.equal(v, before[k]) for k, v in [*student.state_dict().items(), *objective.state_dict().items()])
     assert all(m.training for m in [*student.modules(), *objective.modules()])
     assert torch.equal(random, torch.get_rng_state())
     assert {"health/alignment", "health/neighbour_overlap", "health/cka", "health/uniformity"} <= found.figures.keys()
 
 
-def test_the_teacher_is_asked_once_and_agrees_with_its_copy(pair):
-    _, teacher = pair
+def test_the_teacher_is_asked_once_and_agrees_with_its_copy(module):
+    _, teacher = module
     asked = []
 
-    def say(x):
+    def outputs(x):
         asked.append(len(x))
         return teacher(x).embedding
 
-    looking = watch()
+    looking = monitor()
     for step in (2, 4):
-        found = looking.look(step, teacher, say).figures
+        found = looking.look(step, teacher, outputs).figures
         assert found["health/neighbour_overlap"] == 1
         assert found["health/cka"] == pytest.approx(1)
     assert sum(asked) == 64
     assert "health/alignment" not in found
 
 
-def test_parts_keep_their_own_mode(pair):
-    student, _ = pair
+def test_parts_keep_their_own_mode(module):
+    student, _ = module
     student.backbone.bn1.eval()
     with at_rest(student):
         assert not any(m.training for m in student.modules())
@@ -278,12 +267,12 @@ def test_the_heads_cosine_is_the_alignment_term_on_the_other_scale():
 
 
 def test_looks_come_every_so_often_and_at_the_end():
-    assert [step for step in range(1, 8) if watch().due(step)] == [2, 4, 6, 7]
+    assert [step for step in range(1, 8) if monitor().due(step)] == [2, 4, 6, 7]
 
 
-def test_the_best_look_is_remembered_and_patience_runs_out(pair, monkeypatch):
-    student, teacher = pair
-    looking, overlaps = watch(patience=2), iter([0.2, 0.5, 0.4, 0.5])
+def test_the_best_look_is_remembered_and_patience_runs_out(module, monkeypatch):
+    student, teacher = module
+    looking, overlaps = monitor(patience=2), iter([0.2, 0.5, 0.4, 0.5])
     monkeypatch.setattr(
         "ssl_kd.distillation.monitor.figures", lambda ours, theirs: {"neighbour_overlap": next(overlaps)}
     )
@@ -291,7 +280,7 @@ def test_the_best_look_is_remembered_and_patience_runs_out(pair, monkeypatch):
     for step in (2, 4, 6, 8):
         look = looking.look(step, student, says(teacher))
         seen.append((look.better, looking.enough))
-        again = watch(patience=2)
+        again = monitor(patience=2)
         again.restore(looking.state())  # as after a kill
         looking = again
     assert seen == [(True, False), (True, False), (False, False), (False, True)]
@@ -300,21 +289,21 @@ def test_the_best_look_is_remembered_and_patience_runs_out(pair, monkeypatch):
     assert not looking.enough
 
 
-def test_a_student_that_stays_collapsed_stops_the_run_and_one_that_recovers_does_not(pair):
-    student, teacher = pair
+def test_a_student_that_stays_collapsed_stops_the_run_and_one_that_recovers_does_not(module):
+    student, teacher = module
     dead = [torch.nn.init.zeros_(p) for name, p in student.named_parameters() if "bn" in name and "weight" in name]
     assert dead
     for name, p in student.named_parameters():
         if "bn" in name and "bias" in name:
             torch.nn.init.ones_(p)
     torch.nn.init.zeros_(student.backbone.conv1.weight)
-    looking = watch()
+    looking = monitor()
     for step in (2, 4):
         look = looking.look(step, student, says(teacher))
         assert "in one place" in look.alarm
         assert look.figures["health/collapsed"] == 1
         assert not look.better
-    recovered = watch()
+    recovered = monitor()
     recovered.restore(looking.state())
     assert recovered.look(6, teacher, says(teacher)).alarm == ""
     assert recovered.course.ill == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ssl_kd
-from ssl_kd.data.open import ArrayImages
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.setup import prepare
 from ssl_kd.errors import UserError
@@ -131,5 +131,5 @@ def test_the_dry_pass_leaves_no_trace(cnn):
 def test_the_layers_that_a_preset_taps_are_those_it_reads(cnn):
     config = DistillConfig(teacher="x", images="x", out="x", student_args=CNN, size=32, objective="fsp")
     parts = prepare(config, cnn, None, images())
-    assert (parts.objective.student_layers, parts.faculty.teachers[""].layers) == taps("fsp")
+    assert (parts.objective.student_layers, parts.teacher_group.teachers[""].layers) == taps("fsp")
     assert dataclasses.asdict(config)["objective"] == parts.settings["objective"]

@@ -5,7 +5,7 @@ import torch
 from small_runs import SMALL, logged, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.distillation.teachers import Faculty
+from ssl_kd.distillation.teachers import TeacherGroup
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.objectives import WeightedSum
 
@@ -99,21 +99,21 @@ def test_a_skipped_step_changes_no_weight_and_no_statistic(teacher, tmp_path, mo
 
 
 def test_what_is_no_number_never_reaches_a_memory(teacher, tmp_path, monkeypatch):
-    say, calls = Faculty.say, []
+    outputs, calls = TeacherGroup.outputs, []
 
     def poisoned(self, *args):
-        said = say(self, *args)
+        teacher_outputs = outputs(self, *args)
         calls.append(1)
         if len(calls) == 2:
-            said[""].embedding[0, 0] = torch.nan
-        return said
+            teacher_outputs[""].embedding[0, 0] = torch.nan
+        return teacher_outputs
 
-    monkeypatch.setattr(Faculty, "say", poisoned)
+    monkeypatch.setattr(TeacherGroup, "say", poisoned)
     settings = QUICK | {"objective": [{"term": "correlation", "relation": "queue", "size": 64}]}
     ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", skip_nonfinite=1, **settings)
-    pair = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]
-    assert all(torch.isfinite(v).all() for v in pair.values())
-    index = pair["objective.terms.correlation_queue.relation.index"]
+    module = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]
+    assert all(torch.isfinite(v).all() for v in module.values())
+    index = module["objective.terms.correlation_queue.relation.index"]
     assert int((index >= 0).sum()) == 44 - len(logged(tmp_path / "run")[1]["images"])
 
 

@@ -14,7 +14,9 @@ from ssl_kd.checkpoints.loading import inspect, load_teacher
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.students import find_student, wrapped
 from ssl_kd.errors import UnknownCheckpoint, UserError
-from ssl_kd.models.encoder import Encoder, Features, Preprocessing
+from ssl_kd.models.encoder import Encoder
+from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.types import Features
 
 NO_NAME = {name: value for name, value in SMALL.items() if "student" not in name}
 NO_NAME |= {"epochs": 1, "objective": "default_light"}  # a module that pools has no patches
@@ -49,11 +51,11 @@ def test_a_module_from_python_is_trained_and_its_state_dict_saved(tmp_path, wrap
     assert not same(module, before)
     before.load_state_dict(safetensors.torch.load_file(done.path))
     assert same(module, before)
-    said = (tmp_path / "run/README.md").read_text()
-    assert said.startswith("# module/Sequential, distilled from resnet18")
-    assert f"module.load_state_dict(safetensors.torch.load_file('{done.path}'))" in said
-    assert "load_teacher" not in said
-    assert "ssl_kd.distill(student=student, images=images, config=" in said
+    teacher_outputs = (tmp_path / "run/README.md").read_text()
+    assert teacher_outputs.startswith("# module/Sequential, distilled from resnet18")
+    assert f"module.load_state_dict(safetensors.torch.load_file('{done.path}'))" in teacher_outputs
+    assert "load_teacher" not in teacher_outputs
+    assert "ssl_kd.distill(student=student, images=images, config=" in teacher_outputs
 
 
 def test_the_file_of_a_module_is_refused_in_one_line_that_says_how_to_load_it(tmp_path):

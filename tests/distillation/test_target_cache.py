@@ -6,10 +6,10 @@ import torch
 from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.distillation.target_cache import TargetStore, flattened, layout_of, unflattened
+from ssl_kd.distillation.target_cache import TargetCache, flattened, layout_of, unflattened
 from ssl_kd.distillation.trainer import fill_targets
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
+from ssl_kd.types import Features
 
 QUICK = SMALL | {"epochs": 4}
 
@@ -20,7 +20,7 @@ def teacher():
 
 
 def test_rows_come_back_as_they_were_put(tmp_path):
-    store = TargetStore(tmp_path, "q", views=2, images=5, width=3)
+    store = TargetCache(tmp_path, "q", views=2, images=5, width=3)
     given = torch.randn(2, 3)
     assert store.get(1, np.array([4, 2])) is None
     assert torch.equal(store.put(1, np.array([4, 2]), given), given.half().float())
@@ -28,32 +28,32 @@ def test_rows_come_back_as_they_were_put(tmp_path):
     assert store.get(0, np.array([4, 2])) is None
     assert store.get(1, np.array([4, 1])) is None
     store.flush()
-    again = TargetStore(tmp_path, "q", views=2, images=5, width=3)
+    again = TargetCache(tmp_path, "q", views=2, images=5, width=3)
     assert torch.equal(again.get(1, np.array([4, 2])), given.half().float())
     assert again.filled() == 2 / 10
 
 
 def test_another_question_is_another_file(tmp_path):
-    store = TargetStore(tmp_path, "q", 1, 5, 3)
+    store = TargetCache(tmp_path, "q", 1, 5, 3)
     store.put(0, np.arange(5), torch.ones(5, 3))
     for question, shape in (("r", (1, 5, 3)), ("q", (2, 5, 3)), ("q", (1, 6, 3)), ("q", (1, 5, 4))):
-        assert TargetStore(tmp_path, question, *shape).filled() == 0
+        assert TargetCache(tmp_path, question, *shape).filled() == 0
 
 
 def test_a_torn_or_flipped_row_is_found(tmp_path):
-    store = TargetStore(tmp_path, "q", 1, 5, 3)
+    store = TargetCache(tmp_path, "q", 1, 5, 3)
     store.put(0, np.arange(5), torch.ones(5, 3))
     store.flush()
     data = bytearray(store.path.read_bytes())
     data[2 * 3 * 2] ^= 1
     store.path.write_bytes(data)
-    again = TargetStore(tmp_path, "q", 1, 5, 3)
+    again = TargetCache(tmp_path, "q", 1, 5, 3)
     assert again.get(0, np.array([2])) is None
     assert again.get(0, np.array([0, 1, 3, 4])) is not None
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path):
-    store = TargetStore(tmp_path, "q", 1, 5, 3)
+    store = TargetCache(tmp_path, "q", 1, 5, 3)
     with pytest.raises(UserError, match="overflow float16"):
         store.put(0, np.array([0]), torch.tensor([[1.0, 1e6, 0.0]]))
     assert store.filled() == 0
@@ -61,7 +61,7 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path):
 
 def test_too_little_room_is_said_at_once(tmp_path):
     with pytest.raises(UserError, match="lower replay"):
-        TargetStore(tmp_path, "q", 1000, 10**9, 4096)
+        TargetCache(tmp_path, "q", 1000, 10**9, 4096)
     assert not list(tmp_path.iterdir())
 
 
@@ -87,7 +87,8 @@ def test_filling_what_is_full_cuts_no_view_again(teacher, tmp_path, monkeypatch)
 
 
 def test_replayed_views_come_round_again_in_another_order(teacher):
-    from ssl_kd.data.augment import SCHEMES, ViewLoader
+    from ssl_kd.data.augment import SCHEMES
+    from ssl_kd.data.loader import ViewLoader
 
     loader = ViewLoader(small_images(), SCHEMES["strong"], 32, 20, replay=2)
     first, second, third = (loader.finish_all(next(loader.epoch(e))) for e in (0, 1, 2))
@@ -142,7 +143,7 @@ def test_features_come_back_from_rows():
 
 def test_room_is_taken_at_once(tmp_path):
     """A mapped file with holes kills its writer when the disk fills up; this one has its blocks."""
-    store = TargetStore(tmp_path, "q", 2, 300, 64)
+    store = TargetCache(tmp_path, "q", 2, 300, 64)
     found = store.path.stat()
     assert found.st_blocks * 512 >= found.st_size == 2 * 300 * 64 * 2
 
@@ -153,7 +154,7 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path, monkeypatc
 
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(UserError, match=r"targets: cannot keep them in .* .No space left on device.; use replay 0"):
-        TargetStore(tmp_path, "q", 2, 300, 64)
+        TargetCache(tmp_path, "q", 2, 300, 64)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ from small_runs import SMALL, logged, small_images
 
 import ssl_kd
 from ssl_kd.cli.main import main
-from ssl_kd.distillation.config import DistillConfig, TeacherLine, check, teacher_lines
+from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check, teacher_specs
 from ssl_kd.distillation.setup import prepare
 from ssl_kd.distillation.teachers import at_size
 from ssl_kd.errors import UserError
@@ -131,7 +131,7 @@ def test_each_teacher_looks_through_its_own_spectacles_at_its_own_size(tmp_path)
 def test_a_teacher_without_a_size_of_its_own_sees_the_runs(tmp_path):
     config = DistillConfig(images="i", out="o", teachers={"a": tiny(1), "b": {"file": tiny(2), "size": 64}})
     parts = prepare(config, None, None, images())
-    assert {n: t.size for n, t in parts.faculty.teachers.items()} == {"a": 224, "b": 64}
+    assert {n: t.size for n, t in parts.teacher_group.teachers.items()} == {"a": 224, "b": 64}
     assert parts.loader.size == 224
     assert parts.student.preprocessing.size == 224
 
@@ -167,4 +167,4 @@ def test_a_wrong_line_is_one_line(settings, words):
 
 def test_lines_take_the_runs_objective_unless_they_name_their_own():
     config = DistillConfig(objective="seed", teachers={"a": "x.pth", "b": {"file": "y.pth", "objective": "rkd"}})
-    assert teacher_lines(config) == {"a": TeacherLine("x.pth", "seed"), "b": TeacherLine("y.pth", "rkd")}
+    assert teacher_specs(config) == {"a": TeacherSpec("x.pth", "seed"), "b": TeacherSpec("y.pth", "rkd")}

@@ -12,7 +12,7 @@ from small_runs import SMALL, logged, signal_in_step
 
 import ssl_kd
 from ssl_kd.checkpoints.loading import inspect
-from ssl_kd.data.open import ArrayImages
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.distillation.config import DistillConfig, check
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.runtime.command_line import parse
@@ -155,19 +155,19 @@ def test_a_strangers_folder_is_not_written_into(teacher, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(teacher, tmp_path):
-    from ssl_kd.runtime.run_dir import RunFolder
+    from ssl_kd.runtime.run_dir import RunDir
 
-    held = RunFolder(tmp_path / "run", {"a": 1})
+    held = RunDir(tmp_path / "run", {"a": 1})
     try:
         with pytest.raises(UserError, match="in use by another process"):
-            RunFolder(tmp_path / "run", {"a": 1})
+            RunDir(tmp_path / "run", {"a": 1})
     finally:
         held.close()
-    RunFolder(tmp_path / "run", {"a": 1}).close()
+    RunDir(tmp_path / "run", {"a": 1}).close()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(teacher, tmp_path, monkeypatch):
-    from ssl_kd.distillation.trainer import _Loop
+    from ssl_kd.distillation.trainer import _Trainer
     from ssl_kd.objectives import WeightedSum
 
     forward, calls = WeightedSum.forward, []
@@ -178,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(te
         return (total * float("nan") if len(calls) == 4 else total), terms
 
     monkeypatch.setattr(WeightedSum, "forward", poisoned)
-    monkeypatch.setattr(_Loop, "_log", lambda self, record, rate: self._save())
+    monkeypatch.setattr(_Trainer, "_log", lambda self, record, rate: self._save())
     with pytest.raises(NonFinite, match=r"became nan at step 3 .*images \d+.*last good state is in .*last\.ckpt"):
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
     saved = torch.load(tmp_path / "run/last.ckpt", weights_only=True)

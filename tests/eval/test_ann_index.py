@@ -7,12 +7,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.ann_index import check_index, found_again, open_index
 from ssl_kd.eval.evaluators.knn import neighbours
 from ssl_kd.eval.evaluators.retrieval import Retrieval, RetrievalProtocol, retrieval_protocol
-
-from ssl_kd.errors import UserError
 
 
 def rows(n=400, width=8, seed=0):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ssl_kd.eval.banks import FeatureBank, bank_key, extract, load_bank
 from torch import nn
 
-from ssl_kd.data.open import ArrayImages, open_images
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.models.encoder import Encoder, Preprocessing
+from ssl_kd.eval.banks import FeatureBank, load_bank
+from ssl_kd.eval.extraction.extract import bank_key, extract
+from ssl_kd.models.encoder import Encoder
+from ssl_kd.models.preprocessing import Preprocessing
 
 
 class Small(nn.Module):

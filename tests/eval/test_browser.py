@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from browser import Browser, missing
 from PIL import Image
+from small_results import results
+
 from ssl_kd.eval.report.html import page
-from test_page import results
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "all there")]
 FIRST = "#s0 table tbody tr:first-child"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.calibration import Calibration, confidence, ece, log_softmax, scale, temperature
 from ssl_kd.eval.evaluators.linear_probe import LinearProbe

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ssl_kd.eval.banks import content_key
+
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.data.sources.base import content_key
+from ssl_kd.errors import UserError
 from ssl_kd.eval.datasets.corruptions import CORRUPTIONS, Corrupted
 from ssl_kd.eval.datasets.tasks import ArrayTask, corrupted
-
-from ssl_kd.data.open import ArrayImages
-from ssl_kd.errors import UserError
 
 
 def images(n=3, side=48):

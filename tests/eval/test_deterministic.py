@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+
 from ssl_kd.eval.solvers.deterministic import fixed_rounding
 
 CPU = torch.device("cpu")

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ssl_kd.eval.banks import extract, load_bank
-from ssl_kd.eval.embed import main
 
-from ssl_kd.checkpoints.loading import load_teacher, save_student
+from ssl_kd.checkpoints.loading import load_teacher
+from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.data.open import open_images
-from ssl_kd.models.encoder import Preprocessing, build
+from ssl_kd.eval.banks import load_bank
+from ssl_kd.eval.embed import main
+from ssl_kd.eval.extraction.extract import extract
+from ssl_kd.models.encoder import build
+from ssl_kd.models.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")

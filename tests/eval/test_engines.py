@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
-from ssl_kd.eval.extraction import engines
-from ssl_kd.eval.extraction.engines import ENGINES, fold, started
 from torch import nn
 
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Encoder, Preprocessing, build
+from ssl_kd.eval.extraction import engines
+from ssl_kd.eval.extraction.engines import ENGINES, fold, started
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import Preprocessing
 
 SIDE = 32
 

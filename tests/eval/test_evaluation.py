@@ -18,6 +18,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
+
+from ssl_kd.checkpoints.saving import save_student
+from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.errors import UserError
 from ssl_kd.eval.cli import main
 from ssl_kd.eval.datasets.tasks import ArrayTask, Split, Task
 from ssl_kd.eval.evaluation import evaluate, evaluate_encoders
@@ -25,12 +30,8 @@ from ssl_kd.eval.evaluators.registry import EVALUATORS
 from ssl_kd.eval.runner import cells
 from ssl_kd.eval.runner.build import random_like
 from ssl_kd.eval.runner.config import EvalConfig
-from torch import nn
-
-from ssl_kd.checkpoints.loading import save_student
-from ssl_kd.data.open import ArrayImages
-from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Encoder, Preprocessing, build
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import Preprocessing
 
 SIZE = 16
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators import few_shot, knn, linear_probe, ood, retrieval, robustness
 from ssl_kd.eval.evaluators.registry import KINDS, Given

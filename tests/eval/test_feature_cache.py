@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ssl_kd.eval.banks import extract
-from ssl_kd.eval.extraction import feature_cache as store_module
-from ssl_kd.eval.extraction.feature_cache import FeatureStore
 
-from ssl_kd.data.open import ArrayImages, open_images
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.models.encoder import Encoder, Preprocessing, build
+from ssl_kd.eval.extraction import feature_cache as store_module
+from ssl_kd.eval.extraction.extract import extract
+from ssl_kd.eval.extraction.feature_cache import FeatureStore
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import Preprocessing
 
 WHOLE = Preprocessing(size=32, resize=32, crop=32)
 

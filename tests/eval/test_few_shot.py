@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.few_shot import FewShot, FewShotProtocol, centroids, draw
 from ssl_kd.eval.metrics import wilson
-
-from ssl_kd.errors import UserError
 
 
 def banks(n=600, q=300, width=10, classes=5, seed=0, spread=1.0):

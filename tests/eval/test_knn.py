@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ssl_kd.eval.banks import FeatureBank
-from ssl_kd.eval.evaluators.knn import KNN, PROTOCOLS, KNNProtocol, Search, neighbours, ranked_votes
 
 from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.eval.banks import FeatureBank
+from ssl_kd.eval.evaluators.knn import KNN, PROTOCOLS, KNNProtocol, Search, neighbours, ranked_votes
 
 
 def banks(n=300, q=80, width=12, classes=7, seed=0, spread=1.2):

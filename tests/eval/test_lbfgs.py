@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ssl_kd.eval.solvers.lbfgs import fit, rotate
 
 from ssl_kd.errors import UserError
+from ssl_kd.eval.solvers.lbfgs import fit, rotate
 
 
 def data(n=600, width=20, classes=4, seed=0, shift=0.0, scale=1.0):

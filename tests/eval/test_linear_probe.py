@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ssl_kd.eval.banks import FeatureBank
-from ssl_kd.eval.evaluators.linear_probe import LBFGS_PROTOCOLS, LinearProbe, LinearProtocol, holdout
 
 from ssl_kd.errors import UserError
+from ssl_kd.eval.banks import FeatureBank
+from ssl_kd.eval.evaluators.linear_probe import LBFGS_PROTOCOLS, LinearProbe, LinearProtocol, holdout
 
 
 def banks(n=400, q=200, width=16, classes=5, seed=0, spread=2.0):

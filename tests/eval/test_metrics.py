@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.metrics import (
     accuracy,
     auroc,
@@ -23,8 +25,6 @@ from ssl_kd.eval.metrics import (
     top_five,
     wilson,
 )
-
-from ssl_kd.errors import UserError
 
 
 def guesses(n=400, classes=6, seed=0, right=0.7):

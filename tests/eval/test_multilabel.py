@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.knn import KNN
 from ssl_kd.eval.evaluators.linear_probe import LinearProtocol
 from ssl_kd.eval.evaluators.multilabel import MultiLabelProbe
 from ssl_kd.eval.metrics import mean_area
-
-from ssl_kd.errors import UserError
 
 
 def banks(seed=0, classes=3, width=6):
@@ -79,7 +79,7 @@ def test_bad_input_gives_one_line():
         MultiLabelProbe("quick-lbfgs")(FeatureBank(train.features, labels), test)
     with pytest.raises(UserError, match="labels"):
         MultiLabelProbe("quick-lbfgs")(FeatureBank(train.features, train.labels[:, 0]), test)
-    with pytest.raises(UserError, match=r"several classes per row; use eval\.multilabel"):
+    with pytest.raises(UserError, match=r"several classes per row; use ssl_kd\.eval\.evaluators\.multilabel"):
         KNN("dino")(train, test)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ssl_kd.eval.banks import FeatureBank
-from ssl_kd.eval.evaluators.ood import OutOfDistribution
 
 from ssl_kd.errors import UserError
+from ssl_kd.eval.banks import FeatureBank
+from ssl_kd.eval.evaluators.ood import OutOfDistribution
 
 
 def bank(n, shift, seed, width=8):

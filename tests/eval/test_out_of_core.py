@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.linear_probe import LinearProbe
 from ssl_kd.eval.solvers import out_of_core
 from ssl_kd.eval.solvers.out_of_core import Rows, scratch, stays_on_disk
-
-from ssl_kd.errors import UserError
 
 
 def bank(n, seed, dtype=np.float32):

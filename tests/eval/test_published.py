@@ -11,12 +11,12 @@ import socket
 import numpy as np
 import pytest
 from PIL import Image
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.datasets.literature import METRICS_OF_TASKS, TASKS, usual_metric
 from ssl_kd.eval.datasets.published import READERS, VOC_CLASSES, labels_of, published_task
 from ssl_kd.eval.runner.build import open_task
 from ssl_kd.eval.runner.config import TaskConfig
-
-from ssl_kd.errors import UserError
 
 
 def paint(path, number):

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
+
 from ssl_kd.eval.metrics import Score, Scores
 from ssl_kd.eval.results import Cell, Results
 

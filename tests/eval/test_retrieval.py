@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.knn import KNN
 from ssl_kd.eval.evaluators.retrieval import Agreement, Retrieval, RetrievalProtocol, agreement, bridge
-
-from ssl_kd.errors import NonFinite, UserError
 
 
 def banks(n=120, q=40, width=8, classes=4, seed=0, spread=1.0):

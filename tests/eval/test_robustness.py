@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from ssl_kd.errors import UserError
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.knn import KNN
 from ssl_kd.eval.evaluators.linear_probe import LinearProbe
 from ssl_kd.eval.evaluators.robustness import Robustness, long_tail, noisy
-
-from ssl_kd.errors import UserError
 
 
 def banks(n=800, q=400, width=10, classes=5, seed=0, spread=1.0):

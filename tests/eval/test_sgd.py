@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+from ssl_kd.errors import NonFinite
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.linear_probe import LinearProbe
 from ssl_kd.eval.solvers.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, rate, standardised
-
-from ssl_kd.errors import NonFinite
 
 
 def data(n=120, width=6, classes=4, seed=0):

@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from ssl_kd.eval.datasets.tasks import ArrayTask, Task, corrupted, drawn_task, folder_pair, folder_task, part_of
 
 from ssl_kd.data.open import open_images
 from ssl_kd.errors import UserError
+from ssl_kd.eval.datasets.tasks import ArrayTask, Task, corrupted, drawn_task, folder_pair, folder_task, part_of
 
 
 def fill(folder, classes=("cat", "dog"), each=2, seed=0):

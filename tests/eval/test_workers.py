@@ -14,15 +14,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+
+from ssl_kd.checkpoints.saving import save_student
+from ssl_kd.errors import UserError
 from ssl_kd.eval.evaluation import evaluate
 from ssl_kd.eval.runner import workers
 from ssl_kd.eval.runner.build import open_encoders, open_task
 from ssl_kd.eval.runner.cells import Bench, Settings, by_task, plan
 from ssl_kd.eval.runner.config import EncoderConfig, EvalConfig, TaskConfig
-
-from ssl_kd.checkpoints.loading import save_student
-from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Preprocessing, build
+from ssl_kd.models.encoder import build
+from ssl_kd.models.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from test_atomic import files_end_at
+from small_disk import files_end_at
 
 import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.exporters import export
 from ssl_kd.exporters.export import BOUND, TARGETS, pictures
-from ssl_kd.models.encoder import Preprocessing, frozen
+from ssl_kd.models.encoder import frozen
+from ssl_kd.models.preprocessing import Preprocessing
 
 needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="pip install 'ssl-kd[export]'")
 EYES = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bicubic").at(32)

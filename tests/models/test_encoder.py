@@ -12,7 +12,9 @@ from PIL import Image
 
 from ssl_kd.errors import UserError
 from ssl_kd.models.backbones import POSITIONS, stages
-from ssl_kd.models.encoder import Encoder, Features, Preprocessing, build
+from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.types import Features
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2}
 

@@ -17,7 +17,7 @@ from ssl_kd.objectives.presets.docs_table import page
 from ssl_kd.objectives.presets.papers import CATALOGUE
 from ssl_kd.objectives.presets.preset import EVIDENCE
 from ssl_kd.objectives.projectors import KEEPS_WIDTH
-from ssl_kd.objectives.target_norms import SPACES
+from ssl_kd.objectives.target_norms import TARGET_NORMS
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 LAYERED = {"flow": ("stage.3", "stage.4"), "class_attention": (ATTENTION,)}
@@ -34,7 +34,7 @@ def grammar():
             yield f"{relation} {comparison}", [spec]
     for comparison in ("pkt", "rows_and_columns", "rank", "nearest", "target_ratio", "frobenius"):
         yield f"batch {comparison}", [{"term": "correlation", "relation": "batch", "comparison": comparison}]
-    for space in SPACES:
+    for space in TARGET_NORMS:
         for of in ("embedding", "tokens"):
             yield (
                 f"{of} {space}",

@@ -20,9 +20,9 @@ from small_features import (
     views,
 )
 
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives import PRESETS
 from ssl_kd.objectives.factory import terms_of
+from ssl_kd.types import Features
 
 
 def queue_kl(s, t, queue, tau_s, tau_t, own=False):

@@ -8,7 +8,6 @@ import torch
 from small_features import features, rand, views
 
 from ssl_kd.errors import UserError
-from ssl_kd.models.encoder import Features
 from ssl_kd.objectives import build_objective
 from ssl_kd.objectives.alignment import Alignment
 from ssl_kd.objectives.correlation import Correlation
@@ -18,6 +17,7 @@ from ssl_kd.objectives.memory_bank import TeacherQueue
 from ssl_kd.objectives.projectors import projector
 from ssl_kd.objectives.relations import BatchTable, KernelTable, ViewsTable
 from ssl_kd.objectives.target_norms import Centre, Standardise, Whiten
+from ssl_kd.types import Features
 
 # ------------------------------------------------------------------ oracles
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import ssl_kd
-from ssl_kd.data.open import ArrayImages
-from ssl_kd.distillation.config import PretrainConfig
+from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.errors import UserError
+from ssl_kd.pretraining.config import PretrainConfig
 from ssl_kd.pretraining.methods import METHODS
 
 IMAGES = ArrayImages(np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8))

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 import ssl_kd
-from ssl_kd.data.augment import SCHEMES, ViewLoader
+from ssl_kd.data.augment import SCHEMES
+from ssl_kd.data.loader import ViewLoader
 from ssl_kd.runtime import distributed
 
 # Their losses are small differences of numbers near 1 (times 30,000 for pkt), so that float32 leaves them fewer digits.
@@ -91,7 +92,7 @@ def test_the_command_under_torchrun_gives_the_student_of_the_bare_command(tmp_pa
 
 
 def test_a_batch_is_shared_out_whole():
-    from ssl_kd.data.open import ArrayImages
+    from ssl_kd.data.sources.array import ArrayImages
 
     images = ArrayImages(np.zeros((11, 8, 8, 3), np.uint8))
     whole = ViewLoader(images, SCHEMES["weak"], 8, 5)
@@ -106,7 +107,7 @@ def test_a_batch_is_shared_out_whole():
 
 @pytest.mark.parametrize(("count", "batch_size", "processes"), [(23, 6, 2), (24, 6, 2), (31, 8, 3), (17, 17, 4)])
 def test_over_all_processes_each_image_comes_once_an_epoch(count, batch_size, processes):
-    from ssl_kd.data.open import ArrayImages
+    from ssl_kd.data.sources.array import ArrayImages
 
     images = ArrayImages(np.zeros((count, 8, 8, 3), np.uint8))
     seen = []

@@ -2,27 +2,14 @@
 
 import errno
 import os
-import resource
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from small_disk import files_end_at
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.files import append_line, atomically, probe, sweep
-
-
-@contextmanager
-def files_end_at(size):
-    """No file of this process can grow beyond `size` bytes: the write that would is cut short, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
 
 WRITERS = {
     "bytes": lambda file: file.write(b"x" * 100_000),

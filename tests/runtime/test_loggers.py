@@ -10,7 +10,7 @@ import pytest
 from ssl_kd.errors import UserError
 from ssl_kd.runtime import loggers
 from ssl_kd.runtime.loggers import EXTRAS, LOGS, Lightning, Table, names, open_logs, records
-from ssl_kd.runtime.run_dir import RunFolder
+from ssl_kd.runtime.run_dir import RunDir
 
 
 def rows(path):
@@ -19,7 +19,7 @@ def rows(path):
 
 
 def test_the_table_says_what_the_lines_say(tmp_path):
-    run = RunFolder(tmp_path / "run", {"log": "csv"})
+    run = RunDir(tmp_path / "run", {"log": "csv"})
     given = [
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": 0.25},
@@ -37,7 +37,7 @@ def test_the_table_says_what_the_lines_say(tmp_path):
 
 def test_a_killed_runs_table_and_lines_forget_lost_work(tmp_path):
     settings = {"log": "csv"}
-    run = RunFolder(tmp_path / "run", settings)
+    run = RunDir(tmp_path / "run", settings)
     for step in (1, 2, 3):
         run.log({"step": step, "loss": step / 2})
         if step == 2:
@@ -45,7 +45,7 @@ def test_a_killed_runs_table_and_lines_forget_lost_work(tmp_path):
     with open(tmp_path / "run/metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # torn
     run.close()
-    run = RunFolder(tmp_path / "run", settings)
+    run = RunDir(tmp_path / "run", settings)
     assert run.restore() == {"step": 2}
     run.log({"step": 3, "loss": 7})
     run.close()
@@ -57,7 +57,7 @@ def test_a_killed_runs_table_and_lines_forget_lost_work(tmp_path):
 
 
 def test_jsonl_alone_makes_no_table(tmp_path):
-    run = RunFolder(tmp_path / "run", {"log": "jsonl"})
+    run = RunDir(tmp_path / "run", {"log": "jsonl"})
     run.log({"step": 1})
     run.close()
     assert not (tmp_path / "run/metrics.csv").exists()
@@ -112,7 +112,7 @@ def test_lightnings_loggers_get_numbers_and_the_step(tmp_path, monkeypatch):
 
     monkeypatch.setitem(LOGS, "wandb", recorder)
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda package: True)
-    run = RunFolder(tmp_path / "run", {"log": "csv,wandb"})
+    run = RunDir(tmp_path / "run", {"log": "csv,wandb"})
     run.log({"step": 5, "loss": 0.5, "note": "text"})
     run.close()
     assert (tmp_path / "run/metrics.csv").exists()

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_atomic import files_end_at
+from small_disk import files_end_at
 
 import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.errors import UserError
-from ssl_kd.runtime.run_dir import BEST, LAST, RunFolder
+from ssl_kd.runtime.run_dir import BEST, LAST, RunDir
 
 NOBODY = 65534
 
@@ -43,7 +43,7 @@ def shelf():
 
 
 def opened(path, **settings):
-    return RunFolder(path, {"log": "csv"} | settings)
+    return RunDir(path, {"log": "csv"} | settings)
 
 
 # What a SIGKILL can leave behind, by moment; each must be gone on with.
@@ -190,7 +190,7 @@ def test_overwrite_begins_anew(tmp_path):
     (tmp_path / "run" / BEST).write_bytes(b"")
     (tmp_path / "run/README.md").write_text("the old run")
     (tmp_path / "run/tensorboard").mkdir()
-    run = RunFolder(tmp_path / "run", {"log": "jsonl", "lr": 1}, overwrite=True)
+    run = RunDir(tmp_path / "run", {"log": "jsonl", "lr": 1}, overwrite=True)
     assert run.restore() is None
     run.close()
     assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "environment.json"}
@@ -198,7 +198,7 @@ def test_overwrite_begins_anew(tmp_path):
 
 def test_overwriting_a_strangers_folder_leaves_its_readme(tmp_path):
     (tmp_path / "README.md").write_text("years of work")
-    RunFolder(tmp_path, {"log": "jsonl"}, overwrite=True).close()
+    RunDir(tmp_path, {"log": "jsonl"}, overwrite=True).close()
     assert (tmp_path / "README.md").read_text() == "years of work"
 
 
@@ -232,10 +232,10 @@ def test_a_line_of_metrics_without_a_step_is_dropped(tmp_path):
 
 
 def test_a_setting_that_is_younger_than_the_run_does_not_keep_it_from_going_on(tmp_path):
-    RunFolder(tmp_path / "run", {"lr": 1}).close()
-    RunFolder(tmp_path / "run", {"lr": 1, "student_digest": ""}).close()
+    RunDir(tmp_path / "run", {"lr": 1}).close()
+    RunDir(tmp_path / "run", {"lr": 1, "student_digest": ""}, defaults={"student_digest": ""}).close()
     with pytest.raises(UserError, match="student_digest was '', now 'f00'"):
-        RunFolder(tmp_path / "run", {"lr": 1, "student_digest": "f00"})
+        RunDir(tmp_path / "run", {"lr": 1, "student_digest": "f00"}, defaults={"student_digest": ""})
 
 
 def test_a_second_process_is_kept_out(tmp_path):
@@ -247,9 +247,9 @@ def test_a_second_process_is_kept_out(tmp_path):
 
 @pytest.mark.parametrize("text", [b"objective: [default\n", b"- a list\n", b"only words", b"\xff\xfe"])
 def test_a_config_that_a_hand_has_damaged_is_one_line(tmp_path, text):
-    RunFolder(tmp_path / "run", {"a": 1}).close()
+    RunDir(tmp_path / "run", {"a": 1}).close()
     (tmp_path / "run/config.yaml").write_bytes(text)
     with pytest.raises(UserError, match=r"config\.yaml.*pass overwrite") as caught:
-        RunFolder(tmp_path / "run", {"a": 1})
+        RunDir(tmp_path / "run", {"a": 1})
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run/config.yaml").read_bytes() == text

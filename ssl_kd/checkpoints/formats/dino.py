@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_kd.checkpoints.formats import resnets, vits
 from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths, rename, require, select
 from ssl_kd.errors import BrokenCheckpoint
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 BICUBIC = Preprocessing(interpolation="bicubic")
 # (width, depth) -> timm's name without patch size, and heads

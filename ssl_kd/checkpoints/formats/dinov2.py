@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ssl_kd.checkpoints.formats import vits
 from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, drop, paths, rename, select
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 BICUBIC = Preprocessing(interpolation="bicubic")
 RULES = {

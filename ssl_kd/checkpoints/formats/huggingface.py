@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_kd.checkpoints.formats import vits
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, select
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 BICUBIC = Preprocessing(interpolation="bicubic")
 RULES: Rules = {

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ssl_kd.checkpoints.formats import resnets
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, select
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 # torchvision's children in order; 2, 3 and 8 (ReLU, max-pool, average pool) hold no tensors.
 NUMBERED: Rules = {r"^0\.": "conv1.", r"^1\.": "bn1.", r"^([4-7])\.": lambda m: f"layer{int(m[1]) - 3}."}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ssl_kd.checkpoints.formats import resnets, vits
 from ssl_kd.checkpoints.formats.dino import is_dino_vit
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, Weights, drop, paths, rename, select
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 # crop_pct 0.9 of timm's DINO, 1.0 of its DINOv2
 TIMM_DINO = Preprocessing(resize=248, interpolation="bicubic")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_kd.checkpoints.formats.weights import Contents, State, Weights, drop, paths, require, select
 from ssl_kd.errors import BrokenCheckpoint
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 # Blocks per stage -> depth. Other counts mean that the file has lost a block, or that no lab trained such a network.
 BASIC: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}

@@ -12,7 +12,8 @@ from typing import Any
 
 from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths
 from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line
-from ssl_kd.models.encoder import Encoder, Preprocessing, as_record, digest_of
+from ssl_kd.models.encoder import Encoder, as_record, digest_of
+from ssl_kd.models.preprocessing import Preprocessing
 
 KEY = "ssl_kd"  # entries of safetensors' header: the record, and its own check sum
 SUM = "ssl_kd_sha256"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_kd.checkpoints.formats.weights import State, require
 from ssl_kd.errors import BrokenCheckpoint
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 THUMBNAIL = 64  # pixels; networks of CIFAR and Tiny ImageNet, for which no lab has an evaluation of its own
 # timm's name, and the width, depth and heads that it stands for, with patch 16, 224 px and MLP ratio 4.

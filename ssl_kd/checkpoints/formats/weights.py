@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_kd.errors import BrokenCheckpoint, one_line
-from ssl_kd.models.encoder import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing
 
 DEEPEST = 30  # levels of nesting; the published files have at most nine
 State = dict[str, Tensor]

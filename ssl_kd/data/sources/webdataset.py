@@ -29,13 +29,14 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from ssl_kd.checkpoints.zoo import cache_folder
-from ssl_kd.data.open import Images, prefetch
+from ssl_kd.data.prefetch import prefetch
+from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.decode import EXTENSIONS, MAX_BYTES, UnreadableError, decode
 from ssl_kd.data.sources.listing import PackedNames, is_picture_path, no_images
 from ssl_kd.data.sources.shard_cache import LOADERS, Fetched
 from ssl_kd.data.sources.tar_index import BLOCK, Member, TarError, is_header, members
 from ssl_kd.errors import ImagesError
+from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.download import alone, digest_of
 from ssl_kd.runtime.progress import Progress
 
@@ -193,7 +194,7 @@ class ShardIds(Sequence[str]):
         return f"{_basename(self._images.shards[shard])}/{self._images.entries(shard).names[row]}"
 
 
-class ShardImages(Images):
+class ShardImages(ImageSource):
     """The pictures of tar shards, in the order of the list and within each shard.
 
     streamed: read shard by shard, some of them shuffled together, rather than at random. True for what is remote

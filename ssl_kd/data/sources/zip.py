@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl_kd.data.open import Images
+from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.decode import MAX_BYTES, UnreadableError, decode
 from ssl_kd.data.sources.listing import PackedNames, files_identity, is_picture_path, nothing_in_zip
 from ssl_kd.errors import ImagesError
@@ -19,7 +19,7 @@ from ssl_kd.errors import ImagesError
 LOCAL_HEADER = 30  # bytes before the name in a zip member
 
 
-class ZipImages(Images):
+class ZipImages(ImageSource):
     """The picture files of a zip archive, or of one folder in it, read where they lie (stored or deflated).
 
     Only offsets and sizes are kept (some 40 bytes a picture beside its id), and every read opens the archive anew: no

@@ -1,0 +1,121 @@
+"""Features of images under an encoder: read, preprocess, run, and collect into a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_kd.data.sources.base import content_key
+from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.runtime.progress import Progress
+
+from ..banks import FeatureBank, digest_of_parts
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssl_kd.models.encoder import Encoder
+
+
+def extract(
+    encoder: Encoder,
+    images: Any,
+    labels: np.ndarray | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "32-true",
+    threads: int = 2,
+    quiet: bool = False,
+    title: str = "features",
+    engine: str = "folded",
+) -> FeatureBank:
+    """Return the encoder's embeddings of all readable images, in order, as float32 and not normalised.
+
+    Images are decoded, resized and cropped by the encoder's own preprocessing in `threads` threads and travel as uint8
+    to the batch. Unreadable images are left out together with their labels. `engine` is a name of `ssl_kd.eval.extraction.engines`; the
+    encoder's weights, mode and device are as before afterwards. Raises ImagesError (too many unreadable) and
+    NonFinite. `ssl_kd.eval.extraction.feature_cache` does the same through a cache on disk.
+    """
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"labels: {len(labels)} for {len(images)} images; both must be equal")
+    kept: list[int] = []
+    features = np.empty((len(images), encoder.dim), np.float32)
+    with Progress(title, len(images), "images", quiet) as bar:
+        for job, numbers, found in embed(
+            encoder, images, (encoder.feature,), 0, batch_size, device, precision, threads, title, engine
+        ):
+            features[len(kept) : len(kept) + len(numbers)] = found[encoder.feature]
+            kept.extend(numbers)
+            bar.advance(len(job))
+    if not kept:
+        raise UserError(f"{title}: none of {len(images)} images could be read")
+    return FeatureBank(
+        features[: len(kept)],
+        None if labels is None else np.asarray(labels)[kept],
+        [str(images.ids[i]) for i in kept],
+        bank_key(encoder, images, precision, engine=engine),
+    )
+
+
+def embed(
+    encoder: Encoder,
+    images: Any,
+    features: Sequence[str],
+    start: int = 0,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "32-true",
+    threads: int = 2,
+    title: str = "features",
+    engine: str = "folded",
+    parity: dict[str, float] | None = None,
+) -> Iterator[tuple[range, list[int], dict[str, np.ndarray]]]:
+    """Yield, batch by batch from image `start` on: the images asked for, those that were readable, and their features.
+
+    Several named features come from one pass, each (rows, width) float32. `parity` is given the engine's cosine and
+    relative error to the eager float32 network. NonFinite names the first bad image.
+    """
+    from ssl_kd.data.prefetch import prefetch
+
+    from .engines import started
+
+    size = min(batch_size, len(images))
+    jobs = [range(i, min(i + size, len(images))) for i in range(start, len(images), size)]
+    with started(encoder, features, engine, device, precision, size) as run:
+        batches = prefetch(_reader(encoder, images), jobs, threads=threads)
+        for job, (numbers, pixels) in zip(jobs, batches, strict=True):
+            if pixels is None:
+                yield job, [], {name: np.empty((0, encoder.width(name)), np.float32) for name in features}
+                continue
+            found = {name: rows.numpy() for name, rows in run(pixels).items()}
+            if parity is not None:
+                parity.update(run.parity)
+            for name, rows in found.items():
+                if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
+                    raise NonFinite(
+                        f"{title}: {encoder.arch} gives {name} features that are not finite for "
+                        f"{images.ids[numbers[bad[0]]]}; look at the weights, or use precision 32-true"
+                    )
+            yield job, numbers, found
+
+
+def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "", engine: str = "folded") -> str:
+    """Name what decides the features: weights, feature, preprocessing, precision, engine and images."""
+    how = precision if engine == "eager" else f"{precision} {engine}"
+    return digest_of_parts(
+        encoder.digest, feature or encoder.feature, repr(encoder.preprocessing), how, content_key(images)
+    )
+
+
+def _reader(encoder: Encoder, images: Any) -> Any:
+    import torch
+
+    def read(job: range) -> tuple[list[int], torch.Tensor | None]:
+        pictures = [(i, images.read(i)) for i in job]
+        numbers = [i for i, picture in pictures if picture is not None]
+        pixels = [encoder.preprocessing(picture) for _, picture in pictures if picture is not None]
+        return numbers, torch.stack(pixels) if pixels else None
+
+    return read

@@ -1,0 +1,82 @@
+"""Figures that need no labels: neighbour overlap, kernel alignment, effective rank, uniformity."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEIGHBOURS = 10  # k of the neighbour overlap
+
+
+def neighbour_overlap(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> float:
+    """Share of each image's k nearest others (by cosine, exact) that both networks agree on, mean over images, 0 to 1.
+
+    student (N, Ds), teacher (N, Dt), N > k. Two unrelated networks agree on k / (N - 1).
+    """
+    assert len(student) == len(teacher) > k
+    ours, theirs = (_nearest(z, k) for z in (student, teacher))
+    return float((ours[:, :, None] == theirs[:, None, :]).any(2).float().mean())
+
+
+def _nearest(z: Tensor, k: int) -> Tensor:
+    """Row numbers (N, k) of the k most similar other rows."""
+    unit = F.normalize(z.double(), dim=1)
+    return (unit @ unit.T).fill_diagonal_(-math.inf).topk(k, dim=1).indices
+
+
+def centred_kernel_alignment(student: Tensor, teacher: Tensor) -> float:
+    """Linear CKA of (N, Ds) and (N, Dt): do they tell the same images apart alike? At most 1; 0 for unrelated networks.
+
+    Source: Kornblith et al., ICML 2019, arXiv:1905.00414, with the unbiased HSIC of Song et al., JMLR 2012: the plain
+    estimate calls wide random features alike when N is below their width.
+    """
+    a, b = (_hollow(z) for z in (student, teacher))
+    scale = math.sqrt(max(_hsic(a, a), 0.0)) * math.sqrt(max(_hsic(b, b), 0.0))
+    return _hsic(a, b) / scale if scale > 0 else 0.0
+
+
+def _hollow(z: Tensor) -> Tensor:
+    """Products of centred rows (N, N) in double precision, of unit mean square, with an empty diagonal."""
+    z = z.double()
+    z = z - z.mean(0)
+    z = z / z.square().mean().sqrt().clamp_min(1e-150)
+    return (z @ z.T).fill_diagonal_(0)
+
+
+def _hsic(a: Tensor, b: Tensor) -> float:
+    n = len(a)
+    rows_a, rows_b = a.sum(1), b.sum(1)
+    total = (a * b).sum() + rows_a.sum() * rows_b.sum() / ((n - 1) * (n - 2)) - 2 * (rows_a @ rows_b) / (n - 2)
+    return float(total) / (n * (n - 3))
+
+
+def effective_rank(z: Tensor) -> float:
+    """exp of the entropy of the singular values of the centred rows (N, D): 1 (a line) to min(N - 1, D); 0 for a point.
+
+    Source: Roy & Vetterli, EUSIPCO 2007; RankMe (Garrido et al., ICML 2023, arXiv:2210.02885). Differs from RankMe:
+    rows are centred, since one mean direction dominates features that end in a ReLU.
+    """
+    z = z.double()
+    values = torch.linalg.svdvals(z - z.mean(0))
+    # What centring leaves of equal rows is rounding: not a dimension.
+    values = values[values > 1e-7 * z.norm()]
+    if not len(values):
+        return 0.0
+    p = values / values.sum()
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def uniformity(z: Tensor) -> float:
+    """log of the mean over pairs of exp(-2 ||x - y||^2), x and y of unit length: 0 (one point) down to -8.
+
+    Source: Wang & Isola, ICML 2020, arXiv:2005.10242, t = 2.
+    """
+    return float(torch.pdist(F.normalize(z.double(), dim=1)).square().mul(-2).exp().mean().log())
+
+
+def spread(z: Tensor) -> float:
+    """Variance of the unit vectors about their mean: 0 (all images in one place) to 1 (directions even out)."""
+    return 1 - float(F.normalize(z.double(), dim=1).mean(0).square().sum())
