@@ -377,7 +377,7 @@ def test_download_prints_the_paths(publish, capsys):
 
 
 def test_the_zoo_answers_without_numpy_or_torch():
-    code = "import sys; from ssl_kd import zoo; zoo.list_table(); sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys; from ssl_kd.checkpoints import zoo; zoo.list_table(); sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
