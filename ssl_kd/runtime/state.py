@@ -46,7 +46,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
 
     def write(file: Any) -> None:
-        digested = _Digested(file)
+        digested: Any = _Digested(file)
         torch.save(dict(state), digested)
         file.seek(digested.length - len(_NO_COMMENT))
         file.write(_LENGTH + _LABEL + digested.digest.hexdigest().encode())
