@@ -60,7 +60,7 @@ def flattened(features: Features) -> Tensor:
 def unflattened(rows: Tensor, layout: Layout, device: torch.device | str = "cpu") -> Features:
     """The inverse of `flattened`."""
     pieces = torch.split(rows.to(device), [width for _, _, width in layout], dim=1)
-    parts = {name: piece.unflatten(1, shape) for (name, shape, _), piece in zip(layout, pieces, strict=True)}
+    parts = {name: torch.unflatten(piece, 1, shape) for (name, shape, _), piece in zip(layout, pieces, strict=True)}
     return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
