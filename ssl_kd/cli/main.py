@@ -167,7 +167,7 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
 
 def zoo(argv: Sequence[str]) -> int:
     """List, show and download published teachers."""
-    from ssl_kd.checkpoints.zoo import main
+    from ssl_kd.cli.zoo import main
 
     return main(list(argv))
 
@@ -200,7 +200,10 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    return guarded(_chosen, sys.argv[1:] if argv is None else list(argv), "ssl-kd")
+
+
+def _chosen(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2

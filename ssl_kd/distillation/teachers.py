@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.data.loader import ViewLoader
+from ssl_kd.data.sources.base import content_key
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
 from ssl_kd.distillation.target_cache import Layout, TargetCache, flattened, unflattened
 from ssl_kd.errors import must_be
@@ -83,7 +84,8 @@ class TeacherGroup:
     def open_stores(self, folder: Path, precision: str) -> None:
         """Keep the words on replayed views under a digest of everything that decides them."""
         loader = self.loader
-        views = (loader.recipes, loader.size, loader.seed, loader.images.digest)
+        content = content_key(getattr(loader.images, "whole", loader.images))  # a part knows its pictures by number
+        views = (loader.recipes, loader.size, loader.seed, loader.images.digest, content)
         for name, teacher in self.teachers.items():
             encoder = teacher.encoder
             pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)

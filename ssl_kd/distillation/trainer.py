@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from ssl_kd.checkpoints.saving import save_module, save_student
+from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.distillation.arguments import merge
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.model_card import card, provenance
@@ -32,12 +33,13 @@ from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts, prepare
 from ssl_kd.distillation.step import Bad, Stepper
-from ssl_kd.distillation.target_cache import TargetCache
-from ssl_kd.errors import NonFinite, UserError, one_line
+from ssl_kd.distillation.target_cache import TARGETS, TargetCache
+from ssl_kd.errors import ImagesError, NonFinite, UserError, one_line
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import atomic_text
+from ssl_kd.runtime.ownership import require_ours
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import BEGIN_ANEW, BEST, LAST, STUDENT, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
@@ -97,6 +99,8 @@ def fill_targets(
 def _trainer(config: DistillConfig, teacher, student, images) -> Iterator[_Trainer]:
     """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
     parts = prepare(config, teacher, student, images)
+    if config.targets:
+        require_ours(Path(config.targets), TARGETS)
     run = RunDir(
         config.out,
         parts.settings,
@@ -112,9 +116,22 @@ def _trainer(config: DistillConfig, teacher, student, images) -> Iterator[_Train
         )
         loop = _Trainer(fabric, precision, config, run, parts, saved)
         del saved  # the loop lets go of it once it has taken it up
-        yield loop
+        try:
+            _try_again(run.kept_unreadable(), parts.loader.images, parts.held)
+            yield loop
+        except ImagesError:
+            run.keep_unreadable(run.kept_unreadable() | parts.loader.images.unreadable)
+            raise
     finally:
         run.close()
+
+
+def _try_again(unreadable: Mapping[str, str], *sources: ImageSource | None) -> None:
+    """Read the images at which an earlier process stopped; ImagesError where there are still too many of them."""
+    for source in sources if unreadable else ():
+        for i, name in enumerate(source.ids if source else ()):
+            if name in unreadable and source:
+                source.read(i)
 
 
 class _Trainer:
@@ -236,6 +253,8 @@ class _Trainer:
     def fill(self) -> dict[str, TargetCache]:
         """Ask the teachers about every view that will be replayed, without training."""
         self._saved = None
+        for store in self.teacher_group.stores.values():
+            store.recheck()
         if self.teacher_group.is_complete():
             return self.teacher_group.stores
         count = len(self.loader.images) * self.config.replay
@@ -315,6 +334,7 @@ class _Trainer:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         self.run_folder.save(state)
+        self.run_folder.forget_unreadable()  # the state knows them now
 
     def _go_on(self) -> None:
         """Take up the saved state, if there is one; nothing of it stays in memory beside what it went into."""

@@ -5,10 +5,12 @@ mistakes in one line, exit codes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -16,18 +18,79 @@ from ssl_kd.errors import UserError, nearest
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
-    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130."""
-    try:
-        return run(argv)
-    except UserError as error:
-        print(f"{name}: {_joined(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"{name}: {_joined(error) or 'stopped'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130.
+
+    A standard output that is full is a mistake of that kind. One whose reader has left ends the command in silence, with
+    exit code 1. One that was closed from the beginning, and what standard error does not take, ends nothing.
+    """
+    with _streams():
+        try:
+            try:
+                return run(argv)
+            finally:
+                sys.stdout.flush()  # now: at the interpreter's end it would be a traceback
+        except UserError as error:
+            print(f"{name}: {_joined(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as error:
+            print(f"{name}: {_joined(error) or 'stopped'}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            return 1
+
+
+class _Output:
+    """A stream of text: what its encoding lacks is spelt out, and what cannot be written is one line, or is dropped."""
+
+    def __init__(self, stream: Any, drops: bool):
+        self._stream, self._drops = stream, drops
+
+    def write(self, text: str) -> int:
+        """Write text; UserError, or nothing, where it cannot be."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:
+            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except OSError as error:
+            self._failed(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what is held back, likewise."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        with contextlib.suppress(OSError, ValueError):  # whatever is held back would be tried again at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if self._drops:
+            return
+        if isinstance(error, BrokenPipeError):
+            raise error
+        raise UserError(f"standard output could not be written ({error.strerror}); the command was ended") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Standard output and error that say in one line, or in silence, what they cannot write."""
+    before = sys.stdout, sys.stderr
+    with contextlib.ExitStack() as opened:
+
+        def there(stream: Any) -> Any:  # None if the descriptor was closed when Python began
+            return opened.enter_context(open(os.devnull, "w")) if stream is None else stream
+
+        sys.stdout, sys.stderr = _Output(there(before[0]), drops=False), _Output(there(before[1]), drops=True)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def _joined(error: BaseException) -> str:
