@@ -81,6 +81,8 @@ class KNN:
 
     quiet: bool = True
 
+    name = "knn"
+
     def __call__(self, train: FeatureBank, test: FeatureBank, own: np.ndarray | None = None) -> Scores:
         """Return top-1, mean per class and top-5 for each k, with intervals and the guesses behind them.
 

@@ -29,9 +29,9 @@ from ssl_kd.runtime.files import probe
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank
-from ..versions import READERS, programs
 from .extract import bank_key, embed
 from .shelf import Shelf, State, Sums, again_readable, sums
+from .versions import READERS, programs
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
