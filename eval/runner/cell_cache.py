@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from ssl_kd.runtime.files import atomically, probe
 
+from ..banks import DAMAGED
 from ..metrics import Score, Scores
 
 
@@ -73,7 +73,7 @@ def load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | 
             predicted = {k: stored[f"predicted{i}"] for i, k in enumerate(head["ks"])}
             each = {(metric, k): stored[f"each{i}"] for i, (metric, k) in enumerate(head["each"])}
             arrays = stored["classes"], stored["labels"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except DAMAGED:
         return None  # no cell of ours: computed again and written anew
     scores = Scores(
         head["evaluator"],
