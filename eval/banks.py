@@ -7,29 +7,42 @@ who brings `.npy` or `.npz` files. Features are stored as the network gave them:
 from __future__ import annotations
 
 import hashlib
+import struct
+import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.runtime.files import atomically, probe
 
-if TYPE_CHECKING:
-    pass
-
-
-if TYPE_CHECKING:
-    pass
-
+# What numpy and zipfile raise for bytes that changed: of a method, a version or a length that is none, of a text that is no array's head
+DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 ROWS = 8192  # rows looked at in one go, so that a memory-mapped bank is never copied whole
+NAME = 256  # characters of a class name
 LONGEST = 1e15  # a row's length up to which float32 can hold its square, and sums of such squares over many rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureBank:
     """Features (N, D) float, labels (N,) of any kind or None, and the name of each row; `key` names its making.
 
@@ -63,6 +76,13 @@ class FeatureBank:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __repr__(self) -> str:
+        labels = "no labels" if self.labels is None else f"labels {self.labels.dtype} {self.labels.shape}"
+        held = "" if self.held is None else f", {int(self.held.sum()):,} held out"
+        ids = f"{len(self.ids):,} ids" if len(self.ids) else "no ids"
+        size = f"{len(self):,} x {self.width} {self.features.dtype}"
+        return f"FeatureBank({size}, {labels}, {ids}{held}, key={self.key!r})"
+
     @property
     def width(self) -> int:
         """D, the numbers per row."""
@@ -91,7 +111,8 @@ class FeatureBank:
             parts["labels"] = self.labels
         if self.held is not None:
             parts["held"] = self.held
-        atomically(path, lambda file: np.savez(file, allow_pickle=False, **parts))
+        check = np.array(_checksum(parts))  # first: a damaged index hides what comes behind the damage
+        atomically(path, lambda file: np.savez(file, allow_pickle=False, check=check, **parts))
         return path
 
 
@@ -109,21 +130,52 @@ def as_array(name: str, part: Any) -> np.ndarray:
 
 
 def as_labels(labels: Any) -> np.ndarray:
-    """Return labels as an array; UserError unless there is one per row, all numbers or all strings, none of them NaN."""
-    found = as_array("labels", labels)
+    """Return labels as an array; UserError unless there is one per row, all numbers or all strings, none of them NaN.
+
+    Names are compared as text: bytes are read as UTF-8, the two Unicode forms of a letter are one (NFC), and a name of
+    more than 256 characters is cut and told apart by a digest, since an array gives every row the longest one's room.
+    """
+    found = as_array("labels", _short(labels))
     if isinstance(labels, list | tuple) and found.ndim == 1 and len({isinstance(one, str) for one in labels}) > 1:
         raise UserError("labels: some are strings and some are not; all must be of one kind")
     if found.dtype.kind == "O" and found.ndim == 1:
         kinds = {isinstance(one, str) for one in found.tolist()}
         if len(kinds) < 2 and not any(one is None for one in found.tolist()):
-            found = as_array("labels", found.tolist())
+            found = as_array("labels", _short(found.tolist()))
     if found.ndim < 1 or found.dtype.kind not in "biufUS":
         raise UserError(
             f"labels: expected one number or string per row, all of one kind, got {found.dtype} of shape {found.shape}"
         )
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise UserError("labels: some are not finite; leave those rows out")
-    return found
+    return _as_text(found) if found.dtype.kind in "US" and found.ndim == 1 else found
+
+
+def _short(labels: Any) -> Any:
+    """Return a list of labels with its over-long names cut; anything else as it is."""
+    if not isinstance(labels, list | tuple) or not any(
+        isinstance(one, str | bytes) and len(one) > NAME for one in labels
+    ):
+        return labels
+    return [_cut(one) if isinstance(one, str | bytes) and len(one) > NAME else one for one in labels]
+
+
+def _cut(name: str | bytes) -> str:
+    text = name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
+    text = unicodedata.normalize("NFC", text)
+    return f"{text[: NAME - 40]}... {hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:32]}"
+
+
+def _as_text(names: np.ndarray) -> np.ndarray:
+    """Return names (N,) as text in one Unicode form; ASCII, the usual case, needs no look at each."""
+    if names.dtype.kind == "U" and (not names.size or np.ascontiguousarray(names).view(np.uint32).max() < 128):
+        return names
+    known, which = np.unique(names, return_inverse=True)
+    try:
+        texts = [one.decode() if isinstance(one, bytes) else one for one in known.tolist()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"labels: {error.object!r:.80} are bytes that are no UTF-8; give names as text") from None
+    return np.array([unicodedata.normalize("NFC", one) for one in texts], np.str_)[which]
 
 
 def as_held(held: Any) -> np.ndarray:
@@ -146,6 +198,7 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
     """Read a bank: our `.npz`, or features in `.npy` (memory-mapped) with labels in a second `.npy`.
 
     A foreign `.npz` needs an array `features` (N, D) and may have `labels`, `ids` and `held`. Pickled arrays are refused.
+    What `save` wrote is compared with its checksum. Raises UserError for a file that is none, or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -158,8 +211,10 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 parts = {name: stored[name] for name in stored.files}
             key = str(parts.get("key", path.name))
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: not a feature file ({error}); expected .npz or .npy of plain numbers") from error
+    if "check" in parts and str(parts.pop("check")) != _checksum(parts):
+        raise UserError(f"{path}: damaged: its checksum does not fit what is in it; write it anew")
     if "features" not in parts:
         raise UserError(f"{path}: no array named 'features', only {', '.join(parts) or 'nothing'}")
     if labels is not None:
@@ -168,10 +223,21 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
     return FeatureBank(parts["features"], parts.get("labels"), ids, key, parts.get("held"))
 
 
+def _checksum(parts: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of named arrays: names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        array = np.asarray(part)
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        for rows in blocks(len(array)) if array.ndim else [...]:
+            total.update(np.ascontiguousarray(array[rows]).tobytes())
+    return total.hexdigest()
+
+
 def _load_labels(path: Path) -> np.ndarray:
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: not a file of labels ({error}); expected .npy of numbers or words") from error
     if not isinstance(found, np.ndarray):
         found.close()

@@ -1,38 +1,45 @@
 """Evaluate encoders x tasks x evaluators, cell by cell: `python -m eval CONFIG.yaml`, `ssl-kd eval`, or from Python.
 
 A finished cell is kept in `out/cells` under a key of everything that decides it (weights, preprocessing, images,
-labels, protocol), so that an interrupted or extended evaluation computes only what is missing and nothing stale.
+labels, protocol, the programs' versions), so that an interrupted or extended evaluation computes only what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.runtime.files import atomically, probe
 
-from .evaluators.registry import indexed, split_evaluator
+from .evaluators.choices import Choice, choices, described
 from .results import Results
 from .runner.build import open_encoders, open_task
 from .runner.cells import Bench, Job, Settings, plan
-from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of
+from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of, title_of
+from .runner.own_features import OwnFeatures, own_features
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
     from .datasets.tasks import Task
+    from .runner.cells import Row
 
 
 def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
-    """Run what a configuration describes and write its results into `config.out`. UserError for bad input."""
+    """Run what a configuration describes and write its results into `config.out`. UserError for bad input.
+
+    From Python, `tasks` may hold Task objects and `evaluators` whatever `evaluate_encoders` takes, beside the names.
+    """
     check(config)
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
-    wanted = _wanted(config.evaluators, config.index)
+    wanted = choices(config.evaluators, config.index)
+    if config.workers > 1:
+        _check_names(wanted, task_list)
     _check_machine(config.device, config.engine)
-    tasks = {task.title: open_task(task, config.max_unreadable) for task in task_list}
+    tasks = {title_of(task): open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
     settings = Settings(
         config.batch_size,
@@ -48,34 +55,56 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         tuple(config.maps),
     )
     _make_folders(settings)
-    bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings)
+    bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings, wanted)
     jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
     if config.workers > 1:
         from .runner.workers import work
 
         work(bench, jobs, task_list, encoder_list, config.workers, config.max_unreadable)
     results = _results(bench, jobs, left_out)
+    results.save(config.out)
     if config.report:
         results = _with_report(results, bench, config, {one.title: one.source for one in encoder_list})
-    results.save(config.out)
     return results
+
+
+def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any]) -> None:
+    """UserError for objects where other processes would have to make them from their names."""
+    objects = [choice.title for choice in wanted if choice.is_object]
+    objects += [task.name for task in tasks if not hasattr(task, "title")]
+    if objects:
+        raise UserError(f"workers: {objects[0]} is an object from Python, which stays in this process; take workers: 1")
 
 
 def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Mapping[str, str]) -> Results:
     """Write report.html, and return the results with what only it shows."""
-    import yaml
-
     from .extraction.latency import latencies
     from .report.html import page
     from .report.training_curves import read_curves
 
+    networks = {name: row for name, row in bench.encoders.items() if not isinstance(row, OwnFeatures)}
     curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
-    results = replace(results, curves=curves, latencies=latencies(bench.encoders, config.device))
-    settings = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    text = page(results, settings, f"Evaluation: {Path(config.out).name}")
+    results = replace(results, curves=curves, latencies=latencies(networks, config.device))
+    text = page(results, settings_text(config), f"Evaluation: {Path(config.out).name}")
     content = text.encode(errors="backslashreplace")  # a class folder's name need not be UTF-8
     atomically(Path(config.out) / "report.html", lambda file: file.write(content))
     return results
+
+
+def settings_text(config: EvalConfig) -> str:
+    """Return a configuration as YAML; an object from Python stands there as what it is, in words."""
+    import yaml
+
+    settings = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+    return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, str | int | float | None) else described(value)[0]
 
 
 def _check_machine(device: str, engine: str) -> None:
@@ -86,20 +115,23 @@ def _check_machine(device: str, engine: str) -> None:
 
 
 def evaluate_encoders(
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, Encoder | Mapping[str, Any]],
     tasks: Sequence[Task],
-    evaluators: Sequence[str] = ("knn", "linear"),
+    evaluators: Sequence[Any] = ("knn", "linear"),
     reference: str = "",
     quiet: bool = False,
     out: str | Path | None = None,
     ood: Sequence[tuple[str, str]] = (),
     **settings: Any,
 ) -> Results:
-    """Do the same from Python: encoders by name, tasks, and names of evaluators such as "knn" or "linear/quick-lbfgs".
+    """Do the same from Python, with objects where a configuration has names.
 
-    `reference` defaults to the first encoder. With `out`, results are kept there, and cells too, but for modules from
-    Python, whose code has no digest. `ood` are pairs of tasks' names, inside and outside. Other settings are the fields
-    of Settings (batch_size, threads, device, ...), with `features` the folder of a feature cache.
+    `encoders`: by name an Encoder, or own features by task (see eval/runner/own_features.py). `evaluators`: names such as
+    "knn" or "linear/quick-lbfgs", protocols of your own, pairs (kind, protocol), or objects called as
+    (train, test) -> Scores (see eval/evaluators/choices.py). `reference` defaults to the first encoder. With `out`,
+    results are kept there, and cells too, but for what has no digest of its code: modules and evaluators of your own.
+    `ood` are pairs of tasks' names, inside and outside. Other settings are the fields of Settings (batch_size,
+    threads, device, ...), with `features` the folder of a feature cache.
     """
     named = {task.name: task for task in tasks}
     if not encoders or not named or not (evaluators or ood):
@@ -113,19 +145,28 @@ def evaluate_encoders(
         settings["features"] = Path(settings["features"])
     how = Settings(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
     check_settings(how)
-    pairs, wanted = pairs_of(ood, list(named)), _wanted(evaluators)
+    pairs, wanted = pairs_of(ood, list(named)), choices(evaluators)
     _check_machine(how.device, how.engine)
+    rows = {name: _row(name, given) for name, given in encoders.items()}
     _make_folders(how)
-    bench = Bench(encoders, named, reference, how)
-    results = _results(bench, *plan(tasks, list(encoders), wanted, pairs))
+    bench = Bench(rows, named, reference, how, wanted)
+    results = _results(bench, *plan(tasks, list(rows), wanted, pairs))
     if out is not None:
         results.save(out)
     return results
 
 
-def _wanted(evaluators: Sequence[str], index: str = "") -> list[tuple[str, str]]:
-    """Return kinds and protocols, each once however it is spelt: knn is knn/dino."""
-    return list(dict.fromkeys(indexed([split_evaluator(name) for name in evaluators], index)))
+def _row(name: str, given: Encoder | Mapping[str, Any]) -> Row:
+    from ssl_kd.models.encoder import Encoder
+
+    if isinstance(given, Encoder | OwnFeatures):
+        return given
+    if isinstance(given, Mapping):
+        return own_features(name, given)
+    raise UserError(
+        f"encoder {name}: expected an Encoder (Encoder.from_module wraps a network) or features by task, got "
+        f"{type(given).__name__}"
+    )
 
 
 def _make_folders(settings: Settings) -> None:
@@ -155,20 +196,26 @@ def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Resu
     if not cells:
         raise UserError(f"nothing to do: {'; '.join(left_out)}")
     known = facts(bench.encoders, bench.tasks.values())
+    known |= {f"evaluator {one.title}": one.record for one in bench.own.values()}
     known["features"] = f"{settings.precision}, engine {settings.engine}"
+    known["programs"] = "; ".join(dict.fromkeys(cell.programs for cell in cells))
     return Results(tuple(cells), bench.reference, known, tuple(looks), tuple(left_out))
 
 
-def facts(encoders: Mapping[str, Encoder], tasks: Any) -> dict[str, str]:
-    """Return what a reader needs to know that these are the same networks, images and programs."""
+def facts(encoders: Mapping[str, Row], tasks: Iterable[Task]) -> dict[str, str]:
+    """Return what a reader needs to know that these are the same networks, images and machine."""
     import platform
-    from importlib.metadata import version
 
-    found = {f"encoder {name}": f"{e.arch}, {e.origin}, weights {e.digest[:16]}" for name, e in encoders.items()}
+    found = {f"encoder {name}": _told(row) for name, row in encoders.items()}
     found |= {
         f"task {task.name}": f"{len(task.train.images):,} train, {len(task.test.images):,} test, digest {task.digest[:16]}"
         for task in tasks
     }
-    found["programs"] = ", ".join(f"{name} {version(name)}" for name in ("ssl-kd", "torch", "faiss-cpu", "numpy"))
     found["machine"] = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     return found
+
+
+def _told(row: Row) -> str:
+    if isinstance(row, OwnFeatures):
+        return "own features, " + ", ".join(f"{task} digest {digest[:16]}" for task, digest in row.digests.items())
+    return f"{row.arch}, {row.origin}, weights {row.digest[:16]}"

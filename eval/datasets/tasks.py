@@ -23,6 +23,7 @@ from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.errors import ImagesError, UserError
 
+from ..banks import as_labels
 from .literature import TASKS, usual_metric
 
 TEST_FOLDERS = ("test", "val", "validation", "valid")
@@ -167,7 +168,7 @@ def by_class_folder(images: ImageSource) -> Split:
     names = [str(i).split("/", 1) for i in images.ids]
     if loose := next((parts[0] for parts in names if len(parts) == 1), None):
         raise UserError(f"{images.name}: {loose} lies in no class folder; expected <class>/<file> for every image")
-    return Split(images, np.array([parts[0] for parts in names]))
+    return Split(images, as_labels([parts[0] for parts in names]))
 
 
 def _holds(path: str, name: str, max_unreadable: float) -> bool:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from ..banks import blocks
 from .knn import Search, unit_rows, without
 
 TRAINED = 1 << 29  # bytes of rows that an index learns from: 350,000 rows of 384 numbers
+CHUNK = 1 << 22  # bytes of a file that are read at a time to check them
 SAMPLED = 256  # queries whose exact neighbours are looked up, to know how many an index finds
 
 
@@ -148,7 +149,7 @@ def _read(path: Path | None, bank: np.ndarray) -> Any:
     """Return what was kept, None when there is nothing or nothing that fits."""
     import faiss
 
-    if path is None or not path.is_file():
+    if path is None or not _is_whole(path):
         return None
     try:
         index = faiss.read_index(str(path))
@@ -162,4 +163,29 @@ def _write(index: Any, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = faiss.PyCallbackIOWriter  # type: ignore[attr-defined]
-    atomically(path, lambda file: faiss.write_index(index, writer(file.write)))
+    digest = hashlib.sha256(path.name.encode())
+
+    def write(file: IO[bytes]) -> None:
+        def put(data: bytes) -> int:
+            digest.update(data)
+            return file.write(data)
+
+        faiss.write_index(index, writer(put))
+        file.write(digest.digest())
+
+    atomically(path, write)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file ends in the SHA-256 of its own name and all before it: nothing changed, nothing swapped."""
+    digest = hashlib.sha256(path.name.encode())
+    try:
+        with path.open("rb") as file:
+            left = file.seek(0, 2) - 32
+            file.seek(0)
+            while left > 0 and (data := file.read(min(left, CHUNK))):
+                digest.update(data)
+                left -= len(data)
+            return not left and file.read() == digest.digest()
+    except OSError:
+        return False

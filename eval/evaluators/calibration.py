@@ -11,7 +11,7 @@ import numpy as np
 
 from ..banks import FeatureBank
 from ..metrics import DRAWS, Score, Scores, mean_score
-from .linear_probe import LinearProbe
+from .linear_probe import LinearProbe, Protocol, linear_protocol
 
 BINS = 15
 FOLDS = 5
@@ -22,12 +22,14 @@ class Calibration:
     """Evaluator: expected calibration error (15 bins), negative log-likelihood and Brier score of a probe's softmax.
 
     The scaled ones divide the logits by one temperature, fitted on the other folds of a 5-fold split of the test rows
-    (the protocol of ssl-transfer). Lower is better for all but accuracy. `protocol` names a linear protocol.
+    (the protocol of ssl-transfer). Lower is better for all but accuracy. `protocol` is a linear one, or its name.
     """
 
-    protocol: str = "simclr-lbfgs"
+    protocol: str | Protocol = "simclr-lbfgs"
     seed: int = 0
     device: str = "cpu"
+
+    name = "calibration"
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return ece, nll, brier, their scaled versions and top1; `details` hold the temperatures and the bins."""
@@ -46,7 +48,7 @@ class Calibration:
                 rows.append(mean_score(name, parts))
         return Scores(
             "calibration",
-            self.protocol,
+            linear_protocol(self.protocol).name,
             (*rows, scores.score("top1")),
             scores.classes,
             labels,

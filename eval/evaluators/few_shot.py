@@ -53,6 +53,8 @@ class FewShot:
     protocol: str | FewShotProtocol = "shots"
     seed: int = 0
 
+    name = "fewshot"
+
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return one accuracy per size; `each` holds for every test row the share of draws that guessed it right."""
         protocol, banks = fewshot_protocol(self.protocol), match(train, test)

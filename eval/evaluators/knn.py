@@ -81,6 +81,8 @@ class KNN:
 
     quiet: bool = True
 
+    name = "knn"
+
     def __call__(self, train: FeatureBank, test: FeatureBank, own: np.ndarray | None = None) -> Scores:
         """Return top-1, mean per class and top-5 for each k, with intervals and the guesses behind them.
 
@@ -242,9 +244,10 @@ def ranked_votes(
     for part in blocks(len(index), max(1, VOTE_CELLS // max(classes, ks[-1]))):
         weights, voters = _weights(similarity[part], protocol), labels[index[part]]
         cells = np.arange(len(voters))[:, None] * classes + voters
-        table, seen = np.zeros(len(voters) * classes), 0
         for k in ks:
-            table += np.bincount(cells[:, seen:k].ravel(), weights[:, seen:k].ravel(), minlength=len(table))
+            # always from the nearest on, one by one: equal votes then give equal sums, whatever other k is asked
+            size = len(voters) * classes
+            table = np.bincount(cells[:, :k].ravel(), weights[:, :k].ravel(), minlength=size)
             # looked up at the neighbours, not over the classes: argmax meets the nearest of the tied first
             standing = table[cells[:, :k]]
             for place in range(ranked[k].shape[1]):
@@ -253,7 +256,6 @@ def ranked_votes(
                 guess = np.take_along_axis(voters, first, 1)
                 ranked[k][part, place] = np.where(left, guess, -1)[:, 0]
                 standing[voters[:, :k] == guess] = -1
-            seen = k
     return ranked
 
 

@@ -100,6 +100,8 @@ class LinearProbe:
     device: str = "cpu"
     quiet: bool = True
 
+    name = "linear"
+
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return top-1, mean per class and top-5 with intervals; `details` hold the strength and the whole sweep."""
         return self._run(train, test)[0]

@@ -32,6 +32,8 @@ class MultiLabelProbe:
     device: str = "cpu"
     quiet: bool = True
 
+    name = "linear"
+
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return the 11-point mAP; `details` hold each class's average precision, the strength and the sweep."""
         protocol, y, y_test = multilabel_protocol(self.protocol), *_checked(train, test)
@@ -73,6 +75,8 @@ def multilabel_protocol(protocol: str | LinearProtocol) -> LinearProtocol:
     """Return an L-BFGS protocol by name; the others have no form for several labels."""
     if isinstance(protocol, str):
         return LBFGS_PROTOCOLS[one_of("a linear protocol for several labels per image", protocol, LBFGS_PROTOCOLS)]
+    if not isinstance(protocol, LinearProtocol):
+        raise UserError(f"{protocol.name}: no linear protocol for several labels per image; take one by L-BFGS")
     return protocol
 
 

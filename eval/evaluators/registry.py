@@ -139,7 +139,7 @@ def _robustness(protocol: Any, given: Given) -> Callable[..., Scores]:
 def _calibration(protocol: Any, given: Given) -> Callable[..., Scores]:
     from .calibration import Calibration
 
-    return Calibration(protocol.name, given.seed, given.device)
+    return Calibration(protocol, given.seed, given.device)
 
 
 EVALUATORS: dict[str, Kind] = {
@@ -168,19 +168,6 @@ def _ood(protocol: Any, given: Given) -> Callable[..., Scores]:
 
 OOD = "ood"  # judged on pairs of tasks, so it is no choice among EVALUATORS: see EvalConfig.ood
 KINDS = {**EVALUATORS, OOD: Kind("knn50", _ood_protocol, _ood)}
-
-
-def unfit(kind: str, protocol: str, several: bool) -> str:
-    """Return why an evaluator cannot judge a task, in words; empty when it can."""
-    if not several:
-        return ""
-    if KINDS[kind].several is None:
-        return "it needs one class per image"
-    try:
-        KINDS[kind].several(protocol)  # type: ignore[misc]
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def split_evaluator(name: str) -> tuple[str, str]:

@@ -66,6 +66,8 @@ class Retrieval:
     quiet: bool = True
     folder: Path | None = None
 
+    name = "retrieval"
+
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return every figure with its interval; given one bank twice, no row finds itself."""
         protocol, banks = retrieval_protocol(self.protocol), match(train, test)
@@ -199,6 +201,10 @@ class Agreement:
     """Evaluator: how much of a reference's neighbourhoods an encoder keeps; needs both encoders' banks, no labels."""
 
     ks: tuple[int, ...] = (1, 10, 100)
+
+    name = "agreement"
+    protocol = "neighbours"
+    paired = True
 
     def __call__(
         self, train: FeatureBank, test: FeatureBank, reference_train: FeatureBank, reference_test: FeatureBank

@@ -54,6 +54,8 @@ class Robustness:
     probe: str = "quick-lbfgs"
     seed: int = 0
 
+    name = "robustness"
+
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return one accuracy per level and classifier, "linear, 40 % noise" and so on."""
         damage, banks = damage_protocol(self.protocol), match(train, test)

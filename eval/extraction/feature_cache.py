@@ -5,36 +5,39 @@
     banks = store.banks(encoder, images, labels, features=("cls", "pool"))   # several features, one pass
 
 A bank lies in a folder named by everything that decides it: weights, feature, preprocessing, precision, engine, storage
-type and images. A change of any of them is another folder, so nothing stale is ever read. Rows are appended to a
-memory-mapped file; `state.json` says how many are good, and an interrupted extraction goes on from there.
+type, the images' `content_key` and the versions of the programs that read and embed them. A change of any of them is
+another folder. Rows are appended to memory-mapped files (`shelf.py`), whose checksums are compared before they are
+served; an interrupted extraction goes on where its last good note stands. Images that could not be read are tried again
+before a bank without them is served: if one can be read by now, the bank is made anew.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.runtime.files import atomically, probe, reserve
+from ssl_kd.runtime.files import probe
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank
 from .extract import bank_key, embed
+from .shelf import Shelf, State, Sums, again_readable, sums
+from .versions import READERS, programs
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
 SAVE_EVERY = 10.0  # seconds between notes of progress: what an interruption may cost
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -82,88 +85,75 @@ class FeatureStore:
             name: self._shelf(encoder, images, precision, name, engine) for name in features or (encoder.feature,)
         }
         with _locked([shelf.folder for shelf in shelves.values()]):
-            if open_ := {name: shelf for name, shelf in shelves.items() if not shelf.state["done"]}:
+            states = {name: (shelf, _standing(shelf, images)) for name, shelf in shelves.items()}
+            if open_ := {name: pair for name, pair in states.items() if not pair[1].done}:
                 _fill(open_, encoder, images, precision, quiet, title, {**settings, "engine": engine})
-        return {name: shelf.bank(images, labels) for name, shelf in shelves.items()}
+        return {name: _served(shelf, images, labels) for name, shelf in shelves.items()}
 
     def parity(
         self, encoder: Encoder, images: Any, precision: str = "32-true", engine: str = "folded"
     ) -> dict[str, float]:
         """Return least cosine and largest relative error to the eager float32 network, on the first images extracted."""
-        return self._shelf(encoder, images, precision, encoder.feature, engine).state["parity"]
+        return self._shelf(encoder, images, precision, encoder.feature, engine).state.parity
 
     def rate(self, encoder: Encoder, images: Any, precision: str = "32-true", engine: str = "folded") -> float:
         """Return images per second when the encoder's own bank was extracted (0 when it is not there)."""
         state = self._shelf(encoder, images, precision, encoder.feature, engine).state
-        return state["images"] / state["seconds"] if state["seconds"] else 0.0
+        return state.images / state.seconds if state.seconds else 0.0
 
-    def _shelf(self, encoder: Encoder, images: Any, precision: str, feature: str, engine: str) -> _Shelf:
-        parts = f"{VERSION} {self.dtype} {bank_key(encoder, images, precision, feature, engine)}"
+    def _shelf(self, encoder: Encoder, images: Any, precision: str, feature: str, engine: str) -> Shelf:
+        made_by = programs(READERS, engine)
+        parts = f"{VERSION} {made_by} {self.dtype} {bank_key(encoder, images, precision, feature, engine)}"
         key = hashlib.sha256(parts.encode()).hexdigest()[:24]
-        return _Shelf(Path(self.folder) / key, key, len(images), encoder.width(feature), self.dtype)
+        return Shelf(Path(self.folder) / key, key, len(images), encoder.width(feature), self.dtype)
 
 
-@dataclass(frozen=True)
-class _Shelf:
-    """The files of one bank: features.npy (N, D), kept.npy (N,) the images' numbers, state.json."""
+def _standing(shelf: Shelf, images: Any) -> State:
+    """Return how far a bank is, all its rows proved; nothing where a picture that it lacks can be read by now."""
+    state = shelf.checked()
+    return State(shelf.key) if state.images and again_readable(images, shelf.missing(state)) else state
 
-    folder: Path
-    key: str
-    rows: int
-    width: int
-    dtype: str
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """How far it is: images seen, rows written, seconds spent, done, the engine's parity. Damaged files: nothing."""
-        nothing = {"images": 0, "rows": 0, "seconds": 0.0, "done": False, "parity": {}}
-        try:
-            state = json.loads((self.folder / "state.json").read_text())
-            features, kept = self.open("r")
-        except (OSError, ValueError, EOFError):
-            return nothing
-        fits = features.shape == (self.rows, self.width) and features.dtype == self.dtype and kept.shape == (self.rows,)
-        return {**nothing, **state} if fits else nothing
+def _served(shelf: Shelf, images: Any, labels: np.ndarray | None) -> FeatureBank:
+    rows = shelf.state.rows
+    if not rows:
+        raise UserError(f"{images.name}: none of {len(images)} images could be read")
+    features, kept = shelf.open("r")
+    numbers = np.asarray(kept[:rows])
+    ids = [str(images.ids[i]) for i in numbers.tolist()]
+    return FeatureBank(features[:rows], None if labels is None else np.asarray(labels)[numbers], ids, shelf.key)
 
-    def open(self, mode: Literal["r", "r+", "w+"]) -> tuple[np.memmap, np.memmap]:
-        new, paths = mode == "w+", (self.folder / "features.npy", self.folder / "kept.npy")
-        features = np.lib.format.open_memmap(
-            paths[0], mode, np.dtype(self.dtype), (self.rows, self.width) if new else None
-        )
-        kept = np.lib.format.open_memmap(paths[1], mode, np.dtype("int64"), (self.rows,) if new else None)
-        if new:
-            self._take_room(paths)
-        return features, kept
 
-    def _take_room(self, paths: Sequence[Path]) -> None:
-        """A disk that fills up later would kill the writer of a mapped file with holes; leave none and say so now."""
-        try:
-            for path in paths:
-                with path.open("r+b") as file:
-                    reserve(file, path.stat().st_size)
-        except OSError as error:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            raise UserError(
-                f"features: {self.rows:,} rows of {self.width} numbers cannot be kept in {self.folder} "
-                f"({error.strerror or error}); free some space or choose another folder"
-            ) from error
+@dataclass
+class _Writer:
+    """One bank being filled: its mapped files, where it stood, and the checksums of the rows so far."""
 
-    def note(self, **state: Any) -> None:
-        atomically(self.folder / "state.json", lambda file: file.write(json.dumps(state).encode()))
+    shelf: Shelf
+    before: State
+    sums: Sums = (0, 0)
 
-    def bank(self, images: Any, labels: np.ndarray | None) -> FeatureBank:
-        rows = self.state["rows"]
-        features, kept = self.open("r")
-        numbers = np.asarray(kept[:rows])
-        if not rows:
-            raise UserError(f"{images.name}: none of {len(images)} images could be read")
-        ids = [str(images.ids[i]) for i in numbers.tolist()]
-        return FeatureBank(features[:rows], None if labels is None else np.asarray(labels)[numbers], ids, self.key)
+    def begin(self, rows: int) -> None:
+        """Open the files, made anew where there is nothing, with the sums of the first `rows`."""
+        self.features, self.kept = self.shelf.open("r+" if self.before.images else "w+")
+        self.sums = sums(self.features[:rows], self.kept[:rows])
+
+    def add(self, start: int, found: np.ndarray, numbers: Sequence[int], name: str) -> None:
+        """Write the rows of some images from row `start` on."""
+        where = slice(start, start + len(numbers))
+        self.features[where] = _stored(found, self.features.dtype, name)
+        self.kept[where] = numbers
+        self.sums = sums(self.features[where], self.kept[where], self.sums)
+
+    def note(self, state: State) -> None:
+        """Bring the rows to the disk, then say so, unless another pass had come further."""
+        self.features.flush()
+        self.kept.flush()
+        if state.done or state.images > self.before.images:
+            self.shelf.note(replace(state, sums=self.sums))
 
 
 def _fill(
-    shelves: dict[str, _Shelf],
+    shelves: dict[str, tuple[Shelf, State]],
     encoder: Encoder,
     images: Any,
     precision: str,
@@ -172,28 +162,26 @@ def _fill(
     settings: dict[str, Any],
 ) -> None:
     """Go on from where the least of the shelves stands; rows that another one has already are written again, equal."""
-    states = {name: shelf.state for name, shelf in shelves.items()}
-    last = min(states, key=lambda name: states[name]["images"])
-    seen, rows, before = (states[last][part] for part in ("images", "rows", "seconds"))
-    files = {name: shelf.open("r+" if states[name]["images"] else "w+") for name, shelf in shelves.items()}
+    writers = {name: _Writer(*pair) for name, pair in shelves.items()}
+    last = min((state for _, state in shelves.values()), key=lambda state: state.images)
+    seen, rows, parity = last.images, last.rows, dict(last.parity)
+    for writer in writers.values():
+        writer.begin(rows)
     began = spoke = time.monotonic()
-    parity: dict[str, float] = dict(states[last]["parity"])
+    made_by = programs(READERS, settings["engine"])
 
     def note(done: bool) -> None:
-        for name, shelf in shelves.items():
-            for file in files[name]:
-                file.flush()
-            if done or seen > states[name]["images"]:
-                shelf.note(images=seen, rows=rows, seconds=before + time.monotonic() - began, done=done, parity=parity)
+        seconds = last.seconds + time.monotonic() - began
+        for writer in writers.values():
+            writer.note(State("", seen, rows, seconds, done, parity=parity, programs=made_by))
 
     try:
         with Progress(title, len(images), "images", quiet, start=seen) as bar:
             for job, numbers, found in embed(
                 encoder, images, tuple(shelves), seen, precision=precision, title=title, parity=parity, **settings
             ):
-                for name, (features, kept) in files.items():
-                    features[rows : rows + len(numbers)] = _stored(found[name], features.dtype, name)
-                    kept[rows : rows + len(numbers)] = numbers
+                for name, writer in writers.items():
+                    writer.add(rows, found[name], numbers, name)
                 seen, rows = job.stop, rows + len(numbers)
                 bar.advance(len(job))
                 if time.monotonic() - spoke > SAVE_EVERY:
@@ -220,7 +208,12 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
     try:
         for folder in sorted(folders):
             probe(folder / "lock")
-            handle = (folder / "lock").open("w")
+            try:
+                handle = (folder / "lock").open("w")
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: could not be written ({error.strerror or error}); free some space or choose another place"
+                ) from error
             handles.append(handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

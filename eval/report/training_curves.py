@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 Curve = tuple[list[float], list[float]]  # steps, values
 Curves = dict[str, Curve]
 CLOCKS = ("step", "epoch")  # the axis, not curves of their own
+LARGEST = 1e100  # of a value or step that a chart can place: the difference of two such is a number too
+MOST = 200  # curves that are drawn, the first ones logged
 HEALTH = "health/"  # begins the keys of what training watched without labels
 
 
 def read_curves(weights: str) -> Curves:
-    """Return every number that metrics.jsonl beside a weight file holds, by key; empty where there is none.
+    """Return the numbers that metrics.jsonl beside a weight file holds, by key, of the first 200 keys; empty without it.
 
-    Lines that are no JSON objects (a killed run's last one) and values that are no finite numbers are passed over.
+    The file may be anybody's: lines that are no JSON objects (a killed run's last one) and values that are no finite
+    numbers up to 1e100 are passed over.
     """
     path = Path(weights).expanduser().parent / "metrics.jsonl"
-    if not weights or not path.is_file():
-        return {}
     curves: Curves = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        record = _record(line)
-        step = record.get("step", number)
-        for key, value in record.items():
-            if key not in CLOCKS and _is_number(value) and _is_number(step):
-                steps, values = curves.setdefault(key, ([], []))
-                steps.append(float(step))
-                values.append(float(value))
+    try:
+        if not weights or not path.is_file():
+            return {}
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file):
+                _add(curves, _record(line), number)
+    except OSError:
+        return {}
     return {key: curve for key, curve in curves.items() if len(curve[0]) > 1}
+
+
+def _add(curves: Curves, record: dict[str, Any], number: int) -> None:
+    step = record.get("step", number)
+    for key, value in record.items():
+        known = key in curves or len(curves) < MOST
+        if known and key not in CLOCKS and _is_number(value) and _is_number(step):
+            steps, values = curves.setdefault(key, ([], []))
+            steps.append(float(step))
+            values.append(float(value))
 
 
 def _record(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

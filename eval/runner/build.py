@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
     from ..datasets.tasks import Task
+    from .own_features import OwnFeatures
 
 
-def open_task(config: TaskConfig, max_unreadable: float = 0.01) -> Task:
-    """Open one task of a configuration."""
+def open_task(config: TaskConfig | Task, max_unreadable: float = 0.01) -> Task:
+    """Open one task of a configuration; one that came from Python is open."""
     from ..datasets.published import published_task
     from ..datasets.tasks import corrupted, folder_pair, folder_task
 
+    if not isinstance(config, TaskConfig):
+        return config
     plain = config.name or Path(config.path).stem
     if config.path:
         task = folder_task(config.path, plain, config.metric, max_unreadable)
@@ -35,11 +38,14 @@ def open_task(config: TaskConfig, max_unreadable: float = 0.01) -> Task:
     return corrupted(task, config.corrupt, config.severity, config.title) if config.corrupt else task
 
 
-def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder]:
-    """Load every encoder of a configuration by name; random rows are built like the one they name."""
+def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder | OwnFeatures]:
+    """Load every row of a configuration by name; random ones are built like the one they name."""
     from ssl_kd.checkpoints.loading import load_teacher
 
+    from .own_features import own_features
+
     loaded: dict[str, Encoder] = {}
+    own = {config.title: own_features(config.title, config.features) for config in configs if config.features}
     for config in configs:
         if source := config.source:
             encoder = load_teacher(source, feature=config.feature, format=config.format)
@@ -49,7 +55,7 @@ def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder]:
     for config in configs:
         if config.like:
             loaded[config.title] = random_like(loaded[config.like], config.seed)
-    return {config.title: loaded[config.title] for config in configs}
+    return {config.title: own.get(config.title) or loaded[config.title] for config in configs}
 
 
 def random_like(encoder: Encoder, seed: int = 0) -> Encoder:

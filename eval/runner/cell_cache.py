@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from ssl_kd.runtime.files import atomically, probe
 
+from ..banks import DAMAGED
 from ..metrics import Score, Scores
 
 
@@ -22,6 +23,7 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str,
     if folder is None:
         return
     head = {
+        "key": key,
         "evaluator": scores.evaluator,
         "protocol": scores.protocol,
         "rows": [asdict(row) for row in scores.rows],
@@ -40,7 +42,17 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str,
     np.savez_compressed(content, allow_pickle=False, **arrays)
     path = folder / f"{key}.npz"
     probe(path)
-    atomically(path, lambda file: file.write(content.getvalue()))
+    whole = content.getvalue()
+    atomically(path, lambda file: file.write(whole + hashlib.sha256(whole).digest()))
+
+
+def _whole(path: Path) -> bytes | None:
+    """Return a file's content if its last 32 bytes are the SHA-256 of all before them."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content[:-32] if hashlib.sha256(content[:-32]).digest() == content[-32:] else None
 
 
 def has_cell(folder: Path | None, key: str) -> bool:
@@ -49,17 +61,20 @@ def has_cell(folder: Path | None, key: str) -> bool:
 
 
 def load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | None:
-    """Return what was kept under the key; None when there is nothing, or nothing that can be read."""
-    if folder is None or not (path := folder / f"{key}.npz").is_file():
+    """Return what was kept under the key; None when there is nothing, or not to the byte what was written under it."""
+    content = None if folder is None else _whole(folder / f"{key}.npz")
+    if content is None:
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             head = json.loads(str(stored["head"]))
+            if head["key"] != key:
+                return None  # another cell's file under this name
             predicted = {k: stored[f"predicted{i}"] for i, k in enumerate(head["ks"])}
             each = {(metric, k): stored[f"each{i}"] for i, (metric, k) in enumerate(head["each"])}
             arrays = stored["classes"], stored["labels"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None  # damaged: computed again and written anew
+    except DAMAGED:
+        return None  # no cell of ours: computed again and written anew
     scores = Scores(
         head["evaluator"],
         head["protocol"],

@@ -17,19 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluators.registry import KINDS, OOD, Given, unfit
+from ssl_kd.errors import UserError
+
+from ..banks import FeatureBank
+from ..evaluators.choices import Choice, by_name
+from ..evaluators.registry import KINDS, OOD, Given
+from ..extraction.versions import programs
+from ..metrics import Scores
 from ..results import Cell
 from .cell_cache import has_cell, load_cell, save_cell
+from .own_features import OwnFeatures
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
-    from ..banks import FeatureBank
     from ..datasets.tasks import Split, Task
-    from ..metrics import Scores
+
+    Row = Encoder | OwnFeatures
+    Banks = tuple[FeatureBank, FeatureBank, float | None]  # train, test, images per second (None: not made here)
 
 PUBLISHED = "32-true"  # the precision of published protocols
-CELL_VERSION = 5  # raise it when a change of code changes figures
+CELL_VERSION = 6  # raise it when a change of code changes figures
 
 
 @dataclass(frozen=True)
@@ -75,42 +83,51 @@ class Job:
 def plan(
     tasks: Sequence[Task],
     encoders: Sequence[str],
-    evaluators: Sequence[tuple[str, str]],
+    evaluators: Sequence[Choice],
     pairs: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[Job], list[str]]:
     """Return all jobs in the order of the table, and in words those that cannot be done."""
     left_out, jobs = [], []
     for task in tasks:
         able = []
-        for kind, protocol in evaluators:
-            if why := unfit(kind, protocol, task.several):
-                left_out.append(f"{task.name}, {kind}/{protocol}: {why}")
+        for choice in evaluators:
+            if why := choice.unfit(task.several):
+                left_out.append(f"{task.name}, {choice.title}: {why}")
             else:
-                able.append((kind, protocol))
-        jobs += [Job(task.name, encoder, *one) for encoder in encoders for one in able]
+                able.append(choice)
+        jobs += [Job(task.name, encoder, one.kind, one.protocol) for encoder in encoders for one in able]
     ood = KINDS[OOD].default
     jobs += [Job(inside, encoder, OOD, ood, outside) for inside, outside in pairs for encoder in encoders]
     return jobs, left_out
 
 
 class Bench:
-    """Encoders and tasks by name, and their feature banks, made when first asked for.
+    """Rows of the table (encoders, own features) and tasks by name, and their feature banks, made when first asked for.
 
-    Of the banks held in memory only the reference's and the last encoder's on the last task stay; with a feature cache
-    they are memory-mapped files in any case.
+    `own` are the evaluators that are objects, by kind and protocol. Of the banks held in memory only the reference's and
+    the last encoder's on the last task stay; with a feature cache they are memory-mapped files in any case.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], tasks: Mapping[str, Task], reference: str, settings: Settings):
+    def __init__(
+        self,
+        encoders: Mapping[str, Row],
+        tasks: Mapping[str, Task],
+        reference: str,
+        settings: Settings,
+        own: Sequence[Choice] = (),
+    ):
         self.encoders, self.tasks, self.reference, self.settings = encoders, tasks, reference, settings
-        self.held: dict[tuple[str, str], tuple[FeatureBank, FeatureBank, float]] = {}
-        self.names = {name: (e.digest, e.feature, repr(e.preprocessing)) for name, e in encoders.items()}
+        self.own = {(choice.kind, choice.protocol): choice for choice in own if choice.is_object}
+        self.held: dict[tuple[str, str], Banks] = {}
+        self.programs = programs(engine=settings.engine)
 
     def settings_for(self, *names: str) -> Settings:
         """A module from Python is known by its weights only: were its code changed, whatever is kept would be stale."""
-        module = any(self.encoders[name].arch.startswith("module/") for name in names)
+        rows = [self.encoders[name] for name in names]
+        module = any(not isinstance(row, OwnFeatures) and row.arch.startswith("module/") for row in rows)
         return replace(self.settings, cells=None, features=None) if module else self.settings
 
-    def banks(self, task: str, encoder: str) -> tuple[FeatureBank, FeatureBank, float]:
+    def banks(self, task: str, encoder: str) -> Banks:
         """Return train bank, test bank, and the images per second that they took, whenever that was."""
         if (task, encoder) not in self.held:
             self.held = {key: banks for key, banks in self.held.items() if key == (task, self.reference)}
@@ -119,79 +136,150 @@ class Bench:
             )
         return self.held[task, encoder]
 
+    def choice(self, job: Job) -> Choice:
+        """Return the evaluator of a job, with all that decides its figures."""
+        return self.own.get((job.kind, job.protocol)) or by_name(job.kind, job.protocol)
+
     def is_kept(self, job: Job) -> bool:
         """Return whether the cell is on disk, from before or from another process."""
         return has_cell(self._folder(job), self.key(job))
 
     def cell(self, job: Job) -> Cell:
         """Return one cell, computed only if it is not kept from before."""
-        encoder, task, folder, key = self.encoders[job.encoder], self.tasks[job.task], self._folder(job), self.key(job)
+        folder, key = self._folder(job), self.key(job)
         found = load_cell(folder, key)
-        if found is None:
-            kind = KINDS[job.kind]
-            others = self._others(job)
-            train, test, rate = self.banks(job.task, job.encoder)
-            began = time.monotonic()
-            protocol = kind.find(job.protocol)
-            if task.several and kind.several:
-                protocol = kind.several(job.protocol)
-            how = self.settings
-            features = self.settings_for(*self._names(job)).features
-            judge = kind.make(protocol, Given(task.metric, how.seed, how.device, how.quiet, features))
-            scores = judge(train, test, *others)
-            if task.classes and not job.outside:
-                scores = replace(scores, classes=np.array(task.classes))
-            if self.settings.precision != PUBLISHED:
-                note = (
-                    f"features at {self.settings.precision}, which the protocol's {PUBLISHED} figures are not made at"
-                )
-                scores = replace(scores, notes=(*scores.notes, note))
-            facts: dict[str, Any] = {
-                "images_per_second": rate,
-                "parameters": encoder.parameter_count,
-                "width": train.width,
-                "seconds": time.monotonic() - began,
-            }
-            found = (scores, facts)
+        if found is None or self._readable_by_now(found[1]["missing"]):
+            found = self._computed(job)
             save_cell(folder, key, *found)
             if not self.settings.quiet:
-                tell(job, scores, task.metric)
+                tell(job, found[0], self.tasks[job.task].metric)
         scores, facts = found
-        metric = scores.headline_metric or task.metric
         return Cell(
-            job.title, job.encoder, metric, scores, facts["parameters"], facts["width"], facts["images_per_second"]
+            job.title,
+            job.encoder,
+            scores.headline_metric or self.tasks[job.task].metric,
+            scores,
+            facts["parameters"],
+            facts["width"],
+            facts["images_per_second"],
+            facts["programs"],
         )
+
+    def _computed(self, job: Job) -> tuple[Scores, dict[str, Any]]:
+        encoder, task, choice, how = self.encoders[job.encoder], self.tasks[job.task], self.choice(job), self.settings
+        others = self._others(job)
+        train, test, rate = self.banks(job.task, job.encoder)
+        began = time.monotonic()
+        features = self.settings_for(*self._names(job)).features
+        given = Given(task.metric, how.seed, how.device, how.quiet, features)
+        judge = choice.row.make(choice.constants(task.several), given)
+        scores = _in_table(judge(train, test, *others), choice, task.metric)
+        if task.classes and not job.outside:
+            scores = replace(scores, classes=np.array(task.classes))
+        missing = self._missing(job)
+        facts: dict[str, Any] = {
+            "images_per_second": rate,
+            "parameters": None if isinstance(encoder, OwnFeatures) else encoder.parameter_count,
+            "width": train.width,
+            "seconds": time.monotonic() - began,
+            "programs": self.programs,
+            "missing": missing,
+        }
+        notes = (*scores.notes, *_notes_on(missing, self.tasks))
+        if how.precision != PUBLISHED:
+            notes += (f"features at {how.precision}, which the protocol's {PUBLISHED} figures are not made at",)
+        return replace(scores, notes=notes), facts
 
     def key(self, job: Job) -> str:
         """Return the name of a cell on disk: a digest of everything that decides its figures."""
         parts = {
             "version": CELL_VERSION,
-            "encoders": [self.names[name] for name in self._names(job)],
+            "programs": self.programs,
+            "encoders": [self._identity(name, job) for name in self._names(job)],
             "task": self.tasks[job.task].digest,
             "outside": self.tasks[job.outside].digest if job.outside else "",
             "metric": self.tasks[job.task].metric,
             "evaluator": job.kind,
-            "protocol": repr(KINDS[job.kind].find(job.protocol)),
+            "protocol": self.choice(job).record,
             "precision": self.settings.how,
             "seed": self.settings.seed,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
+    def _identity(self, name: str, job: Job) -> tuple[str, str, str]:
+        row = self.encoders[name]
+        if isinstance(row, OwnFeatures):
+            return "own features", row.digest(job.task), row.digest(job.outside) if job.outside else ""
+        return row.digest, row.feature, repr(row.preprocessing)
+
     def _names(self, job: Job) -> list[str]:
-        return [job.encoder, self.reference] if KINDS[job.kind].paired else [job.encoder]
+        return [job.encoder, self.reference] if self.choice(job).row.paired else [job.encoder]
 
     def _folder(self, job: Job) -> Path | None:
-        return self.settings_for(*self._names(job)).cells
+        return self.settings_for(*self._names(job)).cells if self.choice(job).kept else None
 
     def _others(self, job: Job) -> tuple[FeatureBank, ...]:
         """Return the banks that an evaluator wants besides train and test."""
         if job.outside:
             return (self.banks(job.outside, job.encoder)[1],)
-        return self.banks(job.task, self.reference)[:2] if KINDS[job.kind].paired else ()
+        return self.banks(job.task, self.reference)[:2] if self.choice(job).row.paired else ()
+
+    def _missing(self, job: Job) -> list[tuple[str, str, str, list[int]]]:
+        """Return row, task, split and numbers of the images that the banks of a cell lack."""
+        asked = [(name, job.task, part) for name in self._names(job) for part in ("train", "test")]
+        asked += [(job.encoder, job.outside, "test")] if job.outside else []
+        found = []
+        for name, task, part in asked:
+            bank = self.banks(task, name)[part == "test"]
+            if numbers := _left_out(getattr(self.tasks[task], part), bank):
+                found.append((name, task, part, numbers))
+        return found
+
+    def _readable_by_now(self, missing: Sequence[tuple[str, str, str, list[int]]]) -> bool:
+        """Return whether an image that a kept cell lacks can be read now: the cell is then computed again."""
+        from ..extraction.shelf import again_readable
+
+        return any(
+            again_readable(getattr(self.tasks[task], part).images, numbers)
+            for name, task, part, numbers in missing
+            if not isinstance(self.encoders[name], OwnFeatures)
+        )
 
 
-def make_banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> tuple[FeatureBank, FeatureBank, float]:
-    """Return train and test bank of an encoder on a task, from the feature cache where there is one, and images/s."""
+def _left_out(split: Split, bank: FeatureBank) -> list[int]:
+    if len(bank) == len(split.labels):
+        return []
+    there = set(bank.ids)
+    return [i for i, name in enumerate(split.images.ids) if str(name) not in there]
+
+
+def _notes_on(missing: Sequence[tuple[str, str, str, list[int]]], tasks: Mapping[str, Task]) -> tuple[str, ...]:
+    return tuple(
+        f"{len(numbers)} of {len(getattr(tasks[task], part).labels):,} {part} images of {task} are left out for {name}: "
+        "they could not be read, or have no row"
+        for name, task, part, numbers in missing
+    )
+
+
+def _in_table(scores: Any, choice: Choice, metric: str) -> Scores:
+    """Return an evaluator's answer under the names of its column. UserError for an object's that is none."""
+    if not choice.is_object:
+        return scores  # type: ignore[no-any-return]  # by a row of our own table
+    if not isinstance(scores, Scores) or not scores.rows:
+        raise UserError(
+            f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {scores!r:.80}"
+        )
+    shown = scores.headline_metric or metric
+    if not any((row.metric, row.k) == (shown, scores.headline_k) for row in scores.rows):
+        scores = replace(scores, headline_metric=scores.rows[0].metric, headline_k=scores.rows[0].k)
+    return replace(scores, evaluator=choice.kind, protocol=choice.protocol)
+
+
+def make_banks(name: str, encoder: Row, task: Task, settings: Settings) -> Banks:
+    """Return train and test bank of a row on a task, from the feature cache where there is one, and images/s."""
+    if isinstance(encoder, OwnFeatures):
+        train, test = encoder.of(task)
+        return _with_held(train, task), test, None
     from ..extraction.extract import extract
     from ..extraction.feature_cache import FeatureStore
 
@@ -211,19 +299,18 @@ def make_banks(name: str, encoder: Encoder, task: Task, settings: Settings) -> t
             banks.append(extract(encoder, split.images, split.labels, **how, title=title))
         else:
             banks.append(store.bank(encoder, split.images, split.labels, **how, title=title))
-    if task.held is not None:
-        banks[0] = replace(banks[0], held=_held(task.train, task.held, banks[0]))
+    banks[0] = _with_held(banks[0], task)
     if store is not None:
         return banks[0], banks[1], store.rate(encoder, task.train.images, settings.precision, settings.engine)
     return banks[0], banks[1], sum(map(len, banks)) / max(time.monotonic() - began, 1e-9)
 
 
-def _held(split: Split, held: np.ndarray, bank: FeatureBank) -> np.ndarray:
-    """Return the mark of each row of a bank that may lack unreadable images."""
-    if len(bank) == len(held):
-        return held
-    marks = dict(zip(split.images.ids, held.tolist(), strict=True))
-    return np.array([marks[name] for name in bank.ids])
+def _with_held(bank: FeatureBank, task: Task) -> FeatureBank:
+    """Return the train bank, which may lack unreadable images, with the marks of the set's own validation split."""
+    if task.held is None:
+        return bank
+    marks = dict(zip(map(str, task.train.images.ids), task.held.tolist(), strict=True))
+    return replace(bank, held=np.array([marks[name] for name in bank.ids]))
 
 
 def tell(job: Job, scores: Scores, metric: str) -> None:

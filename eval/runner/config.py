@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that `--help` answers at once and a misspelt 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ class EvalConfig:
     Args:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
         tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
-        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels) or {name, like, seed} (the architecture of another one with random weights)
+        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels), {name, like, seed} (the architecture of another one with random weights) or {name, features} (your own: by task {train: a.npz, test: b.npz}, or one .npz that `ssl-kd embed` made of the whole task)
         evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         ood: list of [inside, outside], names of tasks: how well each encoder tells the second's test images from the first's
         reference: name of the encoder that the others are compared with; empty: the first
@@ -53,7 +53,7 @@ class EvalConfig:
     out: str = "runs/eval"
     tasks: list[Any] = field(default_factory=list)
     encoders: list[Any] = field(default_factory=list)
-    evaluators: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    evaluators: list[Any] = field(default_factory=lambda: ["knn", "linear"])
     ood: list[Any] = field(default_factory=list)
     reference: str = ""
     cache: str = ""
@@ -108,9 +108,10 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """One row of the table: a checkpoint, or the architecture of the row called `like` with random weights.
+    """One row of the table: a checkpoint, the architecture of the row called `like` with random weights, or own features.
 
-    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels.
+    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels. `features` are banks by
+    task: see eval/runner/own_features.py.
     """
 
     name: str = ""
@@ -122,15 +123,18 @@ class EncoderConfig:
     crop_ratio: float | None = None
     like: str = ""
     seed: int = 0
+    features: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.weights, self.supervised, self.like))) != 1:
+        if sum(map(bool, (self.weights, self.supervised, self.like, self.features))) != 1:
             raise UserError(
                 f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
-                "or like (another's name)"
+                "or like (another's name), or features (your own, by task)"
             )
+        if self.features and not self.name:
+            raise UserError("encoder: a name is needed beside features")
         its_own = [
-            bool(self.like) and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)
+            not self.source and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)
         ]
         loaded = "weights or supervised; a random row has that of the encoder it is like"
         _refuse_idle(
@@ -171,9 +175,11 @@ def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig
     return parse(EvalConfig, argv, prog, examples=EXAMPLES)
 
 
-def tasks_of(config: EvalConfig) -> list[TaskConfig]:
-    """Return the tasks, checked; a plain string is a path."""
-    return _entries(TaskConfig, config.tasks, "tasks", "path")
+def tasks_of(config: EvalConfig) -> list[Any]:
+    """Return the tasks, checked: a TaskConfig each, or the Task that came from Python; a plain string is a path."""
+    return _entries(
+        TaskConfig, config.tasks, "tasks", "path", lambda one: hasattr(one, "train") and hasattr(one, "name")
+    )
 
 
 def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
@@ -191,7 +197,7 @@ def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
 
 def ood_of(config: EvalConfig) -> list[tuple[str, str]]:
     """Return the pairs of tasks for out-of-distribution detection, checked."""
-    return pairs_of(config.ood, [task.title for task in tasks_of(config)])
+    return pairs_of(config.ood, [title_of(task) for task in tasks_of(config)])
 
 
 def pairs_of(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]]:
@@ -206,13 +212,22 @@ def pairs_of(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]
     return list(dict.fromkeys(pairs))
 
 
-def _entries(kind: type, given: Any, what: str, short: str) -> list[Any]:
+def title_of(task: Any) -> str:
+    """Return the name under which tables show a task, opened or not."""
+    return str(task.title if isinstance(task, TaskConfig) else task.name)
+
+
+def _entries(
+    kind: type, given: Any, what: str, short: str, as_it_is: Callable[[Any], bool] = lambda one: False
+) -> list[Any]:
+    """Return the entries of a list, built and checked; objects of which `as_it_is` says so pass."""
     if not isinstance(given, list) or not given:
         raise UserError(f"{what}: expected a list with at least one entry, got {given!r}")
     entries = [
-        _entry(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]") for i, one in enumerate(given)
+        one if as_it_is(one) else _entry(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]")
+        for i, one in enumerate(given)
     ]
-    names = [entry.title for entry in entries]
+    names = [entry.title if isinstance(entry, kind) else entry.name for entry in entries]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{what}: two entries are called {double!r}; give each a name of its own")
     return entries
@@ -240,6 +255,7 @@ def _accepted(annotation: str) -> tuple[type, ...]:
         "float": (float, int),
         "bool": (bool,),
         "None": (type(None),),
+        "dict[str, Any]": (dict,),
     }
     return tuple(kind for part in annotation.split(" | ") for kind in kinds[part])
 

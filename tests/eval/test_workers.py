@@ -18,6 +18,7 @@ from PIL import Image
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import UserError
 from ssl_kd.eval.evaluation import evaluate
+from ssl_kd.eval.evaluators.choices import choices
 from ssl_kd.eval.runner import workers
 from ssl_kd.eval.runner.build import open_encoders, open_task
 from ssl_kd.eval.runner.cells import Bench, Settings, by_task, plan
@@ -114,7 +115,7 @@ def test_one_open_job_needs_no_processes(lab, tmp_path, monkeypatch):
 
 def test_features_come_before_the_cells_that_need_them(lab, tmp_path):
     tasks = [open_task(TaskConfig(path=str(lab / name))) for name in ("hues", "tones")]
-    jobs, _ = plan(tasks, ["a", "b"], [("knn", "dino")], [("hues", "tones")])
+    jobs, _ = plan(tasks, ["a", "b"], choices(["knn"]), [("hues", "tones")])
     assert list(by_task(jobs)) == [("hues", "a"), ("hues", "b"), ("tones", "a"), ("tones", "b")]
     assert [job.title for job in jobs] == ["hues"] * 2 + ["tones"] * 2 + ["hues vs tones"] * 2
 
@@ -137,7 +138,7 @@ def test_an_error_in_a_process_is_the_evaluations_own(lab, tmp_path):
         "student",
         Settings(cells=tmp_path / "cells", features=tmp_path / "features", quiet=True),
     )
-    jobs, _ = plan(list(bench.tasks.values()), ["student"], [("knn", "dino"), ("linear", "quick-lbfgs")])
+    jobs, _ = plan(list(bench.tasks.values()), ["student"], choices(["knn", "linear/quick-lbfgs"]))
     lost = [replace(tasks[0], path=str(tmp_path / "gone"))]
     with pytest.raises(UserError, match="gone: expected a folder train"):
         workers.work(bench, jobs, lost, encoders, 2)

@@ -1,0 +1,6 @@
+"""Results of an evaluation: cells, rows with intervals and shares kept, as a table, markdown, CSV and JSON lines."""
+
+from .cell import Cell, paired
+from .results import COLUMNS, Results
+
+__all__ = ["COLUMNS", "Cell", "Results", "paired"]
