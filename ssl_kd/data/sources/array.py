@@ -120,6 +120,8 @@ def _header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 def _must_be_pictures(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
         hint = "; scale floating-point pixels to 0..255 and round them" if dtype.kind == "f" else ""
-        raise ImagesError(f"{shown_name(name)}: expected uint8 of shape (N, H, W, 3), got {dtype} of shape {shape}{hint}")
+        raise ImagesError(
+            f"{shown_name(name)}: expected uint8 of shape (N, H, W, 3), got {dtype} of shape {shape}{hint}"
+        )
     if min(shape) < 1:
         raise ImagesError(f"{shown_name(name)}: no images in an array of shape {shape}")

@@ -108,13 +108,17 @@ class ImageSource(Dataset[Image.Image], ABC):
         runs = self.runs()
         if runs is None:
             return Shuffled(len(self), seed, epoch)
-        order = ByShard(runs, WINDOW, seed, epoch)
+        order = ByShard(runs, self.window(), seed, epoch)
         self.coming(order.shards)
         return order
 
     def runs(self) -> np.ndarray | None:
         """Sizes of the runs of pictures that should be read together (shards), or None where any may follow any."""
         return None
+
+    def window(self) -> int:
+        """How many runs are shuffled together: so many are read in turns."""
+        return WINDOW
 
     def coming(self, runs: np.ndarray) -> None:  # noqa: B027 - only what is fetched has a use for it
         """Hear in which order the runs will be read, so that they can be fetched ahead."""

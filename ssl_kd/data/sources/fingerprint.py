@@ -21,9 +21,8 @@ BLOCK = 1 << 20  # bytes hashed at a time
 # What the system says when it is busy, or a network disk away for a moment: asked again after each of these seconds.
 PAUSES = (0.05, 0.5)
 BUSY = frozenset(
-    getattr(errno, name)
-    for name in "EAGAIN EBUSY EIO EINTR EMFILE ENFILE ENOLCK EDEADLK ESTALE ETIMEDOUT ENETDOWN ENETRESET EHOSTDOWN".split()
-    if hasattr(errno, name)
+    (errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EDEADLK)
+    + (errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTDOWN)
 )
 
 

@@ -25,7 +25,22 @@ LINKED = "(linked again)"  # counted like an ending: folders that were reached o
 OTHER = "(other)"
 # Pictures that are not read, as far as KNOWN of `decode` does not read them here; what else lies about is no loss.
 PICTURE_LIKE = (
-    *(".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jxl", ".jxr", ".svg", ".psd", ".tga"),
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jpf",
+        ".j2c",
+        ".jxl",
+        ".jxr",
+        ".svg",
+        ".psd",
+        ".tga",
+    ),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".exr", ".hdr", ".dcm", ".img", ".ico"),
     *(".jps", ".mpo", ".apng", ".dib", ".icns", ".dds", ".pcx", ".xbm", ".xpm", ".eps", ".fits", ".nii"),
 )
@@ -176,7 +191,12 @@ def _is_picture(name: str) -> bool:
 
 def is_picture_path(path: str) -> bool:
     """Whether a member of an archive is a picture and nothing on its way is hidden or the Mac's bookkeeping."""
-    return _is_picture(path) and not any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
+    return _is_picture(path) and not is_hidden_path(path)
+
+
+def is_hidden_path(path: str) -> bool:
+    """Whether anything on the way to a member is hidden or the Mac's bookkeeping."""
+    return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
 
 
 def some_files(folder: str) -> list[str]:

@@ -16,7 +16,14 @@ from PIL import Image
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.decode import MAX_BYTES, UnreadableError, decode, not_this_time
 from ssl_kd.data.sources.fingerprint import read_bytes
-from ssl_kd.data.sources.listing import PackedNames, count_ending, files_identity, is_picture_path, nothing_in_zip
+from ssl_kd.data.sources.listing import (
+    PackedNames,
+    count_ending,
+    files_identity,
+    is_hidden_path,
+    is_picture_path,
+    nothing_in_zip,
+)
 from ssl_kd.errors import ImagesError, shown_name
 
 LOCAL_HEADER = 30  # bytes before the name in a zip member
@@ -46,7 +53,7 @@ class ZipImages(ImageSource):
                 f"{shown_name(name)}: the archive is encrypted; unpack it with its password and pass the folder"
             )
         for other in members.keys() - set(chosen):
-            if other.startswith(prefix):
+            if other.startswith(prefix) and not is_hidden_path(other[len(prefix) :]):
                 count_ending(other, passed_over)
         self.offsets, self.packed, self.sizes, self.crcs, self.methods = _numbers([members[n] for n in chosen])
         super().__init__(name, PackedNames(n[len(prefix) :] for n in chosen), max_unreadable, passed_over)
