@@ -91,8 +91,8 @@ class ImageSource(Dataset[Image.Image], ABC):
             return None
         try:
             picture = self._load(i, shorter)
-        except UnreadableError as reason:
-            self._remember(self.ids[i], str(reason))
+        except UnreadableError as error:
+            self._remember(self.ids[i], str(error))
             return None
         try:
             return prepare(picture)
@@ -120,7 +120,7 @@ class ImageSource(Dataset[Image.Image], ABC):
         """How many runs are shuffled together: so many are read in turns."""
         return WINDOW
 
-    def coming(self, runs: np.ndarray) -> None:  # noqa: B027 - only what is fetched has a use for it
+    def coming(self, runs: np.ndarray) -> None:
         """Hear in which order the runs will be read, so that they can be fetched ahead."""
 
     @property

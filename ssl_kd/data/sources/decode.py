@@ -75,7 +75,7 @@ def decode(data: bytes, shorter: int | None = None) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             check_pixels(image)
             if shorter:
-                image.draft(None, (shorter, shorter))  # type: ignore[arg-type]  # None keeps the colour mode
+                image.draft(None, (shorter, shorter))  # None keeps the colour mode
             deep = _is_deep(image)
             image.load()
             return to_rgb(upright(image), image.format, deep)

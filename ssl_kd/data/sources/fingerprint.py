@@ -20,10 +20,10 @@ SAMPLE = 1 << 16  # bytes at the start, in the middle and at the end of such a f
 BLOCK = 1 << 20  # bytes hashed at a time
 # What the system says when it is busy, or a network disk away for a moment: asked again after each of these seconds.
 PAUSES = (0.05, 0.5)
-BUSY = frozenset(
-    (errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EDEADLK)
-    + (errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTDOWN)
-)
+BUSY = {
+    *(errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EDEADLK),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTDOWN),
+}
 
 
 def read_bytes(path: str, offset: int = 0, length: int = -1) -> bytes:

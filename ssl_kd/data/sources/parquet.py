@@ -209,7 +209,7 @@ def _picture_column(path: str, metadata: Any, schema: Any) -> str:
     columns = [n for n in schema.names if n in told] or [n for n in schema.names if _has_bytes(schema.field(n).type)]
     columns = columns or [n for n in schema.names if _is_binary(schema.field(n).type)]
     if len(columns) == 1:
-        return columns[0]
+        return str(columns[0])
     if known := next((key for key in KEYS if key in columns), ""):
         return known
     shown = ", ".join(shown_name(n) for n in (columns or schema.names)[:8]) or "none"
