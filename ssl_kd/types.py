@@ -29,6 +29,7 @@ class ViewBatch:
     index: np.ndarray  # (B,) int64
     epoch: int
     pixels: tuple[Tensor, ...]  # uint8 when it leaves the loader, float32 in [0, 1] after `finish_all`
+    view_numbers: tuple[int, ...] = ()  # (sample, view number, seed) names a view: equal numbers are equal pixels
 
     def __len__(self) -> int:
         return len(self.index)

@@ -10,7 +10,9 @@ A *recipe* says how one view is made; a *scheme* is the tuple of recipes that on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from ssl_kd.rng import uniform
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
 LUMA = (0.299, 0.587, 0.114)
+LONG = 1 << 16  # pixels; of a longer picture the box is cut out before it is resized
 BLUR_RADIUS = 6  # taps on each side: three sigma of the strongest blur
 
 
@@ -117,9 +120,20 @@ def crop_box(width: int, height: int, recipe: Recipe, seed: int, index: int, vie
 def cut(image: Image.Image, recipe: Recipe, size: int, seed: int, index: int, view: int) -> np.ndarray:
     """Rotate, crop and resize one RGB image: uint8 (size, size, 3). The flip comes later, in `finish`."""
     box = crop_box(*image.size, recipe, seed, index, view)
+    if max(image.size) > LONG:
+        image, box = _around(image, box)
     out = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
     # Turning the square afterwards equals turning the image first with the box turned along.
     return np.rot90(np.asarray(out), recipe.quarter_turns)
+
+
+def _around(image: Image.Image, box: Box) -> tuple[Image.Image, Box]:
+    """The whole pixels that a box touches, and the box in them: Pillow holds a box in float32, too coarse far out."""
+    left, top = int(box[0]), int(box[1])
+    right, bottom = min(ceil(box[2]), image.width), min(ceil(box[3]), image.height)
+    part = image.crop((left, top, right, bottom))
+    inside = (box[0] - left, box[1] - top, min(box[2] - left, part.width), min(box[3] - top, part.height))
+    return part, inside
 
 
 # ---------------------------------------------------------------------------------- a batch: flip and colour
@@ -148,7 +162,7 @@ def finish(pixels: Tensor, recipe: Recipe, seed: int, index: np.ndarray, view: i
     return x
 
 
-def _colour(x: Tensor, recipe: Recipe, u) -> Tensor:
+def _colour(x: Tensor, recipe: Recipe, u: Callable[[int], Tensor]) -> Tensor:
     """One affine map of RGB per sample: brightness, contrast, saturation, hue, greyscale, in this order.
 
     All five are linear in the pixel (the hue turns about the grey axis), so they collapse into one 3 x 3 matrix and
@@ -159,7 +173,8 @@ def _colour(x: Tensor, recipe: Recipe, u) -> Tensor:
     grey = luma.expand(3, 3)  # every output channel is the luma
 
     def spread(draw: int, width: float) -> Tensor:
-        return (1 + (2 * u(draw) - 1) * width)[:, None, None]
+        factor: Tensor = (1 + (2 * u(draw) - 1) * width)[:, None, None]
+        return factor
 
     bright = spread(_BRIGHT, recipe.brightness)
     contrast = spread(_CONTRAST, recipe.contrast)
@@ -205,6 +220,3 @@ def _blur(x: Tensor, chosen: Tensor, u: Tensor) -> Tensor:
     out = x.clone()
     out[rows] = flat.view_as(picked)
     return out
-
-
-# ------------------------------------------------------------------------------------------------ the loader

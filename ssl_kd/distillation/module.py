@@ -53,7 +53,9 @@ class DistillationModule(nn.Module):
             # Memories and running statistics must not take in what is no number.
             return student.embedding.sum() * float("nan"), {}
         teacher_outputs = {name: for_all_views(output, views) for name, output in teacher_outputs.items()}
-        whole = ViewBatch(distributed.whole_index(views.index, sizes, device), views.epoch, views.pixels)
+        whole = ViewBatch(
+            distributed.whole_index(views.index, sizes, device), views.epoch, views.pixels, views.view_numbers
+        )
         return ask(self.objective, student, teacher_outputs, whole)
 
     def look(self, views: ViewBatch) -> Features:

@@ -68,8 +68,8 @@ def collapsed(student: Tensor, teacher: Tensor) -> str:
 
 def plain_views(images: ImageSource, contract: Preprocessing, threads: int = 2) -> Tensor:
     """Resized and cropped, nothing else: uint8 (N, 3, S, S) of the readable ones."""
-    read = (contract(p) for p in prefetch(images.read, range(len(images)), threads) if p is not None)
-    return torch.stack(list(read))
+    read = prefetch(lambda i: images.prepared(i, contract), range(len(images)), threads)
+    return torch.stack([pixels for pixels in read if pixels is not None])
 
 
 # ------------------------------------------------------------------------------------------------- in a run

@@ -66,9 +66,15 @@ def prepare(config: DistillConfig, teacher, student, images) -> Parts:
     student, named = find_student(config, student, contract)
     recipes = scheme(_views_name(config, teachers))
     loader = ViewLoader(
-        trained_on, recipes, contract.size, config.batch_size, config.seed, config.threads, config.replay
+        trained_on,
+        recipes,
+        contract.size,
+        config.batch_size,
+        config.seed,
+        config.threads,
+        config.replay,
+        config.accumulate,
     )
-    loader.parts = config.accumulate
     loader.batches_per_epoch()  # says that there are too few images
     device_kind(config.accelerator)  # and this, that there is no such device
     views = _dry_views(loader.teacher_views, contract.size)

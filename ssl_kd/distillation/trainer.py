@@ -144,7 +144,7 @@ class _Trainer:
         self.fabric, self.precision = fabric, precision
         self.config, self.run_folder = config, run
         self.loader, self.teacher_group = parts.loader, parts.teacher_group
-        self.loader.share = (distributed.rank(), distributed.world_size())
+        self.share = (distributed.rank(), distributed.world_size())
         if config.replay:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
@@ -222,7 +222,7 @@ class _Trainer:
         """The rest of this epoch and all later ones, each batch in its parts; counts the time spent waiting for images."""
         while self.step < self.total and not self._enough():
             epoch, start = divmod(self.step, self.steps_per_epoch)
-            source = self.loader.epoch(epoch, start)
+            source = self.loader.epoch(epoch, start, self.share)
             while True:
                 began = time.monotonic()
                 raw = list(itertools.islice(source, self.loader.parts))
@@ -260,7 +260,7 @@ class _Trainer:
         count = len(self.loader.images) * self.config.replay
         with Progress("targets", count, quiet=self.quiet) as bar, stop_signals() as stop:
             for epoch in range(self.config.replay):
-                for raw in self.loader.epoch(epoch):
+                for raw in self.loader.epoch(epoch, share=self.share):
                     self.teacher_group.outputs(self.loader.finish_all(raw, self.fabric.device), self.fabric.autocast)
                     bar.advance(len(raw))
                     if stop:

@@ -179,8 +179,8 @@ def _seen(images: Tensor | str | os.PathLike[str] | None, encoder: Encoder) -> T
     if isinstance(images, Tensor):
         return images
     opened = open_images(images)
-    read = [opened.read(i) for i in range(min(len(opened), 4 * PICTURES))]
-    seen = [encoder.preprocessing(image) for image in read if image is not None]
+    read = [opened.prepared(i, encoder.preprocessing) for i in range(min(len(opened), 4 * PICTURES))]
+    seen = [pixels for pixels in read if pixels is not None]
     if len(seen) < 2:
         raise UserError(f"images: expected at least 2 readable pictures in {images}, got {len(seen)}")
     return torch.stack(seen).float() / 255

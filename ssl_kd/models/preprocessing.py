@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 MAX_SIDE = 2**16  # Pillow and the networks give up long before
+
+
+# A picture that is longer than THIN times its width, and has MANY pixels when it is resized, is cropped first.
+THIN = 4
+MANY = 1 << 24
+REACH = 4  # pixels, of the coarser of both grids, that the widest filter (lanczos) looks beyond the crop
 
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -65,6 +72,8 @@ class Preprocessing:
         side, (width, height) = self.resize or self.size, image.size
         if min(width, height) != side:
             wide = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+            if max(wide) > THIN * side and wide[0] * wide[1] > MANY:
+                image, wide = _middle_of(image, wide, max(side, self.crop or self.size))
             image = image.resize(wide, Image.Resampling[self.interpolation.upper()])
         crop, (width, height) = self.crop or self.size, image.size
         if (width, height) != (crop, crop):
@@ -82,3 +91,23 @@ class Preprocessing:
         """The inverse of dataclasses.asdict, also after a journey through JSON."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         return cls(**fields)
+
+
+def _middle_of(image: Image.Image, wide: tuple[int, int], kept: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The middle of a long picture, and what it is to be resized to so that the middle `kept` pixels are the same.
+
+    wide: what the whole would be resized to; it is never made. Whole pixels are cut, an equal number on both sides, so
+    the scale is that of the whole to within one part in the length kept.
+    """
+    along = 0 if image.width > image.height else 1
+    length, target = image.size[along], wide[along]
+    scale = target / length
+    wanted = min(math.ceil(kept / scale + 2 * REACH * max(1.0, 1 / scale)), length)
+    cut = (length - wanted) // 2
+    wanted = length - 2 * cut
+    box = [0, 0, image.width, image.height]
+    box[along], box[along + 2] = cut, cut + wanted
+    sides = list(wide)
+    # as odd or even as the whole, so that both middles lie alike
+    sides[along] = round(wanted * scale) + (round(wanted * scale) - target) % 2
+    return image.crop((box[0], box[1], box[2], box[3])), (sides[0], sides[1])

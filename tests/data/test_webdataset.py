@@ -190,8 +190,7 @@ def test_an_epoch_shows_every_picture_once_and_goes_on_at_the_very_batch(three, 
     assert [v.index.tolist() for v in rest] == [v.index.tolist() for v in whole[1:]]
     parts = []
     for rank in range(2):
-        loader.share = (rank, 2)
-        parts.append(list(loader.epoch(1)))
+        parts.append(list(loader.epoch(1, share=(rank, 2))))
     for both, one in zip(zip(*parts, strict=True), whole, strict=True):
         assert np.concatenate([v.index for v in both]).tolist() == one.index.tolist()
 

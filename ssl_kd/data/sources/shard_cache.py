@@ -12,12 +12,13 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from ssl_kd.data.samplers import WINDOW
-from ssl_kd.errors import ImagesError, UserError
+from ssl_kd.errors import ImagesError, UserError, shown_name
 from ssl_kd.runtime.download import Check, download
 
 LOADERS = 4  # shards fetched or indexed at once
@@ -38,7 +39,15 @@ class Fetched:
         self._waiting: deque[int] = deque()
         self._lock = threading.Lock()
 
-    def learn(self, notes: Sequence[Mapping[str, str] | None]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its lock, so that a loader's processes can be given it."""
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()
+
+    def learn(self, notes: Sequence[Mapping[str, Any] | None]) -> None:
         """Take over what was noted of each shard that is indexed."""
         self.known = {i: note["sha256"] for i, note in enumerate(notes) if note and "sha256" in note}
 
@@ -61,7 +70,7 @@ class Fetched:
             except UserError as error:
                 part = target.with_name(target.name + ".part")
                 came = part.stat().st_size if part.exists() else 0
-                raise ImagesError(f"shard {name} failed at byte {came:,}: {error}") from None
+                raise ImagesError(f"shard {shown_name(name)} failed at byte {came:,}: {error}") from None
         return target
 
     def make_room(self, keep: set[int]) -> None:
