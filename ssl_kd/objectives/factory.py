@@ -8,7 +8,6 @@ objective:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +19,14 @@ from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.options import must_fit
-from ssl_kd.objectives.presets.papers import CATALOGUE
+from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
+from ssl_kd.objectives.term import Term
 from ssl_kd.objectives.weighted_sum import Weight, WeightedSum
 
 __all__ = ["PRESETS", "PRESET_MIXES", "PRESET_VIEWS", "TERMS", "WeightedSum", "build_objective", "taps", "terms_of"]
 
-TERMS: dict[str, type[nn.Module]] = {
+TERMS: dict[str, type[Term]] = {
     "alignment": Alignment,
     "correlation": Correlation,
     "residual": Residual,
@@ -72,7 +72,7 @@ def build_objective(
     A bare number is the embedding's width, and that of the tokens where a term reads them; `Widths.of(features)` tells
     all widths, which terms on tapped layers need.
     """
-    terms: list[nn.Module] = []
+    terms: list[Term] = []
     weights: list[Weight] = []
     names: list[str] = []
     heads: dict[str, nn.Module] = {}
@@ -80,10 +80,8 @@ def build_objective(
         options = dict(spec)
         kind, head = options.pop("term"), options.pop("head", None)
         weights.append(Weight.taken_from(options))
-        if "projector" in options:
-            options["projector_name"] = options.pop("projector")
         try:
-            term = TERMS[kind](student_dim, teacher_dim, **options)
+            term = TERMS[kind].from_options(student_dim, teacher_dim, **options)
         except (RuntimeError, MemoryError) as error:  # a memory or a head for which there is no room
             raise UserError(f"objective: {kind} cannot be built with {options}: {one_line(error, 160)}") from error
         if head is not None:
@@ -102,7 +100,7 @@ def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, .
     return tuple(found[0]), tuple(found[1])
 
 
-def _share_head(term: nn.Module, name: str, heads: dict[str, nn.Module]) -> None:
+def _share_head(term: Term, name: str, heads: dict[str, nn.Module]) -> None:
     """Terms that name the same head use one and the same projector."""
     own = getattr(term, "projector", None)
     if own is None:
@@ -132,8 +130,7 @@ def _check(spec: Spec) -> None:
 
 def defaults_of(kind: str) -> dict[str, Any]:
     """The options that a term's constructor takes, as a config spells them, with their defaults."""
-    parameters = list(inspect.signature(TERMS[kind].__init__).parameters.values())[3:]
-    return {"projector" if p.name == "projector_name" else p.name: p.default for p in parameters}
+    return TERMS[kind].options()
 
 
 def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:

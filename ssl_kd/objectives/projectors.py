@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ssl_kd.errors import one_of
+from ssl_kd.errors import UserError, one_of
 
 
 def _identity(ds: int, dt: int) -> nn.Module:
@@ -97,4 +97,14 @@ def width_after(name: str, student_dim: int, teacher_dim: int) -> int:
 
 def over_rows(head: nn.Module, z: Tensor) -> Tensor:
     """A head applied to the last axis of (..., Ds): tokens count as rows, also for batch norm."""
-    return head(z) if z.ndim == 2 else head(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+    out: Tensor = head(z if z.ndim == 2 else z.flatten(0, -2))
+    return out if z.ndim == 2 else out.reshape(*z.shape[:-1], out.shape[-1])
+
+
+def must_reach(name: str, student_dim: int, teacher_dim: int) -> None:
+    """UserError where a head keeps the student's width but the teacher's is needed."""
+    if name in KEEPS_WIDTH and student_dim != teacher_dim:
+        raise UserError(
+            f"objective: it compares the student with the teacher: projector {name!r} keeps the student's "
+            f"width {student_dim}, but the teacher's is {teacher_dim}; use linear, mlp or simreg"
+        )

@@ -1,6 +1,7 @@
 """A walk over the whole catalogue: laws that every objective keeps, and what the page says about it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from ssl_kd.errors import UserError
 from ssl_kd.objectives import PRESETS, build_objective, taps
 from ssl_kd.objectives.auxiliary import Residual
 from ssl_kd.objectives.correlation import RELATIONS, Correlation, options_of
-from ssl_kd.objectives.memory_bank import TeacherQueue
+from ssl_kd.objectives.memory_bank import MemoryBank
+from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.docs_table import page
-from ssl_kd.objectives.presets.papers import CATALOGUE
 from ssl_kd.objectives.presets.preset import EVIDENCE
 from ssl_kd.objectives.projectors import KEEPS_WIDTH
 from ssl_kd.objectives.target_norms import TARGET_NORMS
@@ -123,9 +124,10 @@ def without_heads(objective):
             term.assistant = Nothing()
         if isinstance(term, Correlation):
             term.view_of_teacher = nn.Identity()
-            term.tau_student = term.tau_teacher = max(term.tau_student, term.tau_teacher)
-            if type(term.relation) is TeacherQueue:
-                term.relation = TeacherQueue(10, 64, term.relation.batch)
+            if hasattr(term.divergence, "taus"):
+                term.divergence = replace(term.divergence, tau_student=max(term.divergence.taus), tau_teacher=None)
+            if type(term.relation) is MemoryBank:
+                term.relation = MemoryBank(64, term.relation.batch, dim=10)
     return objective
 
 

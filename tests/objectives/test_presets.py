@@ -1,6 +1,7 @@
 """Presets against independent transcriptions of their formulas, in numpy and plain loops, or numeric identities."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_attn_distill_brings_other_heads_and_grids_together():
 
 def test_knn_soft_lumps_all_but_the_nearest():
     case = Case("knn_soft")
-    case.terms[0].comparison.keywords["neighbours"] = 3
+    case.terms[0].divergence = replace(case.terms[0].divergence, neighbours=3)
     case.answer(0)
     case.answer(1)
     queue = unit(np.concatenate([case.teacher(0), case.teacher(1)]))
