@@ -88,6 +88,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 ACROSS_SAMPLES = ("difference", "unit_columns")  # all other distances are means over samples
+WHOLE_MAPS = ("theia",)  # of tokens, these see an image's map as one long vector, as published
 
 
 class Alignment(Term):
@@ -127,6 +128,7 @@ class Alignment(Term):
         self.projector = head_to_teacher(projector, *self.widths)
         self.space = target_norm(space, self.widths[1])
         self.distance = distance_by(distance)
+        self.whole_map = of == "tokens" and distance in WHOLE_MAPS
         self.divisible = distance not in ACROSS_SAMPLES
 
     def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
@@ -139,7 +141,10 @@ class Alignment(Term):
         else:
             s, t = self.projector(student.embedding), teacher.embedding
         with torch.autocast(s.device.type, enabled=False):
-            return self.distance(s.float(), self.space(t.detach().float()))
+            s, t = s.float(), self.space(t.detach().float())
+            if self.whole_map:
+                s, t = (z.reshape(len(student.embedding), -1) for z in (s, t))
+            return self.distance(s, t)
 
 
 def distance_by(given: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -123,11 +123,16 @@ class DistancesTable(Relation):
 
 def pairwise(z: Tensor) -> Tensor:
     """Euclidean distances (N, N) with a diagonal of exact zeros and a finite gradient there."""
-    z = z - z.mean(0)  # distances stay, and large means no longer eat the digits
-    squares = z.square().sum(1)
-    table = (squares[:, None] + squares[None] - 2 * z @ z.T).clamp_min(1e-12)
+    table = _squares(z.double()).clamp_min(1e-12)
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return table.masked_fill(own, 1).sqrt().masked_fill(own, 0)
+    return table.masked_fill(own, 1).sqrt().masked_fill(own, 0).to(z.dtype)
+
+
+def _squares(z: Tensor) -> Tensor:
+    """Squared distances (N, N), 0 to rounding for equal rows: in float32 the lengths of the rows would drown them."""
+    z = z - z.mean(0)
+    squares = z.square().sum(1)
+    return squares[:, None] + squares[None] - 2 * z @ z.T
 
 
 class AnglesTable(Relation):
@@ -147,14 +152,15 @@ class AnglesTable(Relation):
 
     @staticmethod
     def _angles(z: Tensor) -> Tensor:
+        z = z.double()  # the cosines of close samples are differences of large numbers
         z = z - z.mean(0)
-        gram, distances = z @ z.T, pairwise(z)
+        gram, squares = z @ z.T, _squares(z)
+        equal = squares <= 1e-12 * squares.detach().max()  # no direction leads from a sample to its copy
+        lengths = squares.masked_fill(equal, 1).sqrt()
         # <j - i, k - i> = <j, k> - <i, j> - <i, k> + <i, i>
         products = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
-        lengths = distances[:, :, None] * distances[:, None, :]
-        degenerate = lengths == 0
-        cosines = products / lengths.masked_fill(degenerate, 1)
-        return cosines.masked_fill(degenerate, 0).flatten(0, 1)
+        cosines = products / (lengths[:, :, None] * lengths[:, None, :])
+        return cosines.masked_fill(equal[:, :, None] | equal[:, None, :], 0).flatten(0, 1).float()
 
 
 class PearsonTable(Relation):

@@ -157,7 +157,9 @@ def test_every_objective_is_at_rest_and_lowest_at_a_match(name):
         if name == "smd":
             assert terms["hard_pairs"].item() == pytest.approx(0.6931472, abs=1e-3)
         return
-    assert total.item() == pytest.approx(0.6931472 * learned, abs=2e-3)
+    # Published with 1e-8 beside the lengths: columns of little mass fall short of a correlation of 1.
+    allowed = 2e-2 if name == "dist" else 2e-3
+    assert total.item() == pytest.approx(0.6931472 * learned, abs=allowed)
     assert all(g is None or g.abs().max() < 0.05 for g in gradients)
     for size in (0.3, 1.0):
         moved = {k: leaf + size * rand(*leaf.shape, seed=7) for k, leaf in teacher.items()}

@@ -70,7 +70,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "code",
         "CE(softmax(h(t) Q / 0.1), softmax(g(s) Q / 0.02)), g, h linear to 128; the batch joins Q first",
         differs="KL instead of CE; h is frozen at random, which is what its detached targets come to, and has no bias; "
-        "queue length ours; used beside CE in the paper",
+        "queue length ours; temperatures of the class, the training scripts set others; used beside CE in the paper",
     ),
     "lightly_v1": Preset(
         (LIGHTLY,),
@@ -96,7 +96,8 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "EGA (2211.13264), BMVC 2022",
         "code",
         "|C_ts - I|_F + 0.3 |C_tt - C_ss|_F, C: Pearson correlations between samples, one linear head",
-        differs="used beside CE in the paper. Not lowest at a match: other samples shall be uncorrelated",
+        differs="used beside CE in the paper; weights of the class, the training scripts set 0.8 and 0.24; no head on the teacher's side. "
+        "Not lowest at a match: other samples shall be uncorrelated",
     ),
     "smd": Preset(
         (
@@ -115,14 +116,16 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "Proteus",
         "code",
         "MSE(class token) + MSE(all tokens) + MSE(masked tokens), heads LayerNorm + Linear",
-        differs="no third term: it needs a student that takes masked patches",
+        differs="no third term: it needs a student that takes masked patches; the mean over all tokens leaves the class token out, "
+        "which has a term of its own",
     ),
     "theia": Preset(
         (alignment("mlp", "theia", of="tokens", space="standardised"),),
         "Theia",
         "code",
         "0.9 (1 - cos) + 0.1 smooth L1 on standardised teacher maps, convolutional translators",
-        differs="running mean and variance instead of a pass over the data before; a two-layer head per patch",
+        differs="running mean and variance instead of a pass over the data before; a two-layer head per patch; the cosine is of the "
+        "whole map as one vector, as there",
     ),
     "unic": Preset(
         (
@@ -132,7 +135,8 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "Sariyildiz et al., UNIC, ECCV 2024; naver/unic",
         "code",
         "mean over class token and patches of 0.5 (1 - cos) + 0.5 smooth L1 to standardised teachers, heads on every block",
-        differs="heads on the last features only; constant momentum of the statistics; one teacher",
+        differs="heads on the last features only, Linear, batch norm, ReLU, Linear of width 2 Dt where theirs is Linear, GELU, Linear "
+        "of width 3,072; running statistics of constant momentum, theirs of one that changes over the run; one teacher",
     ),
     "attn_distill": Preset(
         (
@@ -150,6 +154,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "AttnDistill, BMVC 2022",
         "code",
         "MSE(g(CLS), CLS) + 0.1 KL(A_t || A_s), A: what the last class token looks at, per head",
-        differs="ViT to ViT; clamped rows are renormalised",
+        differs="ViT to ViT; the KL is a mean over images and heads, theirs a sum over heads; SimReg's head (batch norm, ReLU), theirs "
+        "LayerNorm and GELU",
     ),
 }
