@@ -72,9 +72,11 @@ class Preprocessing:
         side, (width, height) = self.resize or self.size, image.size
         if min(width, height) != side:
             wide = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-            if max(wide) > THIN * side and wide[0] * wide[1] > MANY:
-                image, wide = _middle_of(image, wide, max(side, self.crop or self.size))
-            image = image.resize(wide, Image.Resampling[self.interpolation.upper()])
+            how = Image.Resampling[self.interpolation.upper()]
+            if wide[0] * wide[1] > MANY and max(wide) > THIN * max(side, self.crop or self.size):
+                image = _middle_resized(image, wide, self.crop or self.size, how)
+            else:
+                image = image.resize(wide, how)
         crop, (width, height) = self.crop or self.size, image.size
         if (width, height) != (crop, crop):
             left, top = round((width - crop) / 2), round((height - crop) / 2)
@@ -93,21 +95,17 @@ class Preprocessing:
         return cls(**fields)
 
 
-def _middle_of(image: Image.Image, wide: tuple[int, int], kept: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The middle of a long picture, and what it is to be resized to so that the middle `kept` pixels are the same.
-
-    wide: what the whole would be resized to; it is never made. Whole pixels are cut, an equal number on both sides, so
-    the scale is that of the whole to within one part in the length kept.
-    """
+def _middle_resized(image: Image.Image, wide: tuple[int, int], crop: int, how: Image.Resampling) -> Image.Image:
+    """What `image.resize(wide)` shows in its middle `crop` pixels along the longer side. The whole is never made."""
     along = 0 if image.width > image.height else 1
-    length, target = image.size[along], wide[along]
-    scale = target / length
-    wanted = min(math.ceil(kept / scale + 2 * REACH * max(1.0, 1 / scale)), length)
-    cut = (length - wanted) // 2
-    wanted = length - 2 * cut
-    box = [0, 0, image.width, image.height]
-    box[along], box[along + 2] = cut, cut + wanted
-    sides = list(wide)
-    # as odd or even as the whole, so that both middles lie alike
-    sides[along] = round(wanted * scale) + (round(wanted * scale) - target) % 2
-    return image.crop((box[0], box[1], box[2], box[3])), (sides[0], sides[1])
+    first = round((wide[along] - crop) / 2)
+    scale = image.size[along] / wide[along]  # pixels of the picture for one of the result
+    begin, end = first * scale, (first + crop) * scale
+    reach = REACH * max(1.0, scale)
+    cut, stop = max(math.floor(begin - reach), 0), min(math.ceil(end + reach), image.size[along])
+    part, box, sides = [0, 0, *image.size], [0.0, 0.0, *map(float, image.size)], list(wide)
+    part[along], part[along + 2] = cut, stop
+    # Pillow holds a box in float32: exact near the part's own begin, not a million pixels out.
+    box[along], box[along + 2], sides[along] = begin - cut, min(end - cut, float(stop - cut)), crop
+    middle = image.crop((part[0], part[1], part[2], part[3]))
+    return middle.resize((sides[0], sides[1]), how, box=(box[0], box[1], box[2], box[3]))

@@ -109,18 +109,17 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, kind: str | None = None, deep: bool = False) -> Image.Image:
-    """Return 8-bit RGB: transparent parts over white (as a page shows them), 16-bit samples as `_eight_bits` says.
+    """Return 8-bit RGB: transparent parts over white (as a page shows them), 16- and 32-bit samples as `_eight_bits` says.
 
     kind: the format that it was read from. deep: whether its colours had 16 bits, of which Pillow kept the upper byte.
-    Raises UnreadableError for floating-point and 32-bit samples, which have no agreed range, and where nothing is left.
+    Raises UnreadableError for floating-point samples, which have no agreed range, and where nothing would be left.
     """
     kind = kind or image.format
     if image.mode == "F":
         raise UnreadableError(f"floating-point {NO_RANGE}")
-    if image.mode == "I" and kind not in STATES_DEPTH:
-        raise UnreadableError(f"32-bit {NO_RANGE}")
     if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode != "I")).convert("RGB")
+        stated = image.mode == "I" and kind in STATES_DEPTH
+        return Image.fromarray(_eight_bits(np.asarray(image), 65535 if stated else None)).convert("RGB")
     if deep:
         _must_show_something(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -130,16 +129,23 @@ def to_rgb(image: Image.Image, kind: str | None = None, deep: bool = False) -> I
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(samples: np.ndarray, may_be_fewer: bool) -> np.ndarray:
-    """16-bit grey to 8: the upper byte. Where no sample needs more than 12 (or 8) bits, the upper 8 of these.
+def _eight_bits(samples: np.ndarray, largest: int | None = None) -> np.ndarray:
+    """Grey of more than 8 bits to 8: the upper byte of 16; of the 12, or the 8, that are in use where no sample has more.
 
     Scanners and microscopes put 12 bits into 16: their upper byte is nearly black. The picture decides for itself, so
-    one that is truly so dark (no sample above a sixteenth of white) is shown brighter than it is.
+    one that is truly so dark (no sample above a sixteenth of white) is shown brighter than it is. Samples of 32 bits
+    that need more than 16 are divided by the power of two that brings the largest into 8.
+    largest: what the format says a sample can be. UnreadableError for negative samples, and where one colour is left.
     """
-    samples = np.clip(samples.astype(np.int64), 0, 65535)
-    largest = int(samples.max(initial=0)) if may_be_fewer else 65535
-    bits = next(bits for bits in (8, 12, 16) if largest < 1 << bits)
-    return np.asarray(samples >> (bits - 8), np.uint8)
+    wide = samples.astype(np.int64)
+    largest = int(wide.max(initial=0)) if largest is None else largest
+    bits = next((bits for bits in (8, 12, 16) if largest < 1 << bits), largest.bit_length())
+    if wide.min(initial=0) < 0:
+        raise UnreadableError(f"negative {NO_RANGE}")
+    narrow = np.asarray(wide >> (bits - 8), np.uint8)
+    if bits > 16 and narrow.min() == narrow.max() and wide.min() != wide.max():
+        raise UnreadableError(f"32-bit {NO_RANGE}")
+    return narrow
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -174,9 +174,10 @@ def passed_over_line(counted: Mapping[str, int]) -> str:
     said = []
     if parts:
         shown = ", ".join(parts[:8]) + (", ..." if len(parts) > 8 else "")
-        said.append(f"{sum(lost.values()):,} files passed over because of their ending ({shown})")
+        many = "1 file was" if sum(lost.values()) == 1 else f"{sum(lost.values()):,} files were"
+        said.append(f"{many} passed over because of the ending ({shown})")
     if again := counted.get(LINKED, 0):
-        said.append(f"{again:,} links passed over that lead to folders {MOST_LINKS} others lead to")
+        said.append(f"links to folders were passed over {again:,} times where {MOST_LINKS} others lead to the same one")
     return "; ".join(said)
 
 

@@ -19,6 +19,7 @@ import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,13 +32,12 @@ from ssl_kd.data.sources.decode import MAX_BYTES, UnreadableError, decode, not_t
 from ssl_kd.data.sources.fingerprint import files_content, read_bytes
 from ssl_kd.data.sources.listing import Names
 from ssl_kd.data.sources.webdataset import expand, is_remote
-from ssl_kd.errors import ImagesError, shown_name
+from ssl_kd.errors import ImagesError, UserError, shown_name
 
 if TYPE_CHECKING:
     import pyarrow
 
 SPELLING = re.compile(r"(?P<files>.*\.parquet\}?)(:(?P<column>[^/\\]*))?", re.DOTALL | re.IGNORECASE)
-MAGIC = b"PAR1"
 HELD_GROUPS = WINDOW + 2  # row groups in memory: those that are shuffled together, and their neighbours
 HELD_BYTES = 2 << 30  # and no more bytes of them than this, except that one is always held
 GROUP_BYTES = 2 << 30  # pictures of one row group; more would have to be read for the first of them
@@ -50,7 +50,8 @@ class ParquetImages(ImageSource):
         self.files = list(files)
         name = name or (self.files[0] if len(files) == 1 else f"{self.files[0]} and {len(files) - 1} more")
         footers = [_footer(path) for path in self.files]
-        self.column = column or _picture_column(self.files[0], footers[0][0], footers[0][1])
+        with _readable(self.files[0]):
+            self.column = column or _picture_column(self.files[0], footers[0][1])
         self._footers = [digest for _, _, digest in footers]
         self._groups = [(f, g) for f, (meta, _, _) in enumerate(footers) for g in range(meta.num_row_groups)]
         sizes = [meta.row_group(g).num_rows for meta, _, _ in footers for g in range(meta.num_row_groups)]
@@ -60,8 +61,9 @@ class ParquetImages(ImageSource):
             raise ImagesError(f"{shown_name(name)}: no rows")
         largest = 0
         for path, (meta, schema, _) in zip(self.files, footers, strict=True):
-            _must_be_bytes(path, schema, self.column)
-            largest = max(largest, _largest_group(path, meta, self.column))
+            with _readable(path):
+                _must_be_bytes(path, schema, self.column)
+                largest = max(largest, _largest_group(path, meta, self.column))
         self._window = int(np.clip(HELD_BYTES // max(largest, 1) - 1, 1, WINDOW))
         self._held: OrderedDict[int, pyarrow.ChunkedArray[Any]] = OrderedDict()
         self._holding = threading.Lock()
@@ -188,22 +190,32 @@ def parquet_in(folder: str) -> list[str]:
 def _footer(path: str) -> tuple[Any, Any, str]:
     """Metadata, Arrow's schema and the SHA-256 of the footer of a file. ImagesError for what is none."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise ImagesError(f"{shown_name(path)}: needs pyarrow; run pip install 'ssl-kd[parquet]'") from None
-    try:
+    with _readable(path):
         with parquet.ParquetFile(path, pre_buffer=False) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
         end = read_bytes(path, os.path.getsize(path) - 8, 8)
         length = int.from_bytes(end[:4], "little")
         footer = read_bytes(path, os.path.getsize(path) - 8 - length, length + 8)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ImagesError(f"{shown_name(path)}: not a readable Parquet file: {_one_line(error)}") from None
     return metadata, schema, hashlib.sha256(footer).hexdigest()
 
 
-def _picture_column(path: str, metadata: Any, schema: Any) -> str:
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn what Arrow raises for damaged footers, names that are no text among it, into one ImagesError."""
+    import pyarrow
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ImagesError(f"{shown_name(path)}: not a readable Parquet file: {_one_line(error)}") from None
+
+
+def _picture_column(path: str, schema: Any) -> str:
     """The column that Hugging Face's notes call an image, or the only one that can be; of several the best known name."""
     told = _told_by_hugging_face(schema)
     columns = [n for n in schema.names if n in told] or [n for n in schema.names if _has_bytes(schema.field(n).type)]
