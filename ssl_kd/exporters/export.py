@@ -45,6 +45,7 @@ from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
 from ssl_kd.exporters.pictures import measured_on, pictures
 from ssl_kd.models.encoder import Encoder, frozen, not_finite
 from ssl_kd.runtime.files import atomic_text, part_of, put_in_place, sweep
+from ssl_kd.types import Features
 
 ONNX_BYTES = 2**31 - 2**24  # of weights: a protobuf message ends at 2 GB, and the graph needs some
 
@@ -204,7 +205,8 @@ class Pixels(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
-        return self.encoder(images).embedding
+        features: Features = self.encoder(images)
+        return features.embedding
 
 
 def _example(encoder: Encoder) -> Tensor:
@@ -218,17 +220,19 @@ def _script_lines(encoder: Encoder) -> tuple[str, ...]:
 class _quiet_torchscript(warnings.catch_warnings):  # noqa: N801
     """TorchScript is deprecated in new versions of torch, and remarks that a size was read; both are known here."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
+        from torch.jit._trace import TracerWarning
+
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", TracerWarning)
 
 
 def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
     with _quiet_torchscript(), torch.no_grad():
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
-        traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)
+        traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
         program = BytesIO()
         torch.jit.save(traced, program, _extra_files={"card.json": json.dumps(card)})
     path.write_bytes(program.getbuffer())
@@ -237,7 +241,8 @@ def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None
 def _reload_script(encoder: Encoder, path: Path) -> Ask:
     with _quiet_torchscript():
         # The one place that runs a file's code: it was written a moment ago, by `_write_script`.
-        return torch.jit.load(BytesIO(path.read_bytes()))  # type: ignore[no-any-return]
+        program: Ask = torch.jit.load(BytesIO(path.read_bytes()))  # type: ignore[no-untyped-call]
+        return program
 
 
 def _onnx_lines(encoder: Encoder) -> tuple[str, ...]:

@@ -35,6 +35,6 @@ def pictures(count: int, size: int, seed: int = 0) -> Tensor:
     amplitude = (across.square() + down.square()).sqrt().clamp_min(1 / size).reciprocal()
     grey = torch.randn(count, 1, size, size, generator=drawn)
     noise = grey + 0.5 * torch.randn(count, 3, size, size, generator=drawn)
-    x = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(size, size))
+    x: Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(size, size))
     x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
     return (0.45 + 0.25 * x).clamp(0, 1)
