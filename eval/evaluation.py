@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.runtime.files import atomically, probe
+from ssl_kd.runtime.ownership import mark, require_ours
 
 from .evaluators.registry import indexed, split_evaluator
 from .results import Results
 from .runner.build import open_encoders, open_task
 from .runner.cells import Bench, Job, Settings, plan
 from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of
+from .runner.place import EVALUATION
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     """Run what a configuration describes and write its results into `config.out`. UserError for bad input."""
     check(config)
+    require_ours(Path(config.out), EVALUATION)
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
     wanted = _wanted(config.evaluators, config.index)
     _check_machine(config.device, config.engine)
@@ -47,6 +50,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         config.report,
         tuple(config.maps),
     )
+    mark(Path(config.out), EVALUATION)
     _make_folders(settings)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings)
     jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
@@ -113,8 +117,12 @@ def evaluate_encoders(
         settings["features"] = Path(settings["features"])
     how = Settings(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
     check_settings(how)
+    if out is not None:
+        require_ours(Path(out), EVALUATION)
     pairs, wanted = pairs_of(ood, list(named)), _wanted(evaluators)
     _check_machine(how.device, how.engine)
+    if out is not None:
+        mark(Path(out), EVALUATION)
     _make_folders(how)
     bench = Bench(encoders, named, reference, how)
     results = _results(bench, *plan(tasks, list(encoders), wanted, pairs))
