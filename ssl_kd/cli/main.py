@@ -145,7 +145,10 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     from ssl_kd.cli.demo import distilled, teacher
     from ssl_kd.data.sources.array import ArrayImages
     from ssl_kd.eval import demo as labelled
+    from ssl_kd.runtime.ownership import require_ours
+    from ssl_kd.runtime.run_dir import RUN
 
+    require_ours(out, RUN)
     console = Console(width=None if sys.stdout.isatty() else 160)
     tasks = labelled.demo_tasks()
     images = ArrayImages(labelled.unlabelled(tasks), name="digits and temple patches")

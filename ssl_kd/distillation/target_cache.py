@@ -16,6 +16,7 @@ feature, content of the images, recipes, size, seed, precision, and the versions
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -64,11 +65,12 @@ def unflattened(rows: Tensor, layout: Layout, device: torch.device | str = "cpu"
     return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
-def _has_stores(folder: Path) -> bool:
-    return any(path for end in ("crc", "f16") for path in folder.glob(f"{HEX}.{end}"))
+def _has_only_stores(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return all(re.fullmatch(r"[0-9a-f]{16}\.(crc|f16)", name) for name in names)
 
 
-TARGETS = Kind("targets", "targets", "a folder of stored targets", (f"{HEX}.crc", f"{HEX}.f16"), _has_stores)
+TARGETS = Kind("targets", "targets", "a folder of stored targets", (f"{HEX}.crc", f"{HEX}.f16"), _has_only_stores)
 
 
 def versions() -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def _streams() -> Iterator[None]:
         def there(stream: Any) -> Any:  # None if the descriptor was closed when Python began
             return opened.enter_context(open(os.devnull, "w")) if stream is None else stream
 
-        sys.stdout, sys.stderr = _Output(there(before[0]), drops=False), _Output(there(before[1]), drops=True)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = _Output(there(before[0]), drops=False), _Output(there(before[1]), drops=True)
         try:
             yield
         finally:

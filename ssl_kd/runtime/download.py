@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ssl_kd.errors import UserError, one_line, shown_name
-from ssl_kd.runtime.files import atomic_text, sealed, sweep, unsealed
+from ssl_kd.runtime.files import atomic_text, put_in_place, sealed, sweep, unsealed
 from ssl_kd.runtime.progress import Progress
 
 CHUNK = 1 << 20
@@ -92,7 +92,7 @@ def download(
             else:
                 _copy(url, part)
             sha256 = _verified(url, part, check)
-            os.replace(part, target)
+            put_in_place(part, target)
             _drop(part)
             return sha256
     except OSError as error:

@@ -72,6 +72,14 @@ def atomically(path: Path, write: Callable[[Any], object]) -> None:
             part.unlink(missing_ok=True)
 
 
+def put_in_place(part: Path, path: Path) -> None:
+    """Rename a whole file into its place, its bytes on the disk before its name. OSError where that fails."""
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync_folder(path.parent)
+
+
 def probe(path: Path) -> None:
     """Make the folder of a file that is to come and try to write there: UserError now, not after hours of work.
 

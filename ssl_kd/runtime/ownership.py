@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_kd.errors import UserError, one_line, shown_name
-from ssl_kd.runtime.files import abandoned, atomic_text, sealed, unsealed
+from ssl_kd.runtime.files import abandoned, atomic_text, sealed, sweep, unsealed
 
 MARKER = ".ssl_kd.json"
 LARGEST = 1 << 20  # bytes of a marker
@@ -57,7 +57,17 @@ def require_ours(folder: Path, kind: Kind) -> None:
 
 
 def mark(folder: Path, kind: Kind) -> None:
-    """Write down what in the folder is ours. Call it after `require_ours`, before the first file of ours."""
+    """Make the folder, sweep what killed writers of ours left there, and write down what in it is ours.
+
+    Call it after `require_ours`, before the first file of ours.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, (MARKER, *kind.names))
+    except OSError as error:
+        raise UserError(
+            f"{kind.setting}: cannot make the folder {folder} ({error.strerror}); choose another"
+        ) from error
     listed = _marked(folder) or {}
     wanted = listed | {kind.key: sorted(kind.names)}
     if wanted != listed:
@@ -100,9 +110,13 @@ def _in_the_way(folder: Path, kind: Kind, foreign_marker: bool) -> list[str]:
         return [f"{MARKER}, which is damaged or another's"]
     if not kind.alone:
         tops = dict.fromkeys(name.partition("/")[0] for name in kind.names)
-        return [name for name in tops if os.path.lexists(folder / name)]
+        return [name for name in tops if os.path.lexists(folder / name) and not _is_empty_folder(folder / name)]
     killed = {part.name for part in abandoned(folder, kind.names)}
     return sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in killed)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def refuse_replacing(setting: str, path: Path, is_ours: Callable[[Path], bool]) -> None:

@@ -29,7 +29,7 @@ import torch
 import yaml
 
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.runtime.files import append_line, atomic_text, sealed, sweep, unsealed
+from ssl_kd.runtime.files import append_line, atomic_text, sealed, unsealed
 from ssl_kd.runtime.loggers import METRICS, Log, open_logs, records
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.state import load_state, save_state
@@ -152,7 +152,6 @@ class RunDir:
 
     def _open(self, overwrite: bool) -> None:
         mark(self.path, RUN)
-        sweep(self.path, (MARKER, *RUN.names))
         if overwrite:
             remove_ours(self.path, RUN)
         config = self.path / "config.yaml"
