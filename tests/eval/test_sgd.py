@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ssl_kd.errors import NonFinite
 from ssl_kd.eval.banks import FeatureBank
 from ssl_kd.eval.evaluators.linear_probe import LinearProbe
+from ssl_kd.eval.solvers.out_of_core import Rows
 from ssl_kd.eval.solvers.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, rate, standardised
 
 
