@@ -86,7 +86,7 @@ class FeatureBank:
     @property
     def width(self) -> int:
         """D, the numbers per row."""
-        return self.features.shape[1]
+        return int(self.features.shape[1])
 
     def rows(self, which: np.ndarray) -> FeatureBank:
         """Return the bank of the chosen rows (indices or booleans)."""

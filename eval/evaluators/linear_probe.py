@@ -12,7 +12,7 @@ touched once, after the last step: no best epoch is picked on it. Features are u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,7 +240,7 @@ class FittedProbe:
         if not len(bank):
             return np.empty((0, len(self.classes)), np.float32)
         ready = self.ready(_tensor(bank.features, self.device))
-        parts = [self.fits.logits(part)[0].cpu() for part in ready.split(_rows(self.fits))]
+        parts = [self.fits.logits(part)[0].cpu() for part in _split(ready, _rows(self.fits))]
         return np.asarray(torch.cat(parts))
 
     def predict(self, rows: FeatureBank | np.ndarray) -> np.ndarray:
@@ -276,12 +276,16 @@ def holdout(y: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 def _judge(fits: Fits, x: torch.Tensor | Rows, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return each strength's guesses (R, N) and mean cross-entropy (R,)."""
     guesses, losses, size = [], torch.zeros(len(fits.weights), device=x.device), _rows(fits)
-    for rows, labels in zip(x.split(size), y.split(size), strict=True):
+    for rows, labels in zip(_split(x, size), torch.split(y, size), strict=True):
         logits = fits.logits(rows)
         guesses.append(logits.argmax(2))
         own = logits.gather(2, labels.expand(len(logits), -1)[..., None])[..., 0]
         losses += (logits.logsumexp(2) - own).sum(1)
     return torch.cat(guesses, 1).cpu().numpy(), (losses / len(x)).cpu().numpy()
+
+
+def _split(x: torch.Tensor | Rows, size: int) -> Iterable[torch.Tensor]:
+    return x.split(size) if isinstance(x, Rows) else torch.split(x, size)
 
 
 def _rows(fits: Fits) -> int:
@@ -291,7 +295,7 @@ def _rows(fits: Fits) -> int:
 def _ranked(final: Fits, x: torch.Tensor | Rows) -> np.ndarray:
     """Return the classes (N, up to 5) by falling logit; equal ones by class number."""
     parts = []
-    for rows in x.split(_rows(final)):
+    for rows in _split(x, _rows(final)):
         logits = final.logits(rows)[0]
         places = logits.topk(min(5, logits.shape[1]), 1).indices.sort(1).values
         order = logits.gather(1, places).sort(dim=1, descending=True, stable=True).indices

@@ -138,7 +138,7 @@ def fit_sgd(
         for epoch in range(protocol.epochs):
             advance(0, epoch=f"{epoch + 1} of {protocol.epochs}")
             loss.zero_()
-            for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
+            for rows in torch.split(torch.randperm(n, generator=draw).to(x.device), protocol.batch):
                 part, labels = x.index_select(0, rows), y[rows]  # x[rows] would take 2.5 times as long
                 factor = rate(protocol, step, steps)
                 for lost in share(judge, blocks(len(rows), span_size)):
