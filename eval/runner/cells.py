@@ -262,15 +262,15 @@ def _notes_on(missing: Sequence[tuple[str, str, str, list[int]]], tasks: Mapping
     )
 
 
-def _in_table(scores: Any, choice: Choice, metric: str) -> Scores:
+def _in_table(answer: object, choice: Choice, metric: str) -> Scores:
     """Return an evaluator's answer under the names of its column. UserError for an object's that is none."""
-    if not choice.is_object:
-        own: Scores = scores  # by a row of our own table
-        return own
-    if not isinstance(scores, Scores) or not scores.rows:
+    if not isinstance(answer, Scores) or not answer.rows:
         raise UserError(
-            f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {one_line(repr(scores))}"
+            f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {one_line(repr(answer))}"
         )
+    scores = answer
+    if not choice.is_object:
+        return scores
     shown = scores.headline_metric or metric
     if not any((row.metric, row.k) == (shown, scores.headline_k) for row in scores.rows):
         scores = replace(scores, headline_metric=scores.rows[0].metric, headline_k=scores.rows[0].k)
