@@ -86,7 +86,7 @@ class FeatureBank:
     @property
     def width(self) -> int:
         """D, the numbers per row."""
-        return self.features.shape[1]
+        return int(self.features.shape[1])
 
     def rows(self, which: np.ndarray) -> FeatureBank:
         """Return the bank of the chosen rows (indices or booleans)."""
@@ -264,26 +264,18 @@ def match(train: FeatureBank, test: FeatureBank, squares: bool = False) -> Match
     different widths, one class, classes that only test knows, with `squares` for rows that are too long for float32,
     and NonFinite for features that are not numbers.
     """
-    for name, bank in (("train", train), ("test", test)):
-        if len(bank) == 0:
-            raise UserError(f"{name}: the bank has no rows; an evaluation needs at least one")
-        if bank.labels is None:
-            raise UserError(f"{name}: the bank has no labels; an evaluation needs one per row")
-        check_finite(bank, name, squares)
+    check_labelled(train, "train", squares)
+    check_labelled(test, "test", squares)
     if train.width != test.width:
         raise UserError(
             f"train features are {train.width} wide and test features {test.width}: two different encoders?"
         )
     y_train, y_test = np.asarray(train.labels), np.asarray(test.labels)
-    if y_train.ndim != 1 or y_test.ndim != 1:
-        raise UserError(
-            f"labels of shape {y_train.shape} hold several classes per row; use ssl_kd.eval.evaluators.multilabel for them"
-        )
+    classes, y = numbered(train)
+    if y_test.ndim != 1:
+        raise _several(y_test)
     if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
         raise UserError(f"train labels are {y_train.dtype} and test labels {y_test.dtype}: both must be of one kind")
-    classes, y = np.unique(y_train, return_inverse=True)
-    if len(classes) < 2:
-        raise UserError(f"train has one class only ({classes[0]}); an evaluation needs at least two")
     found = np.searchsorted(classes, y_test).clip(max=len(classes) - 1)
     if (strangers := np.unique(y_test[classes[found] != y_test])).size:
         names = ", ".join(map(str, strangers[:3])) + (", ..." if len(strangers) > 3 else "")
@@ -291,6 +283,32 @@ def match(train: FeatureBank, test: FeatureBank, squares: bool = False) -> Match
             f"test has {len(strangers)} classes that train lacks ({names}): are both splits of one data set?"
         )
     return Matched(train.features, y, test.features, found, classes, train is test)
+
+
+def check_labelled(bank: FeatureBank, name: str, squares: bool = False) -> None:
+    """Raise UserError for a bank without rows or labels, and what `check_finite` raises."""
+    if len(bank) == 0:
+        raise UserError(f"{name}: the bank has no rows; an evaluation needs at least one")
+    if bank.labels is None:
+        raise UserError(f"{name}: the bank has no labels; an evaluation needs one per row")
+    check_finite(bank, name, squares)
+
+
+def numbered(train: FeatureBank) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes of a train bank, sorted, and each row's number among them. UserError for fewer than two."""
+    labels = np.asarray(train.labels)
+    if labels.ndim != 1:
+        raise _several(labels)
+    classes, y = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(f"train has one class only ({classes[0]}); an evaluation needs at least two")
+    return classes, y
+
+
+def _several(labels: np.ndarray) -> UserError:
+    return UserError(
+        f"labels of shape {labels.shape} hold several classes per row; use ssl_kd.eval.evaluators.multilabel for them"
+    )
 
 
 def check_finite(bank: FeatureBank, name: str, squares: bool = False) -> None:

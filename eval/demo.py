@@ -73,7 +73,8 @@ def _relit(patch: np.ndarray, random: np.random.Generator) -> np.ndarray:
     exposure, contrast = random.uniform(1 - LIGHT, 1 + LIGHT, 2)
     balance = random.uniform(1 - LIGHT / 2, 1 + LIGHT / 2, 3)
     middle = patch.mean()
-    return np.clip(((patch - middle) * contrast + middle) * exposure * balance, 0, 255).astype(np.uint8)
+    lit = np.clip(((patch - middle) * contrast + middle) * exposure * balance, 0, 255)
+    return np.asarray(lit.astype(np.uint8))
 
 
 def _square(image: Image.Image) -> np.ndarray:
@@ -138,7 +139,7 @@ def claims(results: Results, tasks: Sequence[ArrayTask]) -> list[tuple[bool, str
 
 def _right(results: Results, name: str, tasks: Sequence[ArrayTask]) -> float:
     """Test images of all these tasks together that k-NN gets right."""
-    return sum(results.headline(name, t.name, EVALUATORS[0])["value"] * len(t.test.labels) for t in tasks)
+    return float(sum(results.headline(name, t.name, EVALUATORS[0])["value"] * len(t.test.labels) for t in tasks))
 
 
 def picture(teacher: Encoder, student: Encoder, tasks: Sequence[ArrayTask], path: Path, seed: int = 0) -> Path:

@@ -123,7 +123,7 @@ def _variances(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
     alone = sizes == 1
     pool, weights = (shares[alone], None) if alone.sum() > 1 else (shares, sizes)
     mean, n = np.average(pool, weights=weights), len(pool) if weights is None else sizes.sum()
-    return np.where(alone, mean * (1 - mean) * n / (n - 1), spread)
+    return np.asarray(np.where(alone, mean * (1 - mean) * n / (n - 1), spread))
 
 
 def top_five(labels: np.ndarray, ranked: np.ndarray, k: int | None = None) -> Score:
@@ -134,7 +134,7 @@ def top_five(labels: np.ndarray, ranked: np.ndarray, k: int | None = None) -> Sc
 
 
 def _among_five(labels: np.ndarray, ranked: np.ndarray) -> np.ndarray:
-    return (ranked[:, :5] == labels[:, None]).any(1)
+    return np.asarray((ranked[:, :5] == labels[:, None]).any(1))
 
 
 def mean_score(metric: str, values: np.ndarray, k: int | None = None, seed: int = 0) -> Score:
@@ -277,7 +277,7 @@ def _map11_draws(labels: np.ndarray, scores: np.ndarray, draws: int, seed: int) 
     """Return the mean over classes (up to `draws`) of resampled rows' 11-point precision; equal for equal seeds."""
     weights = np.random.default_rng(seed).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), draws)
     columns = np.array([eleven_point(labels[:, c], scores[:, c], weights) for c in range(labels.shape[1])])
-    return np.nanmean(columns[:, np.isfinite(columns).any(0)], 0)  # a draw may miss all that is relevant
+    return np.asarray(np.nanmean(columns[:, np.isfinite(columns).any(0)], 0))  # a draw may miss all that is relevant
 
 
 def mean_area(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -31,15 +31,21 @@ TEST_FOLDERS = ("test", "val", "validation", "valid")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and one label per image (N,), of any kind that numpy can sort.
+    """Images and one label per image (N,), all numbers or all names.
 
-    Where an image may show several classes, labels are (N, C): 1 shown, -1 not shown, 0 not to be judged.
+    `images` is whatever `open_images` takes: an ImageSource, uint8 pixels (N, H, W, 3), a path, a map-style data set. Labels
+    may be a list; they become an array. Where an image may show several classes, labels are (N, C): 1 shown, -1 not shown,
+    0 not to be judged. Raises UserError where the two do not belong together.
+
+        Split(pixels, [0, 1, 1])        Split(open_images("photos/"), names)
     """
 
     images: ImageSource
     labels: np.ndarray
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", open_images(self.images))
+        object.__setattr__(self, "labels", as_labels(self.labels))
         if len(self.images) != len(self.labels):
             raise UserError(f"{self.images.name}: {len(self.images)} images but {len(self.labels)} labels")
 
@@ -48,8 +54,12 @@ class Split:
 class Task:
     """A named train and test split; `metric` (top1, mean_per_class, map11) is the one that tables show first.
 
-    `held` (N,) marks the train images of the set's own validation split, where it has one: it chooses what a probe's
-    protocol leaves open. `classes` names the columns of labels (N, C).
+        Task("mine", Split(x_train, y_train), Split(x_test, y_test))
+
+    It is an entry of a configuration's `tasks` or of `evaluate_encoders`. Its cells are kept under `digest`, which is made
+    of the images' content, labels and validation split, so that the same task may be built anew each time. `held` (N,)
+    marks the train images of the set's own validation split, where it has one: it chooses what a probe's protocol leaves
+    open. `classes` names the columns of labels (N, C).
     """
 
     name: str
@@ -90,7 +100,7 @@ class ArrayTask(Task):
         metric: str = "top1",
     ):
         train, test = ArrayImages(train_images, name=f"{name} train"), ArrayImages(test_images, name=f"{name} test")
-        super().__init__(name, Split(train, np.asarray(train_labels)), Split(test, np.asarray(test_labels)), metric)
+        super().__init__(name, Split(train, train_labels), Split(test, test_labels), metric)
 
 
 def folder_task(path: str | Path, name: str = "", metric: str = "", max_unreadable: float = 0.01) -> Task:

@@ -63,7 +63,7 @@ class Calibration:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return log-probabilities (N, C) in double precision."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
 def confidence(log_probability: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

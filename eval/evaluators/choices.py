@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, one_line
 
-from .registry import KINDS, Kind, indexed, split_evaluator
+from .registry import EVALUATORS, KINDS, Kind, indexed, split_evaluator
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,7 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
     names = [split_evaluator(one) for one in evaluators if isinstance(one, str)]
     named = iter(indexed(names, index))
     found: dict[str, Choice] = {}
+    one: Any
     for one in evaluators:
         choice = by_name(*next(named)) if isinstance(one, str) else _given(one)
         if found.setdefault(choice.title, choice) is not choice and choice.is_object:
@@ -79,15 +80,19 @@ def by_name(kind: str, protocol: str) -> Choice:
 
 
 def _given(one: Any) -> Choice:
+    name: Any
+    what: Any
     name, what = one if isinstance(one, tuple | list) and len(one) == 2 else ("", one)
     if callable(what) and not isinstance(what, type):
         return _evaluator(str(name), what)
-    kind = str(name) or next((kind for kind, types in _protocols().items() if isinstance(what, types)), "")
-    if kind not in KINDS or not isinstance(what, tuple(t for types in _protocols().values() for t in types)):
+    alone = next((kind for kind, types in _protocols().items() if isinstance(what, types)), "")
+    kind = str(name) or alone
+    if kind not in EVALUATORS or not alone:
         raise UserError(
-            f"evaluators: expected a name, a protocol or an evaluator (called with train and test bank), got {one!r}"
+            "evaluators: expected a name, a protocol or an evaluator (called with train and test bank), got "
+            f"{one_line(repr(one))}"
         )
-    row = KINDS[kind]
+    row = EVALUATORS[kind]
     record, kept = described(row.find(what))
     return Choice(kind, str(what.name), row, what, record, kept)
 
@@ -118,9 +123,10 @@ def _itself(what: Any) -> Any:
 
 def _protocols() -> dict[str, tuple[type, ...]]:
     """The types of protocols, each under the kind that it means when it comes alone."""
+    from ..solvers.sgd import SGDProtocol
     from .few_shot import FewShotProtocol
     from .knn import KNNProtocol
-    from .linear_probe import LinearProtocol, SGDProtocol
+    from .linear_probe import LinearProtocol
     from .retrieval import RetrievalProtocol
     from .robustness import Damage
 

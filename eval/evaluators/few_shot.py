@@ -120,7 +120,7 @@ def centroids(train: FeatureBank, test: FeatureBank) -> np.ndarray:
     banks = match(train, test)
     sums = np.zeros((len(banks.classes), train.width), np.float32)
     np.add.at(sums, banks.y, unit_rows(banks.x))
-    return (unit_rows(banks.x_test) @ unit_rows(sums).T).argmax(1)
+    return np.asarray((unit_rows(banks.x_test) @ unit_rows(sums).T).argmax(1))
 
 
 def _guess(classifier: str, train: FeatureBank, test: FeatureBank, seed: int) -> np.ndarray:

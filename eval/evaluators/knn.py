@@ -281,7 +281,7 @@ def _zero_notes(banks: Matched, protocol: KNNProtocol) -> list[str]:
 def _weights(similarity: np.ndarray, protocol: KNNProtocol) -> np.ndarray:
     if protocol.vote == "exp":
         # taken from each query's nearest, a factor common to all its votes: exp cannot overflow at a small temperature
-        return np.exp((similarity - similarity[:, :1]).astype(np.float64) / protocol.temperature)
+        return np.asarray(np.exp((similarity - similarity[:, :1]).astype(np.float64) / protocol.temperature))
     if protocol.vote == "inverse":
         return 1 / (np.abs(similarity.astype(np.float64)) + 1e-8)
     return np.ones(similarity.shape)
@@ -305,7 +305,7 @@ def _card() -> Any:
 
 
 def _scores(query: np.ndarray, rows: np.ndarray, similarity: str) -> np.ndarray:
-    return rows @ query if similarity == "cosine" else -((rows - query) ** 2).sum(1)
+    return np.asarray(rows @ query if similarity == "cosine" else -((rows - query) ** 2).sum(1))
 
 
 def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:

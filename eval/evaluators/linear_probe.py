@@ -2,6 +2,7 @@
 
     scores = LinearProbe("simclr-lbfgs")(train, test)
     scores.value("top1"), scores.details["strength"]
+    fitted = LinearProbe("simclr-lbfgs").fit(train)          # fitted.predict(features), fitted.weights
 
 A part of train chooses the strength (or the learning rate), the winner is fitted again on all of train, and test is
 touched once, after the last step: no best epoch is picked on it. Features are used as they are, but by
@@ -11,7 +12,7 @@ touched once, after the last step: no best epoch is picked on it. Features are u
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,11 @@ import torch
 from ssl_kd.errors import NonFinite, UserError, nearest
 from ssl_kd.runtime.progress import Progress
 
-from ..banks import FeatureBank, match
+from ..banks import FeatureBank, check_finite, check_labelled, match, numbered
 from ..metrics import Scores, accuracy, figures, hits_of_figures, mean_per_class
 from ..solvers.lbfgs import Fits, fit
 from ..solvers.out_of_core import Rows, stays_on_disk
-from ..solvers.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardised
+from ..solvers.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardiser
 
 CELLS = 1 << 25  # logits alive at once: rows x classes x strengths
 
@@ -104,45 +105,59 @@ class LinearProbe:
 
     def __call__(self, train: FeatureBank, test: FeatureBank) -> Scores:
         """Return top-1, mean per class and top-5 with intervals; `details` hold the strength and the whole sweep."""
-        return self._run(train, test)[0]
+        return self._judged(train, test)[0]
+
+    def fit(self, train: FeatureBank) -> FittedProbe:
+        """Choose what the protocol leaves open and fit to all of train: the model that the call above judges, bit for bit.
+
+        Raises UserError for a bank without labels or with one class, and NonFinite where every choice diverges.
+        """
+        check_labelled(train, "train", squares=True)
+        classes, y = numbered(train)
+        return self._fitted(train.features, y, classes, train.held)
 
     def with_logits(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, np.ndarray]:
         """Return the scores and the chosen model's logits (Q, C) of the test rows, float32."""
-        scores, final, x_test = self._run(train, test)
-        return scores, torch.cat([final.logits(rows)[0].cpu() for rows in x_test.split(_rows(final))]).numpy()
+        scores, fitted = self._judged(train, test)
+        return scores, fitted.decision_function(test)
 
-    def _run(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, Fits, Any]:
-        protocol, banks = linear_protocol(self.protocol), match(train, test, squares=True)
-        if self.metric not in ("top1", "mean_per_class"):
-            raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
-        x, y = _tensor(banks.x, self.device), torch.from_numpy(banks.y).to(self.device)
-        x_test, classes = _tensor(banks.x_test, self.device), len(banks.classes)
-        given = self.strength if self.strength is not None or len(protocol.choices) > 1 else protocol.choices[0]
-        fits = 1 if given is not None else len(protocol.choices) + 1
-        with Progress("linear probe", fits, "fits", self.quiet) as bar:
-            sweep = self._sweep(protocol, banks.y, x, y, classes, train.held, bar) if given is None else []
-            chosen = float(given) if given is not None else _best(sweep, self.metric, protocol.knob)[protocol.knob]
-            final, (x_test,) = self._fit(protocol, x, y, classes, (chosen,), x_test, bar)
-        if not torch.isfinite(final.weights).all():
-            raise NonFinite(f"{protocol.name}: diverged at {protocol.knob} {chosen:g}; take a protocol with a sweep")
-        ranked = _ranked(final, x_test)
+    def _judged(self, train: FeatureBank, test: FeatureBank) -> tuple[Scores, FittedProbe]:
+        banks = match(train, test, squares=True)
+        fitted = self._fitted(banks.x, banks.y, banks.classes, train.held)
+        ranked, classes = _ranked(fitted.fits, fitted.ready(_tensor(banks.x_test, self.device))), len(banks.classes)
         scores = Scores(
             "linear",
-            protocol.name,
+            fitted.protocol.name,
             tuple(figures(banks.y_test, ranked, classes)),
             banks.classes,
             banks.y_test,
             {None: ranked[:, 0]},
-            notes=tuple(_notes(sweep, chosen, final, protocol)),
+            notes=tuple(_notes(fitted.sweep, fitted.chosen, fitted.fits, fitted.protocol)),
             details={
-                protocol.knob: chosen,
-                "objective": float(final.objective[0]),
-                "converged": bool(final.converged[0]),
-                "sweep": sweep,
+                fitted.protocol.knob: fitted.chosen,
+                "objective": float(fitted.fits.objective[0]),
+                "converged": bool(fitted.fits.converged[0]),
+                "sweep": list(fitted.sweep),
             },
             each=hits_of_figures(banks.y_test, {None: ranked}, classes),
         )
-        return scores, final, x_test
+        return scores, fitted
+
+    def _fitted(
+        self, features: np.ndarray, labels: np.ndarray, names: np.ndarray, own: np.ndarray | None
+    ) -> FittedProbe:
+        protocol = linear_protocol(self.protocol)
+        if self.metric not in ("top1", "mean_per_class"):
+            raise UserError(f"metric: expected top1 or mean_per_class to choose by, got {self.metric!r}")
+        x, y, classes = _tensor(features, self.device), torch.from_numpy(labels).to(self.device), len(names)
+        given = self.strength if self.strength is not None or len(protocol.choices) > 1 else protocol.choices[0]
+        with Progress("linear probe", 1 if given is not None else len(protocol.choices) + 1, "fits", self.quiet) as bar:
+            sweep = self._sweep(protocol, labels, x, y, classes, own, bar) if given is None else []
+            chosen = float(given) if given is not None else _best(sweep, self.metric, protocol.knob)[protocol.knob]
+            final, ready = self._fit(protocol, x, y, classes, (chosen,), bar)
+        if not torch.isfinite(final.weights).all():
+            raise NonFinite(f"{protocol.name}: diverged at {protocol.knob} {chosen:g}; take a protocol with a sweep")
+        return FittedProbe(protocol, names, final, ready, chosen, tuple(sweep), self.device)
 
     def _sweep(
         self,
@@ -151,14 +166,14 @@ class LinearProbe:
         x: torch.Tensor | Rows,
         y: torch.Tensor,
         classes: int,
-        own: Any,
+        own: np.ndarray | None,
         bar: Progress,
     ) -> list[dict[str, Any]]:
         """Fit every choice on a part of train and judge it on the rest: the set's `own` validation split if it has one."""
         held = holdout(labels, protocol.holdout, self.seed) if own is None else own
         rest = torch.from_numpy(held).to(x.device)
-        fits, (x_held,) = self._fit(protocol, x[~rest], y[~rest], classes, protocol.choices, x[rest], bar)
-        guesses, losses = _judge(fits, x_held, y[rest])
+        fits, ready = self._fit(protocol, x[~rest], y[~rest], classes, protocol.choices, bar)
+        guesses, losses = _judge(fits, ready(x[rest]), y[rest])
         return [
             {
                 protocol.knob: choice,
@@ -180,15 +195,57 @@ class LinearProbe:
         y: torch.Tensor,
         classes: int,
         choices: Sequence[float],
-        other: torch.Tensor | Rows,
         bar: Progress,
-    ) -> tuple[Fits, list[Any]]:
-        """Fit all choices to x; return them with `other` as those fits want to see it."""
+    ) -> tuple[Fits, Callable[[Any], Any]]:
+        """Fit all choices to x; return them with what makes features ready for them."""
         knobs = torch.tensor(choices, dtype=torch.float32, device=x.device)
         if isinstance(protocol, SGDProtocol):
-            x, *others = standardised(x, other) if protocol.standardise else [x, other]
-            return fit_sgd(x, y, classes, knobs, protocol, self.seed, bar.advance), others
-        return protocol.fit(x, y, classes, knobs / len(x), bar), [other]
+            ready = standardiser(x) if protocol.standardise else _as_they_are
+            return fit_sgd(ready(x), y, classes, knobs, protocol, self.seed, bar.advance), ready
+        return protocol.fit(x, y, classes, knobs / len(x), bar), _as_they_are
+
+
+@dataclass(frozen=True, eq=False)
+class FittedProbe:
+    """A fitted linear probe: logits = ready(features) @ weights.T + bias, one per class of `classes` (C,), sorted.
+
+    `chosen` is the strength or learning rate, `sweep` what was tried for it. `ready` is the identity but for protocols
+    that standardise, whose weights belong to standardised features.
+    """
+
+    protocol: Protocol
+    classes: np.ndarray
+    fits: Fits
+    ready: Callable[[Any], Any]
+    chosen: float
+    sweep: tuple[dict[str, Any], ...] = ()
+    device: str = "cpu"
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(C, D) float32."""
+        return np.asarray(self.fits.weights[0].cpu())
+
+    @property
+    def bias(self) -> np.ndarray:
+        """(C,) float32."""
+        return np.asarray(self.fits.bias[0].cpu())
+
+    def decision_function(self, rows: FeatureBank | np.ndarray) -> np.ndarray:
+        """Return logits (N, C) float32 of a bank or features (N, D). UserError for another width, NonFinite for no numbers."""
+        bank = rows if isinstance(rows, FeatureBank) else FeatureBank(rows)
+        if bank.width != self.fits.weights.shape[2]:
+            raise UserError(f"features are {bank.width} wide, but the probe was fitted to {self.fits.weights.shape[2]}")
+        check_finite(bank, "features", squares=True)
+        if not len(bank):
+            return np.empty((0, len(self.classes)), np.float32)
+        ready = self.ready(_tensor(bank.features, self.device))
+        parts = [self.fits.logits(part)[0].cpu() for part in _split(ready, _rows(self.fits))]
+        return np.asarray(torch.cat(parts))
+
+    def predict(self, rows: FeatureBank | np.ndarray) -> np.ndarray:
+        """Return the most likely class of each row (N,), as `classes` names it; of equal ones the first."""
+        return np.asarray(self.classes[self.decision_function(rows).argmax(1)])
 
 
 def linear_protocol(protocol: str | Protocol) -> Protocol:
@@ -219,12 +276,16 @@ def holdout(y: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 def _judge(fits: Fits, x: torch.Tensor | Rows, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return each strength's guesses (R, N) and mean cross-entropy (R,)."""
     guesses, losses, size = [], torch.zeros(len(fits.weights), device=x.device), _rows(fits)
-    for rows, labels in zip(x.split(size), y.split(size), strict=True):
+    for rows, labels in zip(_split(x, size), torch.split(y, size), strict=True):
         logits = fits.logits(rows)
         guesses.append(logits.argmax(2))
         own = logits.gather(2, labels.expand(len(logits), -1)[..., None])[..., 0]
         losses += (logits.logsumexp(2) - own).sum(1)
     return torch.cat(guesses, 1).cpu().numpy(), (losses / len(x)).cpu().numpy()
+
+
+def _split(x: torch.Tensor | Rows, size: int) -> Iterable[torch.Tensor]:
+    return x.split(size) if isinstance(x, Rows) else torch.split(x, size)
 
 
 def _rows(fits: Fits) -> int:
@@ -234,7 +295,7 @@ def _rows(fits: Fits) -> int:
 def _ranked(final: Fits, x: torch.Tensor | Rows) -> np.ndarray:
     """Return the classes (N, up to 5) by falling logit; equal ones by class number."""
     parts = []
-    for rows in x.split(_rows(final)):
+    for rows in _split(x, _rows(final)):
         logits = final.logits(rows)[0]
         places = logits.topk(min(5, logits.shape[1]), 1).indices.sort(1).values
         order = logits.gather(1, places).sort(dim=1, descending=True, stable=True).indices
@@ -250,7 +311,7 @@ def _best(sweep: list[dict[str, Any]], metric: str, knob: str) -> dict[str, Any]
     return max(sound, key=lambda row: (row[metric], -row["loss"], row[knob]))
 
 
-def _notes(sweep: list[dict[str, Any]], chosen: float, final: Fits, protocol: Protocol) -> list[str]:
+def _notes(sweep: Sequence[dict[str, Any]], chosen: float, final: Fits, protocol: Protocol) -> list[str]:
     what = {"strength": "strengths", "lr": "learning rates"}[protocol.knob]
     notes = []
     if late := [f"{row[protocol.knob]:.1e}" for row in sweep if not row["converged"]]:
@@ -261,6 +322,10 @@ def _notes(sweep: list[dict[str, Any]], chosen: float, final: Fits, protocol: Pr
     if len(ends) > 2 and chosen in (min(ends), max(ends)):
         notes.append(f"the chosen {protocol.knob} {chosen:.1e} is the {'least' if chosen == min(ends) else 'largest'}")
     return notes
+
+
+def _as_they_are(rows: Any) -> Any:
+    return rows
 
 
 def _tensor(features: np.ndarray, device: str) -> Any:

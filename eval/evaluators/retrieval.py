@@ -290,7 +290,7 @@ def _spearman(closeness: np.ndarray) -> np.ndarray:
     ranks = rankdata(-closeness, axis=1) - (closeness.shape[1] + 1) / 2
     order = np.arange(closeness.shape[1]) - (closeness.shape[1] - 1) / 2
     spread = np.sqrt((ranks**2).sum(1) * (order**2).sum())
-    return (ranks * order).sum(1) / np.where(spread > 0, spread, 1)
+    return np.asarray((ranks * order).sum(1) / np.where(spread > 0, spread, 1))
 
 
 def _same_images(one: FeatureBank, other: FeatureBank) -> None:

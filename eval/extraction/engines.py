@@ -290,7 +290,7 @@ def _pairs(encoder: Encoder) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
 
     handles = [module.register_forward_pre_hook(enter) for module in encoder.modules() if not list(module.children())]
     handles += [m.register_forward_pre_hook(enter) for m in encoder.modules() if _carries(m) and list(m.children())]
-    handles += [m.register_forward_hook(leave) for m in encoder.modules() if type(m) is nn.Conv2d]  # type: ignore[arg-type]
+    handles += [m.register_forward_hook(leave) for m in encoder.modules() if type(m) is nn.Conv2d]
     side = encoder.preprocessing.crop or encoder.preprocessing.size
     try:
         device = encoder.mean.device

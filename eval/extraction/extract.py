@@ -109,6 +109,17 @@ def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "", e
     )
 
 
+def any_readable(encoder: Encoder, images: Any, numbers: Sequence[int]) -> bool:
+    """Return whether any of these images, which could not be read before, can be now: a lock, a network, a moment.
+
+    All are tried: what is still unreadable counts against the share that is borne (ImagesError).
+    """
+    read, found = _reader(encoder, images), False
+    for i in numbers:
+        found |= bool(read(range(i, i + 1))[0])
+    return found
+
+
 def _reader(encoder: Encoder, images: Any) -> Any:
     import torch
 

@@ -29,8 +29,8 @@ from ssl_kd.runtime.files import probe
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank
-from .extract import bank_key, embed
-from .shelf import Shelf, State, Sums, again_readable, sums
+from .extract import any_readable, bank_key, embed
+from .shelf import Shelf, State, Sums, sums
 from .versions import READERS, programs
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class FeatureStore:
             name: self._shelf(encoder, images, precision, name, engine) for name in features or (encoder.feature,)
         }
         with _locked([shelf.folder for shelf in shelves.values()]):
-            states = {name: (shelf, _standing(shelf, images)) for name, shelf in shelves.items()}
+            states = {name: (shelf, _standing(shelf, encoder, images)) for name, shelf in shelves.items()}
             if open_ := {name: pair for name, pair in states.items() if not pair[1].done}:
                 _fill(open_, encoder, images, precision, quiet, title, {**settings, "engine": engine})
         return {name: _served(shelf, images, labels) for name, shelf in shelves.items()}
@@ -108,10 +108,12 @@ class FeatureStore:
         return Shelf(Path(self.folder) / key, key, len(images), encoder.width(feature), self.dtype)
 
 
-def _standing(shelf: Shelf, images: Any) -> State:
+def _standing(shelf: Shelf, encoder: Encoder, images: Any) -> State:
     """Return how far a bank is, all its rows proved; nothing where a picture that it lacks can be read by now."""
     state = shelf.checked()
-    return State(shelf.key) if state.images and again_readable(images, shelf.missing(state)) else state
+    if state.images and any_readable(encoder, images, shelf.missing(state)):
+        return State(shelf.key)
+    return state
 
 
 def _served(shelf: Shelf, images: Any, labels: np.ndarray | None) -> FeatureBank:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from ssl_kd.models.encoder import Encoder
 
 ROUNDS, LEAST = 15, 3
@@ -44,14 +46,14 @@ def latencies(encoders: Mapping[str, Encoder], device: str = "cpu") -> dict[str,
     return {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def _one_image(encoder: Encoder):
+def _one_image(encoder: Encoder) -> torch.Tensor:
     import torch
 
     side = encoder.preprocessing.size
     return torch.full((1, 3, side, side), 0.5)
 
 
-def _seconds(encoder: Encoder, image, device: str) -> float:
+def _seconds(encoder: Encoder, image: torch.Tensor, device: str) -> float:
     import torch
 
     began = time.perf_counter()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -133,13 +132,5 @@ def sums(features: np.ndarray, kept: np.ndarray, begun: Sums = (0, 0)) -> Sums:
 
 def _summed(rows: np.ndarray, total: int) -> int:
     for part in blocks(len(rows)):
-        total = zlib.crc32(np.ascontiguousarray(rows[part]), total)
+        total = zlib.crc32(np.ascontiguousarray(rows[part]).data, total)
     return total
-
-
-def again_readable(images: Any, numbers: Sequence[int]) -> bool:
-    """Return whether any of these images, which could not be read before, can be read now: a lock, a network, a moment."""
-    found = False
-    for i in numbers:  # all of them: what is still unreadable counts against the share that is borne
-        found |= images.read(i) is not None
-    return found

@@ -37,27 +37,6 @@ def svg(width: float, height: float, marks: Iterable[str], words: str) -> str:
     )
 
 
-def figure(picture: str, caption: str) -> str:
-    """Return a picture under its caption, which is HTML already."""
-    return f'<figure class="chart"><figcaption>{caption}</figcaption>{picture}</figure>'
-
-
-def row_of(figures: Sequence[str]) -> str:
-    """Return figures side by side as far as there is room; nothing for none."""
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
-
-
-def legend(entries: Mapping[str, int] | Sequence[str]) -> str:
-    """Return names with their colours, by number or in order."""
-    named = entries.items() if isinstance(entries, Mapping) else [(name, i) for i, name in enumerate(entries)]
-    marks = "".join(
-        f'<span><svg width="12" height="12" aria-hidden="true"><circle class="{colour(i)}" cx="6" cy="6" r="5"/></svg> '
-        f"{text(name)}</span>"
-        for name, i in named
-    )
-    return f'<div class="legend">{marks}</div>'
-
-
 @dataclass(frozen=True)
 class Axis:
     """A scale from numbers to pixels: `ticks` have room for their words."""

@@ -136,7 +136,7 @@ PROJECTIONS: dict[str, Callable[[np.ndarray, int], Map]] = {"pca": _pca, "tsne":
 
 def _scaled(points: np.ndarray) -> np.ndarray:
     centred = points - (points.max(0) + points.min(0)) / 2
-    return centred / max(float(np.abs(centred).max()), 1e-12)
+    return np.asarray(centred / max(float(np.abs(centred).max()), 1e-12))
 
 
 def _one_per_class(names: np.ndarray, rng: np.random.Generator) -> np.ndarray:

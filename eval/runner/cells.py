@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, one_line
 
 from ..banks import FeatureBank
 from ..evaluators.choices import Choice, by_name
@@ -230,20 +230,21 @@ class Bench:
         asked += [(job.encoder, job.outside, "test")] if job.outside else []
         found = []
         for name, task, part in asked:
-            bank = self.banks(task, name)[part == "test"]
+            train, test, _ = self.banks(task, name)
+            bank = train if part == "train" else test
             if numbers := _left_out(getattr(self.tasks[task], part), bank):
                 found.append((name, task, part, numbers))
         return found
 
     def _readable_by_now(self, missing: Sequence[tuple[str, str, str, list[int]]]) -> bool:
         """Return whether an image that a kept cell lacks can be read now: the cell is then computed again."""
-        from ..extraction.shelf import again_readable
+        from ..extraction.extract import any_readable
 
-        return any(
-            again_readable(getattr(self.tasks[task], part).images, numbers)
-            for name, task, part, numbers in missing
-            if not isinstance(self.encoders[name], OwnFeatures)
-        )
+        for name, task, part, numbers in missing:
+            row = self.encoders[name]
+            if not isinstance(row, OwnFeatures) and any_readable(row, getattr(self.tasks[task], part).images, numbers):
+                return True
+        return False
 
 
 def _left_out(split: Split, bank: FeatureBank) -> list[int]:
@@ -261,14 +262,15 @@ def _notes_on(missing: Sequence[tuple[str, str, str, list[int]]], tasks: Mapping
     )
 
 
-def _in_table(scores: Any, choice: Choice, metric: str) -> Scores:
+def _in_table(answer: object, choice: Choice, metric: str) -> Scores:
     """Return an evaluator's answer under the names of its column. UserError for an object's that is none."""
-    if not choice.is_object:
-        return scores  # type: ignore[no-any-return]  # by a row of our own table
-    if not isinstance(scores, Scores) or not scores.rows:
+    if not isinstance(answer, Scores) or not answer.rows:
         raise UserError(
-            f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {scores!r:.80}"
+            f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {one_line(repr(answer))}"
         )
+    scores = answer
+    if not choice.is_object:
+        return scores
     shown = scores.headline_metric or metric
     if not any((row.metric, row.k) == (shown, scores.headline_k) for row in scores.rows):
         scores = replace(scores, headline_metric=scores.rows[0].metric, headline_k=scores.rows[0].k)

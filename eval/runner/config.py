@@ -172,7 +172,8 @@ def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig
         raise UserError(f"expected a YAML file or settings; see {prog} --help")
     if not argv[0].startswith("-"):
         argv[:1] = ["--config", argv[0]]
-    return parse(EvalConfig, argv, prog, examples=EXAMPLES)
+    config: EvalConfig = parse(EvalConfig, argv, prog, examples=EXAMPLES)
+    return config
 
 
 def tasks_of(config: EvalConfig) -> list[Any]:
@@ -218,7 +219,7 @@ def title_of(task: Any) -> str:
 
 
 def _entries(
-    kind: type, given: Any, what: str, short: str, as_it_is: Callable[[Any], bool] = lambda one: False
+    kind: type[Any], given: Any, what: str, short: str, as_it_is: Callable[[Any], bool] = lambda one: False
 ) -> list[Any]:
     """Return the entries of a list, built and checked; objects of which `as_it_is` says so pass."""
     if not isinstance(given, list) or not given:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def _bank(given: Any, where: str) -> FeatureBank:
     if isinstance(given, FeatureBank):
         return given
     if isinstance(given, str | PathLike):
-        return load_bank(given)
+        return load_bank(Path(given))
     try:
         return FeatureBank(given)
     except UserError as error:
@@ -151,6 +152,6 @@ def _check_labels(bank: FeatureBank, order: np.ndarray, labels: np.ndarray, wher
 def _digest(bank: FeatureBank) -> str:
     total = hashlib.sha256(f"{bank.features.dtype} {bank.features.shape}".encode())
     for part in blocks(len(bank)):
-        total.update(np.ascontiguousarray(bank.features[part]))
+        total.update(np.ascontiguousarray(bank.features[part]).data)
     total.update("\n".join(map(str, bank.ids)).encode(errors="surrogatepass"))
     return total.hexdigest()

@@ -132,8 +132,9 @@ def _eigenvectors(matrix: Tensor) -> Tensor:
     if not torch.isfinite(matrix).all():
         raise UserError("probe: the covariance of the features overflows float32; divide all features by a constant")
     try:
-        return torch.linalg.eigh(matrix)[1]
-    except torch.linalg.LinAlgError:
+        turn: Tensor = torch.linalg.eigh(matrix)[1]
+        return turn
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it is there, but not by its stub
         wide = matrix.double().cpu().numpy()
     for driver in ("evr", "ev"):
         try:
@@ -180,7 +181,7 @@ def fit(
         order = penalties.argsort(descending=True)
         group = max(1, min(COLUMNS // classes, STATE // (classes * basis.z.shape[1])))
         start, parts = None, []
-        for some in order.split(group):
+        for some in torch.split(order, group):
             problem = _Problem(basis, y, classes, penalties[some].to(x.dtype), pieces)
             parts.append(_minimise(problem, start, tolerance, precision, max_passes, advance))
             start = parts[-1][0][-1]

@@ -56,7 +56,7 @@ class Rows:
 
     def index_select(self, _: int, rows: Tensor) -> Tensor:
         """Read the rows of these numbers (n,), as (n, D)."""
-        return self[rows]
+        return torch.as_tensor(self[rows])
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Read all rows, `size` at a time."""

@@ -33,7 +33,7 @@ class SGDProtocol:
     `lrs` are learning rates at the stated batch; more than one are chosen among on a `holdout` share of train.
     `drops` are epochs after which the rate falls tenfold; without any it follows a cosine to 0, at every step or
     (`by_epoch`) once per epoch. `standardise` makes
-    features unit vectors and then gives each dimension about the mean 0 and variance 1 of the train rows (`standardised`).
+    features unit vectors and then gives each dimension about the mean 0 and variance 1 of the train rows (`standardiser`).
     """
 
     name: str
@@ -138,7 +138,7 @@ def fit_sgd(
         for epoch in range(protocol.epochs):
             advance(0, epoch=f"{epoch + 1} of {protocol.epochs}")
             loss.zero_()
-            for rows in torch.randperm(n, generator=draw).to(x.device).split(protocol.batch):
+            for rows in torch.split(torch.randperm(n, generator=draw).to(x.device), protocol.batch):
                 part, labels = x.index_select(0, rows), y[rows]  # x[rows] would take 2.5 times as long
                 factor = rate(protocol, step, steps)
                 for lost in share(judge, blocks(len(rows), span_size)):
@@ -153,16 +153,15 @@ def fit_sgd(
     return Fits(heads, bias.view(classes, r).T.contiguous(), loss / n, torch.full((r,), math.nan), epochs, sound)
 
 
-def standardised(train: Tensor | Rows, *others: Tensor | Rows) -> list[Any]:
-    """Return unit vectors less their mean, over sqrt(variance + 1e-5), both per dimension and measured on `train`.
+def standardiser(train: Tensor | Rows) -> Callable[[Any], Any]:
+    """Return what makes features unit vectors less their mean, over sqrt(variance + 1e-5), both measured on `train`.
 
     The variance is unbiased. Of wide unit vectors many dimensions have less than 1e-5, so that the 1e-5 counts: they
     stay small instead of being blown up. Source: UMBCvision/CompRess eval_linear.py, FullBatchNorm.
     """
     unit = torch.nn.functional.normalize
     if isinstance(train, Rows):
-        lengths = replace(train, ready=unit)
-        mean, n = lengths.mean(), len(train)
+        mean, n = replace(train, ready=unit).mean(), len(train)
         variance = replace(train, ready=lambda rows: (unit(rows) - mean).square()).mean() * (n / max(n - 1, 1))
     else:
         rows = unit(train)
@@ -172,4 +171,10 @@ def standardised(train: Tensor | Rows, *others: Tensor | Rows) -> list[Any]:
     def ready(rows: Tensor) -> Tensor:
         return (unit(rows) - mean) / spread
 
-    return [replace(part, ready=ready) if isinstance(part, Rows) else ready(part) for part in (train, *others)]
+    return lambda part: replace(part, ready=ready) if isinstance(part, Rows) else ready(part)
+
+
+def standardised(train: Tensor | Rows, *others: Tensor | Rows) -> list[Any]:
+    """Return train rows and others through the `standardiser` of train."""
+    ready = standardiser(train)
+    return [ready(part) for part in (train, *others)]

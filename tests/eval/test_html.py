@@ -12,8 +12,9 @@ from small_results import cell, results
 
 from ssl_kd.errors import UserError
 from ssl_kd.eval.report.charts import Axis, axis, short, thinned
-from ssl_kd.eval.report.html import page, worst_confusions
+from ssl_kd.eval.report.html import page
 from ssl_kd.eval.report.projections import PROJECTIONS, principal_map
+from ssl_kd.eval.report.sections import worst_confusions
 from ssl_kd.eval.results import Results
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

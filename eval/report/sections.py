@@ -1,0 +1,357 @@
+"""What the report says, section by section, as plain data: tables, charts with their words, galleries.
+
+`SECTIONS` is the report's order. A section is a row there, a function here that gives its data (None: left out), and a
+block of `report.html.j2` that shows them. A new chart is drawn in `charts.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..evaluators.calibration import BINS
+from ..results import Cell, Results
+from .charts import (
+    NAMED,
+    intervals_chart,
+    lines_chart,
+    map_chart,
+    matrix_chart,
+    matrix_picture,
+    points_chart,
+    reliability_chart,
+)
+from .projections import Look
+from .training_curves import HEALTH
+
+DRAWN = 20  # classes that a confusion matrix names
+SOLVED = ("knn", "linear")  # the evaluators whose guesses are shown class by class
+Data = dict[str, Any]  # what a block of the template is given
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines under a header; the first `left` columns are words, lines marked `new` begin a group."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+    caption: str = ""
+    new: Sequence[bool] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing, which is SVG of our own, and its caption, which is text."""
+
+    picture: str
+    caption: str
+
+
+def numbers_of(results: Results) -> dict[str, int]:
+    """Return each encoder's colour, the same in every drawing."""
+    return {name: i for i, name in enumerate(dict.fromkeys(cell.encoder for cell in results.cells))}
+
+
+def summary(results: Results) -> str:
+    """Say what was compared, in a line or two."""
+    tasks = list(dict.fromkeys(cell.task for cell in results.cells))
+    against = f" Shares are of {results.reference}." if results.reference else ""
+    return (
+        f"{', '.join(numbers_of(results))} on {', '.join(tasks)}.{against} Intervals are at 95 %, over the test images."
+    )
+
+
+def _headline(results: Results) -> Data:
+    header, lines = results.grid()
+    marks = [before is not None and before[0] != line[0] for before, line in zip([None, *lines], lines, strict=False)]
+    return {"table": Table(header, lines, 2, results.caption(), marks)}
+
+
+def _evaluator(row: Mapping[str, Any]) -> str:
+    return f"{row['evaluator']}/{row['protocol']}"
+
+
+def _shares(results: Results) -> Data | None:
+    """Dots with intervals: the share of the reference that each encoder keeps, a drawing per task."""
+    rows = [r for r in results.rows if r["headline"] and r["encoder"] != results.reference]
+    rows = [r for r in rows if r["share_kept"] is not None and math.isfinite(r["share_kept"])]
+    numbers = numbers_of(results)
+    charts = [
+        Chart(intervals_chart(_dots([r for r in rows if r["task"] == task]), f"Shares kept on {task}", numbers), task)
+        for task in dict.fromkeys(row["task"] for row in rows)
+    ]
+    legend = {row["encoder"]: numbers[row["encoder"]] for row in rows}
+    return {"reference": results.reference, "legend": legend, "charts": charts} if charts else None
+
+
+def _dots(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, float, float, float]]]]:
+    """Return (encoder, share, low, high) by evaluator."""
+    found: dict[str, list[tuple[str, float, float, float]]] = {}
+    for row in rows:
+        dot = (row["encoder"], row["share_kept"], row["share_low"], row["share_high"])
+        found.setdefault(_evaluator(row), []).append(dot)
+    return list(found.items())
+
+
+def _sizes(results: Results) -> Data | None:
+    """Points: mean headline figure over tasks against parameters and against the time for one image."""
+    numbers, charts = numbers_of(results), []
+    for evaluator in dict.fromkeys(cell.evaluator for cell in results.cells):
+        cells = [cell for cell in results.cells if cell.evaluator == evaluator]
+        if evaluator.split("/")[0] not in SOLVED or len({cell.encoder for cell in cells}) < 2:
+            continue
+        for what, unit in (("parameters", "parameters"), ("latency", "ms per image")):
+            if points := _points(results, cells, what):
+                words = f"{evaluator}: mean over tasks against {unit}"
+                charts.append(Chart(points_chart(points, unit, words, numbers), words))
+    slow = ", ".join(f"{name} {ms:.1f} ms" for name, ms in results.latencies.items())
+    return {"slow": slow, "legend": numbers, "charts": charts} if charts else None
+
+
+def _points(results: Results, cells: Sequence[Cell], what: str) -> list[tuple[str, float, float, float, float]]:
+    points = []
+    for name in dict.fromkeys(cell.encoder for cell in cells):
+        own = [cell for cell in cells if cell.encoder == name]
+        at = own[0].parameters if what == "parameters" else results.latencies.get(name)
+        if at:
+            points.append((name, float(at), *_mean([results.headline(name, c.task, c.evaluator) for c in own])))
+    return points
+
+
+def _mean(rows: Sequence[Any]) -> tuple[float, float, float]:
+    """Return the mean of several tasks' figures with its interval: independent test sets, so their arms join as squares."""
+    value = float(np.mean([row["value"] for row in rows]))
+    down, up = (math.sqrt(sum((row[side] - row["value"]) ** 2 for row in rows)) / len(rows) for side in ("low", "high"))
+    return value, value - down, value + up
+
+
+def _comparisons(results: Results) -> Data | None:
+    lines = [
+        (
+            row["task"],
+            row["evaluator"],
+            f"{row['second']} against {row['first']}",
+            _percent(row["share"]),
+            f"{_percent(row['low'])} to {_percent(row['high'])}" if math.isfinite(row["low"]) else "",
+            f"{row['p']:.2g}" if math.isfinite(row["p"]) else "",
+        )
+        for row in results.comparisons()
+    ]
+    header = ("task", "evaluator", "encoders", "share", "95 % interval", "p")
+    return {"table": Table(header, lines, 3)} if lines else None
+
+
+def _training(results: Results) -> Data | None:
+    return _curves(results, health=False)
+
+
+def _health(results: Results) -> Data | None:
+    return _curves(results, health=True)
+
+
+def _curves(results: Results, health: bool) -> Data | None:
+    """One small chart per logged key, all encoders that logged it in one."""
+    numbers, charts = numbers_of(results), []
+    for key in dict.fromkeys(key for found in results.curves.values() for key in found):
+        if key.startswith(HEALTH) == health:
+            own = {name: found[key] for name, found in results.curves.items() if key in found}
+            title = key.removeprefix(HEALTH).replace("_", " ")
+            words = f"{title}; {', '.join(f'{name} ends at {values[-1]:.3g}' for name, (_, values) in own.items())}"
+            charts.append(Chart(lines_chart(own, words, numbers), words))
+    legend = {name: numbers[name] for name in results.curves if name in numbers}
+    return {"health": health, "legend": legend, "charts": charts} if charts else None
+
+
+def _neighbours(results: Results) -> Data | None:
+    """A query to open, and under it each encoder's nearest train images."""
+    found = []
+    for task in dict.fromkeys(one.task for one in results.looks):
+        here = [one for one in results.looks if one.task == task]
+        queries = [_query(here, rows) for rows in zip(*(one.rows for one in here), strict=True)]
+        found.append({"task": task, "queries": queries})
+    return {"tasks": found} if found else None
+
+
+def _query(looks: Sequence[Look], rows: Sequence[Any]) -> Data:
+    hits = [
+        f"{one.encoder} {sum(bool(p.hit) for p in row[1:])} of {len(row) - 1}"
+        for one, row in zip(looks, rows, strict=True)
+    ]
+    near = [(one.encoder, row[1:]) for one, row in zip(looks, rows, strict=True)]
+    return {"picture": rows[0][0], "hits": ", ".join(hits), "near": near}
+
+
+def plain_class(label: str) -> str:
+    """Return a class's name without the number that data sets put before it: n02480495_orangutan, 083_hibiscus."""
+    return re.sub(r"^n?\d{2,8}[_.](?=\D)", "", label)
+
+
+def _maps(results: Results) -> Data | None:
+    found = []
+    for task in dict.fromkeys(one.task for one in results.looks):
+        here = [one for one in results.looks if one.task == task]
+        names = sorted({name for one in here for name in one.labels})
+        # more classes than colours would only mislead: the first ones are coloured, the rest grey
+        numbers = {name: min(i, NAMED) for i, name in enumerate(names)}
+        shown = {name: numbers[name] for name in names[:NAMED]}
+        shown |= {"others": NAMED} if len(names) > NAMED else {}
+        charts = [
+            Chart(
+                map_chart(one.points, look.labels, numbers, f"{look.encoder}, {task}: {one.told}"),
+                f"{look.encoder}: {one.told}",
+            )
+            for kind in dict.fromkeys(m.name for look in here for m in look.maps)
+            for look in here
+            for one in look.maps
+            if one.name == kind
+        ]
+        found.append({"task": task, "legend": shown, "charts": charts})
+    return {"tasks": found} if found else None
+
+
+def _confusions(results: Results) -> Data | None:
+    """A matrix per encoder and the most frequent wrong guesses, by task."""
+    found = []
+    for task in dict.fromkeys(cell.task for cell in results.cells):
+        cells = [cell for cell in results.cells if cell.task == task and cell.scores.predicted]
+        cells = [cell for cell in cells if cell.scores.evaluator in SOLVED]
+        rows = [
+            (cell.encoder, cell.evaluator, true, guess, f"{n} of {of}")
+            for cell in cells
+            for true, guess, n, of in worst_confusions(cell)
+        ]
+        header = ("encoder", "evaluator", "true class", "taken for", "test images")
+        if rows:
+            found.append({"task": task, "charts": list(map(_matrix, cells)), "table": Table(header, rows, 4)})
+    return {"tasks": found} if found else None
+
+
+def _matrix(cell: Cell) -> Chart:
+    classes = [str(name) for name in cell.scores.classes]
+    guess = cell.scores.predicted[cell.scores.headline_k]
+    counts = np.zeros((len(classes), len(classes)), int)
+    np.add.at(counts, (cell.scores.labels, guess), 1)
+    words = f"{cell.encoder}, {cell.evaluator}: {len(classes)} classes"
+    words += "" if len(classes) <= 10 else ", darker is more often"
+    draw = matrix_chart(counts, classes, words) if len(classes) <= DRAWN else matrix_picture(counts, words)
+    return Chart(draw, words if len(classes) > 10 else f"{words}, percent of the true class")
+
+
+def worst_confusions(cell: Cell, most: int = 5) -> list[tuple[str, str, int, int]]:
+    """Return (true class, guess, times, rows of the class) for a cell's most frequent wrong guesses."""
+    scores = cell.scores
+    guess = scores.predicted.get(scores.headline_k)
+    if guess is None or len(scores.classes) < 2:
+        return []
+    wrong = guess != scores.labels
+    pairs, counts = np.unique(scores.labels[wrong] * len(scores.classes) + guess[wrong], return_counts=True)
+    sizes = np.bincount(scores.labels, minlength=len(scores.classes))
+    found = []
+    for i in np.lexsort((pairs, -counts))[:most]:
+        true, other = divmod(int(pairs[i]), len(scores.classes))
+        found.append((str(scores.classes[true]), str(scores.classes[other]), int(counts[i]), int(sizes[true])))
+    return found
+
+
+def _calibrations(results: Results) -> Data | None:
+    charts = []
+    for cell in results.cells:
+        if cell.scores.evaluator == "calibration":
+            ece, scaled = (100 * cell.scores.value(name) for name in ("ece", "ece scaled"))
+            words = f"{cell.task}, {cell.encoder}: ECE {ece:.1f} %, {scaled:.1f} % after temperature scaling"
+            charts.append(Chart(reliability_chart(cell.scores.details["bins"], 1 / BINS, words), words))
+    return {"charts": charts} if charts else None
+
+
+def _sweeps(results: Results) -> Data | None:
+    rows = [
+        _sweep(cell, sweep)
+        for cell in results.cells
+        if cell.scores.evaluator == "linear" and (sweep := cell.scores.details.get("sweep"))
+    ]
+    header = ("task", "encoder", "protocol", "chosen", "on the held-out part of train", "tried", "not converged")
+    return {"table": Table(header, rows, 3)} if rows else None
+
+
+def _sweep(cell: Cell, sweep: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    knob = "strength" if "strength" in sweep[0] else "lr"
+    best = max(row[cell.metric] for row in sweep if cell.metric in row)
+    late = sum(not row["converged"] for row in sweep)
+    chosen = f"{cell.scores.details[knob]:.2g}"
+    return cell.task, cell.encoder, cell.scores.protocol, chosen, _percent(best), str(len(sweep)), str(late)
+
+
+def _everything(results: Results) -> Data:
+    header = ("encoder", "evaluator", "metric", "value", "95 % interval", "kept %", "p", "n")
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for row in results.rows:
+        found.setdefault(row["task"], []).append(_figure(row, row["encoder"] == results.reference))
+    return {"tasks": [{"task": task, "table": Table(header, lines, 3)} for task, lines in found.items()]}
+
+
+def _figure(row: Mapping[str, Any], itself: bool) -> tuple[str, ...]:
+    """Return one figure's line; the reference keeps all of itself, which says nothing."""
+    share, p = (None if itself else row[name] for name in ("share_kept", "p"))
+    return (
+        row["encoder"],
+        _evaluator(row),
+        row["metric"] + (f", k = {row['k']}" if row["k"] else ""),
+        _number(row["metric"], row["value"]),
+        f"{_number(row['metric'], row['low'])} to {_number(row['metric'], row['high'])}",
+        "" if share is None or not math.isfinite(share) else f"{100 * share:.1f}",
+        "" if p is None or not math.isfinite(p) else f"{p:.2g}",
+        f"{row['n']:,}",
+    )
+
+
+def _notes(results: Results) -> Data | None:
+    return {"notes": results.notes} if results.notes else None
+
+
+def _made_by(results: Results) -> Data:
+    """The versions that made the cells, and, where they are not all of one, which made which."""
+    found: dict[str, list[str]] = {}
+    for cell in results.cells:
+        found.setdefault(cell.programs, []).append(f"{cell.task}, {cell.encoder}, {cell.evaluator}")
+    mixed = list(found.items()) if len(found) > 1 else []
+    return {"facts": "".join(f"{key}: {value}\n" for key, value in results.facts.items()), "mixed": mixed}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _number(metric: str, value: float) -> str:
+    """Percent, but for what has no ceiling of 1."""
+    return f"{value:.3f}" if metric.split()[0] in ("nll", "brier") else f"{100 * value:.2f} %"
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Results], Data | None]], ...] = (  # heading, block of the template, its data
+    ("Results", "headline", _headline),
+    ("Share kept", "shares", _shares),
+    ("Accuracy, size and speed", "sizes", _sizes),
+    ("Paired tests", "comparisons", _comparisons),
+    ("Training", "curves", _training),
+    ("Health without labels", "curves", _health),
+    ("Neighbours", "neighbours", _neighbours),
+    ("Maps", "maps", _maps),
+    ("Confusions", "confusions", _confusions),
+    ("Calibration", "calibrations", _calibrations),
+    ("Strengths", "sweeps", _sweeps),
+    ("All figures", "everything", _everything),
+    ("Notes", "notes", _notes),
+    ("How to reproduce", "reproduce", _made_by),
+)
+
+
+def sections(results: Results) -> Iterable[tuple[str, str, Data]]:
+    """Yield heading, block and data of every section that has something to show."""
+    for heading, block, of in SECTIONS:
+        if (data := of(results)) is not None:
+            yield heading, block, data
