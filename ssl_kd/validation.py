@@ -39,7 +39,7 @@ class About:
 
     least, most: inclusive ends of its range; above, below: exclusive ones; a float is always finite. expects: its type
     in words, where the annotation's own would say too little. why: the reason for its range. first: one of the few that
-    people set first. code: it may name an object as `package.module:name`.
+    people set first. code: it may name an object as `package.module:name`. networks: there may be networks inside.
     """
 
     help: str = ""
@@ -51,6 +51,7 @@ class About:
     why: str = ""
     first: bool = False
     code: bool = False
+    networks: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a number is in the range."""
@@ -86,6 +87,7 @@ class Known(TypedDict, total=False):
     why: str
     first: bool
     code: bool
+    networks: bool
 
 
 def described(help: str, **known: Unpack[Known]) -> dict[str, About]:  # noqa: A002 - as argparse calls it
@@ -199,7 +201,12 @@ def with_settings(config: Settings, settings: Mapping[str, Any], command: str) -
     must_be_known(settings, list(kinds), command)
     merged = replace(config, **settings)
     values = {
-        one.name: must_fit(one.name, plain(one.name, getattr(merged, one.name)), kinds[one.name], about(one).expects)
+        one.name: must_fit(
+            one.name,
+            plain(one.name, getattr(merged, one.name), about(one).networks),
+            kinds[one.name],
+            about(one).expects,
+        )
         for one in fields(merged)
     }
     return replace(merged, **values)
@@ -214,9 +221,12 @@ def must_be_known(settings: Iterable[str], known: Sequence[str], command: str) -
             )
 
 
-def plain(name: str, value: Any) -> Any:
-    """The value in Python's own types, which YAML keeps; networks stay. UserError, by that name, for anything else."""
-    if value is None or isinstance(value, bool) or hasattr(value, "state_dict"):
+def plain(name: str, value: Any, networks: bool = False) -> Any:
+    """The value in Python's own types, which YAML keeps. UserError, by that name, for anything else.
+
+    networks: let them be as they are (modules have a `state_dict`).
+    """
+    if value is None or isinstance(value, bool) or (networks and hasattr(type(value), "state_dict")):
         return value
     for kind in (str, int, float):  # numpy has subclasses of two of them
         if isinstance(value, kind):
@@ -224,9 +234,9 @@ def plain(name: str, value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {plain(name, key): plain(name, below) for key, below in value.items()}
+        return {plain(name, key): plain(name, below, networks) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(name, below) for below in value]
+        return [plain(name, below, networks) for below in value]
     if hasattr(value, "tolist"):  # arrays and tensors
         return value.tolist()
     raise UserError(f"{name}: expected text, numbers, lists and mappings of them, got {type(value).__name__}")

@@ -65,7 +65,8 @@ def _recipe(number: int, row: Mapping[str, Any]) -> Recipe:
     kinds = types_of(Recipe)
     must_be_known(row, list(kinds), f"views: recipe {number}")
     values = {name: must_fit(f"views: {name} of recipe {number}", value, kinds[name]) for name, value in row.items()}
-    recipe = replace(Recipe(), **{n: tuple(value) if isinstance(value, list) else value for n, value in values.items()})
+    listed: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+    recipe = replace(Recipe(), **listed)
     _must_be_possible(number, recipe)
     return recipe
 

@@ -27,11 +27,12 @@ class TeacherSettings:
     teacher: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
     teacher_feature: str = setting("", "feature to match (cls, pool, ...); empty: its family's default")
     teacher_format: str = setting("", "checkpoint format, only where it cannot be told from the file")
-    teachers: dict[str, Any] = field(
+    teachers: dict[Any, Any] = field(
         default_factory=dict,
         metadata=described(
             "several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}",
             expects="a mapping",
+            networks=True,
         ),
     )
     teacher_drop: float = setting(
@@ -240,7 +241,7 @@ def _line(name: str, given: Any, config: DistillConfig) -> TeacherSpec:
         if key not in known:
             raise UserError(f"teachers: {name} has no setting {key!r}.{nearest(str(key), known)} It knows: {known}")
     file = line.get("file")
-    if not file or not (isinstance(file, (str, PathLike)) or hasattr(file, "state_dict")):
+    if not file or not (isinstance(file, (str, PathLike)) or hasattr(type(file), "state_dict")):
         raise UserError(f"teachers: {name} needs a file, as in {{{name}: FILE}}; got {given!r}")
     for key in ("feature", "format", "digest"):
         if not isinstance(line.get(key, ""), str):

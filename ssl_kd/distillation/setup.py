@@ -114,7 +114,7 @@ def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preproc
 
 def _views(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str | list[dict[str, Any]]:
     """What was asked for, else the scheme with the most views among those the objectives were published with."""
-    if config.views:
+    if config.views != "":
         return config.views
     objectives = [t.line.objective for t in teachers.values()]
     names = [PRESET_VIEWS.get(o, "weak") if isinstance(o, str) else "weak" for o in objectives]

@@ -26,7 +26,7 @@ DEFAULT = "resnet18"
 
 
 def find_student(config: DistillConfig, given: Any, contract: Preprocessing) -> tuple[Encoder, dict[str, Any]]:
-    """The network to be trained, and what config.yaml says of it.
+    """The network to be trained, and what config.yaml keeps of it.
 
     given: an Encoder or a module from Python, which are trained in place; what makes a module of `student_args`; or
     anything else for what the config names. contract: the pixels of the run; all but an Encoder from Python get them,

@@ -306,14 +306,14 @@ class _Trainer:
     def _measure(self, monitor: Monitor, bar: Progress) -> None:
         began = time.monotonic()
         one = len(self.teacher_group.teachers) == 1  # a head leads to one teacher
-        look = monitor.look(
+        found = monitor.measure(
             self.step, self.bare.student, self.teacher_group.embed, self.bare.objective if one else None
         )
-        self._send({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | look.figures)
-        bar.keep(neighbours=f"{look.figures['health/neighbour_overlap']:.3f}")
-        if look.alarm and self.run_folder.writes:
-            bar.warn(f"at step {self.step} the student looks collapsed: {look.alarm}")
-        if look.better:
+        self._send({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | found.figures)
+        bar.keep(neighbours=f"{found.figures['health/neighbour_overlap']:.3f}")
+        if found.alarm and self.run_folder.writes:
+            bar.warn(f"at step {self.step} the student seems collapsed: {found.alarm}")
+        if found.better:
             self._write_student(self.run_folder.path / BEST)
         if monitor.enough and self.run_folder.writes:
             bar.warn(

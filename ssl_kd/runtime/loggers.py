@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ssl_kd.errors import UserError, one_of
+from ssl_kd.errors import UserError, one_line, one_of
 from ssl_kd.runtime.files import append_line, atomically
 from ssl_kd.runtime.objects import imported, is_record, names_code
 from ssl_kd.validation import setting
@@ -160,13 +160,20 @@ def logger_of(given: Any) -> LightningLogger:
     """A logger given as an object or as `package.module:name`. UserError for what takes no metrics."""
     found = imported("log", given) if isinstance(given, str) else given
     if isinstance(given, str) and (isinstance(found, type) or not hasattr(found, "log_metrics")) and callable(found):
-        found = found()
+        found = _made(given, found)
     if not (hasattr(found, "log_metrics") and hasattr(found, "finalize")):
         raise UserError(
             f"log: expected names ({', '.join(LOGS)}) and Lightning loggers, got "
             f"{given if isinstance(given, str) else type(given).__name__}"
         )
     return found  # type: ignore[no-any-return]  # whatever has the two methods is one
+
+
+def _made(name: str, maker: Callable[[], Any]) -> Any:
+    try:
+        return maker()
+    except Exception as error:  # whatever anybody's class or function raises
+        raise UserError(f"log: {name} cannot be made: {type(error).__name__}: {one_line(error, 160)}") from error
 
 
 def open_logs(log: str, home: Path, first: int) -> list[Log]:

@@ -82,7 +82,7 @@ def test_the_teacher_is_asked_once_per_view_and_the_student_is_the_same(teacher,
 def test_filling_what_is_full_cuts_no_view_again(teacher, tmp_path, monkeypatch):
     settings = {"images": small_images(), "out": tmp_path / "ahead", "replay": 2, **QUICK}
     fill_targets(teacher, **settings)
-    monkeypatch.setattr("ssl_kd.data.augment.ViewLoader.epoch", None)
+    monkeypatch.setattr("ssl_kd.data.loader.ViewLoader.epoch", None)
     assert fill_targets(teacher, **settings)[""].filled() == 1.0
 
 
@@ -167,4 +167,4 @@ def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     hook.remove()
     assert same(first.student, second.student)
     assert not (tmp_path / "second" / "targets").exists()
-    assert max(asked) == 2  # the dry look at made-up images alone
+    assert max(asked) == 2  # the dry pass on made-up images alone
