@@ -11,15 +11,16 @@ A *recipe* says how one view is made; a *scheme* is the tuple of recipes that on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_kd.errors import one_of
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.rng import uniform
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
@@ -45,6 +46,44 @@ class Recipe:
     quarter_turns: int = 0
     side: float = 1.0  # share of the run's side; smaller crops, which come last, are for the student only
     shared_flip: bool = False  # the views of one image and epoch flip together (DLKD's four rotations)
+
+
+@dataclass(frozen=True)
+class Transform(Recipe):
+    """A view that anybody's function makes of an RGB picture: a PIL image, an array, or a tensor (3, S, S) or (H, W).
+
+    The function may draw its own random numbers, so such a view cannot be made again and its target not be stored.
+    Floating numbers are in [0, 1], and are rounded to 8 bits; nothing is normalised here, every Encoder does that.
+    """
+
+    flip: float = 0.0
+    function: Callable[[Image.Image], Any] = field(default=lambda image: image)
+
+    def apply(self, image: Image.Image, size: int) -> np.ndarray:
+        """The view, uint8 (size, size, 3). UserError for any other shape, or numbers outside their range."""
+        out = self.function(image)
+        if isinstance(out, Tensor):
+            out = out.detach().cpu()
+            out = (out.permute(1, 2, 0) if out.ndim == 3 else out).numpy()
+        pixels = np.asarray(out.convert("RGB") if isinstance(out, Image.Image) else out)
+        if pixels.shape != (size, size, 3) or pixels.dtype.kind not in "uf":
+            raise UserError(
+                f"views: {self.name} gives {pixels.dtype} {pixels.shape} of an image; expected a picture of "
+                f"{size} x {size} px (uint8, or numbers in [0, 1]); resize in it, or set size"
+            )
+        if pixels.dtype != np.uint8:
+            if not (0 <= pixels.min() and pixels.max() <= 1):
+                raise UserError(
+                    f"views: {self.name} gives numbers from {pixels.min():.3g} to {pixels.max():.3g}; expected [0, 1]: "
+                    "leave its normalisation out, every network has its own"
+                )
+            pixels = np.rint(pixels * 255)
+        return pixels.astype(np.uint8)
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return getattr(self.function, "__qualname__", type(self.function).__name__)
 
 
 CENTRE = Recipe(scale=None, flip=0.0)
@@ -119,6 +158,8 @@ def crop_box(width: int, height: int, recipe: Recipe, seed: int, index: int, vie
 
 def cut(image: Image.Image, recipe: Recipe, size: int, seed: int, index: int, view: int) -> np.ndarray:
     """Rotate, crop and resize one RGB image: uint8 (size, size, 3). The flip comes later, in `finish`."""
+    if isinstance(recipe, Transform):
+        return recipe.apply(image, size)
     box = crop_box(*image.size, recipe, seed, index, view)
     if max(image.size) > LONG:
         image, box = _around(image, box)

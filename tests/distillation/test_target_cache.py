@@ -261,4 +261,4 @@ def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     hook.remove()
     assert same(first.student, second.student)
     assert not (tmp_path / "second" / "targets").exists()
-    assert max(asked) == 2  # the dry look at made-up images alone
+    assert max(asked) == 2  # the dry pass on made-up images alone
