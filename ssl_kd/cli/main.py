@@ -233,9 +233,9 @@ def _chosen(argv: Sequence[str]) -> int:
         print(_usage())
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
+        from ssl_kd import __version__
 
-        print(f"ssl-kd {version('ssl-kd')}")
+        print(f"ssl-kd {__version__}")
         return 0
     name, *rest = argv
     if name not in COMMANDS:

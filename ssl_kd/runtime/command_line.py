@@ -223,7 +223,10 @@ def _from_text(text: str, kind: Any) -> Any:
     if kind is str or any(isinstance(choice, str) for choice in choices):
         return text
     value = _yaml(text, "", text)
-    return text if fits(kind, text) and not fits(kind, value) else value
+    meant = fits(kind, value) or isinstance(
+        value, list | dict
+    )  # whoever writes [weak] means a list, though a wrong one
+    return text if fits(kind, text) and not meant else value
 
 
 def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, Any], prog: str) -> dict[str, Any]:

@@ -57,6 +57,17 @@ def test_help_has_the_settings_that_people_set_first_on_top_and_groups_below(cap
     assert all(shown.count(f"  --{one.name} ") == 1 for one in fields(DistillConfig))
 
 
+def test_the_version_is_that_of_the_installed_package(capsys):
+    from importlib.metadata import version
+
+    import ssl_kd
+
+    assert ssl_kd.__version__ == version("ssl-kd")
+    assert ssl_kd.load_encoder is ssl_kd.load_teacher
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ssl-kd {ssl_kd.__version__}\n"
+
+
 def test_help_wakes_no_heavy_library():
     code = (
         "import sys; from ssl_kd.cli.main import main\n"

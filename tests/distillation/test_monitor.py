@@ -388,6 +388,6 @@ def test_a_collapsing_run_warns_and_then_stops(teacher, tmp_path, monkeypatch, c
     monkeypatch.setattr("ssl_kd.distillation.monitor.collapsed", lambda ours, theirs: "one place")
     with pytest.raises(Collapsed, match=r"one place.* in 3 measurements in a row, the last at step 6"):
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | {"epochs": 5})
-    assert capsys.readouterr().err.count("the student looks collapsed: one place") == 2
+    assert capsys.readouterr().err.count("the student seems collapsed: one place") == 2
     assert [line["health/collapsed"] for line in looks(tmp_path / "run")] == [1, 1]
     assert not (tmp_path / "run/student.safetensors").exists()

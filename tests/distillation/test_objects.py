@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +206,16 @@ def test_what_a_criterion_asks_for_is_read_from_its_attributes():
     plain = AnyCriterion(Distance())
     assert (plain.reads_tokens, plain.student_momentum, plain.min_views) == (False, 0, 1)
     assert plain.indivisible == ("Distance",)
+
+
+def test_the_example_of_the_docs_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/objects.md").read_text()
+    command(tmp_path)
+    (tmp_path / "pictures").rename(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python")[1].split("```")[0], {"__name__": "example"})
+    kept = yaml.safe_load((tmp_path / "runs/own/config.yaml").read_text())
+    assert (kept["objective"], kept["views"]) == ("<example.Distance from Python>", "<example.view from Python>")
 
 
 # ----------------------------------------------------------------------------------------------------- views
