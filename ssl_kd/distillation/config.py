@@ -134,7 +134,9 @@ class OptimiserSettings:
         first=True,
     )
     accumulate: int = setting(1, "so many batches make one step, as one batch of so many times the size would", least=1)
-    optimizer: Literal["adamw", "sgd"] = setting("adamw", "adamw or sgd (momentum 0.9)")
+    optimizer: Literal["adamw", "sgd", "muon"] = setting(
+        "adamw", "adamw, sgd (momentum 0.9) or muon (for short runs; lr 2e-2)"
+    )
     lr: float = setting(
         1e-3,
         "peak learning rate; a short run of a convolutional student wants more, up to 1.6e-2 (docs/objectives.md)",
