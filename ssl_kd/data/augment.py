@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_kd.errors import UserError, one_of
+from ssl_kd.registry import Registry
 from ssl_kd.rng import uniform
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
@@ -101,22 +102,26 @@ ROT4 = tuple(Recipe(scale=(0.08, 1.0), quarter_turns=q, shared_flip=True) for q 
 # Multi-crop: 96 px beside 224 px, 5 to 25 % of the area (SwAV's recipe, as SEED's small-crop variant takes it).
 SMALL = Recipe(scale=(0.05, 0.25), side=96 / 224)
 
-SCHEMES: dict[str, tuple[Recipe, ...]] = {
-    "centre": (CENTRE,),
-    "weak": (WEAK,),
-    "strong": (STRONG,),
-    "strong_small": (STRONG_SMALL,),
-    "multi": (WEAK, STRONG),
-    "multi_small": (WEAK, STRONG_SMALL),
-    "rot4": ROT4,
-    "multicrop": (WEAK, SMALL, SMALL, SMALL, SMALL),
-    "multicrop_strong": (STRONG, STRONG, *(replace(STRONG, scale=SMALL.scale, side=SMALL.side),) * 4),
-    "gentle": (GENTLE,),
-    "upright": (UPRIGHT,),
-    "two_gentle": (GENTLE, GENTLE),
-    "two_strong": (STRONG, STRONG),
-    "two_strong_small": (STRONG_SMALL, STRONG_SMALL),
-}
+SCHEMES: Registry[tuple[Recipe, ...]] = Registry(
+    "views",
+    {
+        "centre": (CENTRE,),
+        "weak": (WEAK,),
+        "strong": (STRONG,),
+        "strong_small": (STRONG_SMALL,),
+        "multi": (WEAK, STRONG),
+        "multi_small": (WEAK, STRONG_SMALL),
+        "rot4": ROT4,
+        "multicrop": (WEAK, SMALL, SMALL, SMALL, SMALL),
+        "multicrop_strong": (STRONG, STRONG, *(replace(STRONG, scale=SMALL.scale, side=SMALL.side),) * 4),
+        "gentle": (GENTLE,),
+        "upright": (UPRIGHT,),
+        "two_gentle": (GENTLE, GENTLE),
+        "two_strong": (STRONG, STRONG),
+        "two_strong_small": (STRONG_SMALL, STRONG_SMALL),
+    },
+    group="ssl_kd.views",
+)
 
 
 def scheme(name: str) -> tuple[Recipe, ...]:

@@ -30,8 +30,8 @@ from ssl_kd.models.encoder import Encoder, submodule
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.objectives import Widths, build_objective, taps
-from ssl_kd.objectives.factory import PRESET_MIXES, PRESET_VIEWS
 from ssl_kd.objectives.multi_teacher import MultiTeacher
+from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.runtime.devices import device_kind
 from ssl_kd.types import Features, ViewBatch
 
@@ -123,7 +123,7 @@ def _views(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str | list
     if config.views != "":
         return config.views
     objectives = [t.line.objective for t in teachers.values()]
-    names = [PRESET_VIEWS.get(o, "weak") if isinstance(o, str) else "weak" for o in objectives]
+    names = [CATALOGUE[o].views if isinstance(o, str) and o in CATALOGUE else "weak" for o in objectives]
     return max(names, key=lambda name: len(SCHEMES[name]))
 
 
@@ -158,7 +158,10 @@ def _mix(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
     if config.mix:
         return config.mix
     objectives = [t.line.objective for t in teachers.values()]
-    return next((PRESET_MIXES[o] for o in objectives if isinstance(o, str) and o in PRESET_MIXES), "none")
+    return next(
+        (mix for o in objectives if isinstance(o, str) and o in CATALOGUE and (mix := CATALOGUE[o].mix) != "none"),
+        "none",
+    )
 
 
 def _must_fit(config: DistillConfig, objective: Objective, loader: ViewLoader, mix: str) -> None:

@@ -44,6 +44,7 @@ from ssl_kd.exporters.card import (
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
 from ssl_kd.exporters.pictures import measured_on, pictures
 from ssl_kd.models.encoder import Encoder, frozen, not_finite
+from ssl_kd.registry import Registry
 from ssl_kd.runtime.files import atomic_text, part_of, put_in_place, sweep
 from ssl_kd.types import Features
 
@@ -287,30 +288,35 @@ def _reload_onnx(encoder: Encoder, path: Path) -> Ask:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-TARGETS: dict[str, Target] = {
-    "timm": Target(
-        "timm.safetensors",
-        "timm.create_model and a strict load_state_dict",
-        NORMALISED,
-        lambda encoder: _state_lines(timm_twin(encoder)),
-        _write_state,
-        _twin_of(timm_twin),
-        default_feature=True,
-    ),
-    "torchvision": Target(
-        "torchvision.safetensors",
-        "torchvision.models and a strict load_state_dict",
-        NORMALISED,
-        lambda encoder: _state_lines(torchvision_twin(encoder)),
-        _write_state,
-        _twin_of(torchvision_twin),
-        default_feature=True,
-    ),
-    "safetensors": Target(
-        "student.safetensors", "ssl_kd.load_teacher", PLAIN, _student_lines, _write_student, _reload_student
-    ),
-    "torchscript": Target(
-        "model.torchscript.pt", "torch.jit.load", PLAIN, _script_lines, _write_script, _reload_script
-    ),
-    "onnx": Target("model.onnx", "onnxruntime", PLAIN, _onnx_lines, _write_onnx, _reload_onnx),
-}
+TARGETS: Registry[Target] = Registry(
+    "export formats",
+    {
+        "timm": Target(
+            "timm.safetensors",
+            "timm.create_model and a strict load_state_dict",
+            NORMALISED,
+            lambda encoder: _state_lines(timm_twin(encoder)),
+            _write_state,
+            _twin_of(timm_twin),
+            default_feature=True,
+        ),
+        "torchvision": Target(
+            "torchvision.safetensors",
+            "torchvision.models and a strict load_state_dict",
+            NORMALISED,
+            lambda encoder: _state_lines(torchvision_twin(encoder)),
+            _write_state,
+            _twin_of(torchvision_twin),
+            default_feature=True,
+        ),
+        "safetensors": Target(
+            "student.safetensors", "ssl_kd.load_teacher", PLAIN, _student_lines, _write_student, _reload_student
+        ),
+        "torchscript": Target(
+            "model.torchscript.pt", "torch.jit.load", PLAIN, _script_lines, _write_script, _reload_script
+        ),
+        "onnx": Target("model.onnx", "onnxruntime", PLAIN, _onnx_lines, _write_onnx, _reload_onnx),
+    },
+    group="ssl_kd.exporters",
+    kind=Target,
+)

@@ -17,6 +17,7 @@ from ssl_kd.objectives.projectors import must_reach, over_rows
 from ssl_kd.objectives.projectors import projector as projector_by
 from ssl_kd.objectives.target_norms import TARGET_NORMS
 from ssl_kd.objectives.term import Term
+from ssl_kd.registry import Registry
 from ssl_kd.types import Features, ViewBatch
 
 
@@ -74,17 +75,21 @@ def unit_columns(s: Tensor, t: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(s, dim=0), F.normalize(t, dim=0))
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": cosine_distance,
-    "mse": squared_distance,
-    "smooth_l1": smooth_l1,
-    "pearson": pearson_distance,
-    "theia": cosine_and_l1(0.9, 0.1),  # Theia's published mixture
-    "unic": cosine_and_l1(0.5, 0.5),  # UNIC's
-    "difference": difference,
-    "unit_mse": unit_squared,
-    "unit_columns": unit_columns,
-}
+DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry(
+    "distances",
+    {
+        "cosine": cosine_distance,
+        "mse": squared_distance,
+        "smooth_l1": smooth_l1,
+        "pearson": pearson_distance,
+        "theia": cosine_and_l1(0.9, 0.1),  # Theia's published mixture
+        "unic": cosine_and_l1(0.5, 0.5),  # UNIC's
+        "difference": difference,
+        "unit_mse": unit_squared,
+        "unit_columns": unit_columns,
+    },
+    group="ssl_kd.distances",
+)
 
 
 ACROSS_SAMPLES = ("difference", "unit_columns")  # all other distances are means over samples

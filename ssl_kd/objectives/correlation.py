@@ -38,28 +38,33 @@ from ssl_kd.objectives.relations import (
     keys_of,
 )
 from ssl_kd.objectives.term import Term
+from ssl_kd.registry import Registry
 from ssl_kd.types import Features, ViewBatch
 
-RELATIONS: dict[str, type[Relation]] = {
-    "views": ViewsTable,
-    "batch": BatchTable,
-    "queue": MemoryBank,
-    "two_queues": TwoMemoryBanks,
-    "gram": GramTable,
-    "products": ProductsTable,
-    "distances": DistancesTable,
-    "angles": AnglesTable,
-    "pearson": PearsonTable,
-    "across": AcrossTable,
-    "kernel": KernelTable,
-    "dims": DimensionsTable,
-    "tokens": TokensTable,
-    "all_tokens": AllTokensTable,
-    "context": ContextTable,
-    "attention_map": AttentionMapTable,
-    "flow": FlowTable,
-    "class_attention": ClassAttentionTable,
-}
+RELATIONS: Registry[type[Relation]] = Registry(
+    "relations",
+    {
+        "views": ViewsTable,
+        "batch": BatchTable,
+        "queue": MemoryBank,
+        "two_queues": TwoMemoryBanks,
+        "gram": GramTable,
+        "products": ProductsTable,
+        "distances": DistancesTable,
+        "angles": AnglesTable,
+        "pearson": PearsonTable,
+        "across": AcrossTable,
+        "kernel": KernelTable,
+        "dims": DimensionsTable,
+        "tokens": TokensTable,
+        "all_tokens": AllTokensTable,
+        "context": ContextTable,
+        "attention_map": AttentionMapTable,
+        "flow": FlowTable,
+        "class_attention": ClassAttentionTable,
+    },
+    group="ssl_kd.relations",
+)
 
 
 class Correlation(Term):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.errors import UserError
+from ssl_kd.registry import Registry
 
 
 def _log_softmaxes(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> tuple[Tensor, Tensor]:
@@ -267,16 +268,20 @@ class Plain(Divergence):
 
 
 # By name: what makes the divergence from its options.
-DIVERGENCES: dict[str, Callable[..., Divergence]] = {
-    "softmax_kl": SoftmaxKL,
-    "pearson": partial(Plain, row_pearson),
-    "l2": partial(Plain, table_l2),
-    "huber": partial(Plain, table_huber),
-    "frobenius": partial(Plain, frobenius),
-    "row_unit_l2": partial(Plain, row_unit_l2),
-    "pkt": partial(Plain, pkt),
-    "rows_and_columns": RowsAndColumns,
-    "rank": SoftRank,
-    "nearest": NearestNeighbours,
-    "target_ratio": TargetRatio,
-}
+DIVERGENCES: Registry[Callable[..., Divergence]] = Registry(
+    "divergences",
+    {
+        "softmax_kl": SoftmaxKL,
+        "pearson": partial(Plain, row_pearson),
+        "l2": partial(Plain, table_l2),
+        "huber": partial(Plain, table_huber),
+        "frobenius": partial(Plain, frobenius),
+        "row_unit_l2": partial(Plain, row_unit_l2),
+        "pkt": partial(Plain, pkt),
+        "rows_and_columns": RowsAndColumns,
+        "rank": SoftRank,
+        "nearest": NearestNeighbours,
+        "target_ratio": TargetRatio,
+    },
+    group="ssl_kd.divergences",
+)

@@ -23,37 +23,45 @@ from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
 from ssl_kd.objectives.term import Term
 from ssl_kd.objectives.weighted_sum import Weight, WeightedSum
+from ssl_kd.registry import Registry
 
 __all__ = ["PRESETS", "PRESET_MIXES", "PRESET_VIEWS", "TERMS", "WeightedSum", "build_objective", "taps", "terms_of"]
 
-TERMS: dict[str, type[Term]] = {
-    "alignment": Alignment,
-    "correlation": Correlation,
-    "residual": Residual,
-    "uncertainty": Uncertainty,
-    "hard_pairs": HardPairs,
-}
+TERMS: Registry[type[Term]] = Registry(
+    "terms",
+    {
+        "alignment": Alignment,
+        "correlation": Correlation,
+        "residual": Residual,
+        "uncertainty": Uncertainty,
+        "hard_pairs": HardPairs,
+    },
+    group="ssl_kd.terms",
+)
 
 OF_EVERY_TERM = ("term", "weight", "share", "start", "until", "warmup", "head")  # checked where they are used
 
-PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in CATALOGUE.items()}
+PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in CATALOGUE.built_in.items()}
 
 # The views a preset was published with; a config may ask for others.
-PRESET_VIEWS: dict[str, str] = {name: preset.views for name, preset in CATALOGUE.items() if preset.views != "weak"}
+PRESET_VIEWS: dict[str, str] = {
+    name: preset.views for name, preset in CATALOGUE.built_in.items() if preset.views != "weak"
+}
 
 # What is done to the inputs of both networks before: see ssl_kd.data.mixup.
-PRESET_MIXES: dict[str, str] = {name: preset.mix for name, preset in CATALOGUE.items() if preset.mix != "none"}
+PRESET_MIXES: dict[str, str] = {name: preset.mix for name, preset in CATALOGUE.built_in.items() if preset.mix != "none"}
 
 
 def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
     """The term specs of a preset name, or the given list itself with every option checked by itself."""
     if isinstance(objective, str):
-        if objective not in PRESETS:
+        if objective not in CATALOGUE:
+            known = list(CATALOGUE)
             raise UserError(
-                f"objective: expected one of {', '.join(PRESETS)} or a list of terms; got {objective!r}."
-                f"{nearest(objective, list(PRESETS))}"
+                f"objective: expected one of {', '.join(known)} or a list of terms; got {objective!r}."
+                f"{nearest(objective, known)}"
             )
-        return PRESETS[objective]
+        return CATALOGUE[objective].terms
     listed = isinstance(objective, (list, tuple))
     if not listed or not objective or not all(isinstance(spec, Mapping) for spec in objective):
         raise UserError(

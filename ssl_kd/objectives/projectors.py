@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, one_of
+from ssl_kd.registry import Registry
 
 
 def _identity(ds: int, dt: int) -> nn.Module:
@@ -70,17 +71,21 @@ def _seed(ds: int, dt: int) -> nn.Module:
     return nn.Sequential(nn.Linear(ds, ds), nn.ReLU(inplace=True), nn.Linear(ds, dt))
 
 
-PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
-    "identity": _identity,
-    "linear": _linear,
-    "bn": _bn,
-    "mlp": _mlp,
-    "simreg": _simreg,
-    "dlkd": _dlkd,
-    "square": _square,
-    "layernorm": _layernorm,
-    "seed": _seed,
-}
+PROJECTORS: Registry[Callable[[int, int], nn.Module]] = Registry(
+    "projectors",
+    {
+        "identity": _identity,
+        "linear": _linear,
+        "bn": _bn,
+        "mlp": _mlp,
+        "simreg": _simreg,
+        "dlkd": _dlkd,
+        "square": _square,
+        "layernorm": _layernorm,
+        "seed": _seed,
+    },
+    group="ssl_kd.projectors",
+)
 
 KEEPS_WIDTH = ("identity", "square")  # these end at the student's width, whatever the teacher's
 
