@@ -57,8 +57,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         config.report,
         tuple(config.maps),
     )
-    mark(Path(config.out), EVALUATION)
     _make_folders(settings)
+    mark(Path(config.out), EVALUATION)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings, wanted)
     jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
     if config.workers > 1:
@@ -154,9 +154,9 @@ def evaluate_encoders(
     pairs, wanted = pairs_of(ood, list(named)), choices(evaluators)
     _check_machine(how.device, how.engine)
     rows = {name: _row(name, given) for name, given in encoders.items()}
+    _make_folders(how)
     if out is not None:
         mark(Path(out), EVALUATION)
-    _make_folders(how)
     bench = Bench(rows, named, reference, how, wanted)
     results = _results(bench, *plan(tasks, list(rows), wanted, pairs))
     if out is not None:
