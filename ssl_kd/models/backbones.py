@@ -169,7 +169,7 @@ class VisionTransformerNet(Network):
     def patch_positions(self, height: int, width: int) -> Tensor:
         """Position embedding of the patches at a grid, (1, height*width, D)."""
         vit = self.backbone
-        stored = vit.pos_embed if vit.no_embed_class else vit.pos_embed[:, vit.num_prefix_tokens :]
+        stored: Tensor = vit.pos_embed if vit.no_embed_class else vit.pos_embed[:, vit.num_prefix_tokens :]
         rows, columns = vit.patch_embed.grid_size
         if (height, width) == (rows, columns):
             return stored

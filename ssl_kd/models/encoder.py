@@ -82,7 +82,8 @@ class Encoder(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The wrapped module, with its library's parameter names."""
-        return self.network.backbone
+        found: nn.Module = self.network.backbone
+        return found
 
     @property
     def parameter_count(self) -> int:
@@ -119,7 +120,8 @@ class Encoder(nn.Module):
 
     def embeddings(self, images: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
         """Several named features of the same images from one pass: {name: (B, D)}."""
-        return self.network(self.normalise(images), tuple(features))[0]
+        found: dict[str, Tensor] = self.network(self.normalise(images), tuple(features))[0]
+        return found
 
     @property
     def digest(self) -> str:
@@ -140,7 +142,8 @@ _STAGE = re.compile(rf"stage\.[1-{STAGES}]")
 
 def _must_be_in_range(images: Tensor) -> None:
     """UserError for floating-point pixels in 0..255, which would be normalised to nonsense. Not while it is compiled."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not images.numel():
+    tracing = torch.jit._trace.is_tracing()  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or tracing or not images.numel():
         return
     largest = float(images.detach().amax())
     if largest > LARGEST:

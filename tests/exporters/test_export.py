@@ -153,7 +153,7 @@ def torn(encoder, path, card):
     ("write", "words"), [(wrong_by_a_percent, "not kept: it differs from the encoder by"), (torn, "No space left")]
 )
 def test_what_differs_or_breaks_leaves_nothing(write, words, tmp_path, monkeypatch):
-    monkeypatch.setitem(TARGETS, "timm", replace(TARGETS["timm"], write=write))
+    monkeypatch.setitem(TARGETS.built_in, "timm", replace(TARGETS["timm"], write=write))
     ssl_kd.export(network("half a resnet for small images"), "safetensors", tmp_path / "out" / "student.safetensors")
     older = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with pytest.raises(ssl_kd.UserError, match=words):
@@ -231,7 +231,7 @@ def test_a_disk_without_room_is_one_line(form, tmp_path):
 
 
 def test_a_state_of_other_shapes_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setitem(TARGETS, "timm", replace(TARGETS["timm"], write=of_another_width))
+    monkeypatch.setitem(TARGETS.built_in, "timm", replace(TARGETS["timm"], write=of_another_width))
     with pytest.raises(ssl_kd.UserError, match="does not load strictly"):
         ssl_kd.export(network("vit"), "timm", tmp_path / "model")
     assert not list(tmp_path.iterdir())
