@@ -57,10 +57,14 @@ class Subset(ImageSource):
             raise IndexError(i)
         return int(i + np.searchsorted(self._gaps, i, side="right") if self.others else self.numbers[i])
 
+    def read(self, i: int, shorter: int | None = None) -> Image.Image | None:
+        """As the whole set reads it."""
+        return self.whole.read(self.number(i), shorter)
+
     def prepared(
         self, i: int, prepare: Callable[[Image.Image], Prepared], shorter: int | None = None
     ) -> Prepared | None:
-        """As the whole set reads it."""
+        """As the whole set prepares it."""
         return self.whole.prepared(self.number(i), prepare, shorter)
 
     def runs(self) -> np.ndarray | None:

@@ -81,18 +81,20 @@ class ImageSource(Dataset[Image.Image], ABC):
 
         shorter: see decode. Raises ImagesError when more pictures are unreadable than `allowed`.
         """
-        return self.prepared(i, _as_it_is, shorter)
+        if self.unreadable and self.ids[i] in self.unreadable:
+            return None
+        try:
+            return self._load(i, shorter)
+        except UnreadableError as reason:
+            self._remember(self.ids[i], str(reason))
+            return None
 
     def prepared(
         self, i: int, prepare: Callable[[Image.Image], Prepared], shorter: int | None = None
     ) -> Prepared | None:
         """Return prepare(picture i), or None when it is unreadable or cannot be prepared (too large, say)."""
-        if self.unreadable and self.ids[i] in self.unreadable:
-            return None
-        try:
-            picture = self._load(i, shorter)
-        except UnreadableError as error:
-            self._remember(self.ids[i], str(error))
+        picture = self.read(i, shorter)
+        if picture is None:
             return None
         try:
             return prepare(picture)
@@ -236,10 +238,6 @@ def pixels_of(images: ImageSource, numbers: Iterable[int]) -> Iterator[bytes]:
             yield b"unreadable"
         else:
             yield repr(picture.size).encode() + picture.tobytes()
-
-
-def _as_it_is(picture: Image.Image) -> Image.Image:
-    return picture
 
 
 def _hashed(*parts: Iterable[bytes]) -> str:

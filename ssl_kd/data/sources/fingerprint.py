@@ -67,13 +67,15 @@ def stamp(path: str) -> tuple[int, int, int, int]:
 def files_content(paths: Sequence[str], full: bool) -> Iterator[bytes]:
     """Yield bytes that tell whether any of the files changed, in their order; names are the caller's to add.
 
-    full, or a small set: every byte, so that a copy elsewhere is equal. Otherwise the stamp of every file and samples
-    of SAMPLED_FILES evenly spaced ones.
+    full: every byte. Of a small set every byte and the date of last write, so that a copy which keeps it is equal.
+    Otherwise the stamp of every file and samples of SAMPLED_FILES evenly spaced ones.
     """
     total = sum(max(stamp(path)[0], 0) for path in paths) if len(paths) <= SMALL_FILES else SMALL_BYTES + 1
     if full or total <= SMALL_BYTES:
-        yield b"bytes"
+        yield b"bytes" if full else b"bytes, dates"
         for path in paths:
+            if not full:
+                yield b"%d " % stamp(path)[1]
             yield from _bytes_of(path)
         return
     yield b"stamps"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SPELLING = re.compile(r"(?P<files>.*\.parquet\}?)(:(?P<column>[^/\\]*))?", re.DOTALL | re.IGNORECASE)
 HELD_GROUPS = WINDOW + 2  # row groups in memory: those that are shuffled together, and their neighbours
 HELD_BYTES = 2 << 30  # and no more bytes of them than this, except that one is always held
-GROUP_BYTES = 2 << 30  # pictures of one row group; more would have to be read for the first of them
+GROUP_BYTES = 4 << 30  # of one row group, all columns; more would have to be read for its first picture
 
 
 class ParquetImages(ImageSource):
@@ -53,17 +53,17 @@ class ParquetImages(ImageSource):
         with _readable(self.files[0]):
             self.column = column or _picture_column(self.files[0], footers[0][1])
         self._footers = [digest for _, _, digest in footers]
-        self._groups = [(f, g) for f, (meta, _, _) in enumerate(footers) for g in range(meta.num_row_groups)]
-        sizes = [meta.row_group(g).num_rows for meta, _, _ in footers for g in range(meta.num_row_groups)]
-        self._ends = np.cumsum(np.array(sizes, np.int64))
-        self._file_begins = np.cumsum([0, *(meta.num_rows for meta, _, _ in footers)])
-        if not sum(sizes):
+        sizes = [_group_sizes(path, meta) for path, (meta, _, _) in zip(self.files, footers, strict=True)]
+        self._groups = [(file, g) for file, groups in enumerate(sizes) for g in range(len(groups))]
+        self._ends = np.cumsum([rows for groups in sizes for rows in groups], dtype=np.int64)
+        self._file_begins = np.cumsum([0, *map(sum, sizes)], dtype=np.int64)
+        if not self._file_begins[-1]:
             raise ImagesError(f"{shown_name(name)}: no rows")
         largest = 0
         for path, (meta, schema, _) in zip(self.files, footers, strict=True):
             with _readable(path):
                 _must_be_bytes(path, schema, self.column)
-                largest = max(largest, _largest_group(path, meta, self.column))
+                largest = max(largest, _largest_group(path, meta))
         self._window = int(np.clip(HELD_BYTES // max(largest, 1) - 1, 1, WINDOW))
         self._held: OrderedDict[int, pyarrow.ChunkedArray[Any]] = OrderedDict()
         self._holding = threading.Lock()
@@ -87,7 +87,10 @@ class ParquetImages(ImageSource):
     def _load(self, i: int, shorter: int | None) -> Image.Image:
         group = int(np.searchsorted(self._ends, i, side="right"))
         row = i - (int(self._ends[group - 1]) if group else 0)
-        cell = self._group(group)[row]
+        column = self._group(group)
+        if row >= len(column):
+            raise UnreadableError(f"row group {self._groups[group][1]} has fewer rows than the file states")
+        cell = column[row]
         if cell.is_valid and hasattr(cell, "keys"):  # a struct
             path, cell = cell.get("path"), cell["bytes"]
             if not cell.is_valid and path is not None and path.is_valid:
@@ -266,17 +269,29 @@ def _has_bytes(kind: Any) -> bool:
     return bool(types.is_struct(kind)) and any(f.name == "bytes" and _is_binary(f.type) for f in kind)
 
 
-def _largest_group(path: str, metadata: Any, column: str) -> int:
-    """Bytes of pictures in the largest row group. ImagesError where it does not fit into memory with its neighbours."""
+def _group_sizes(path: str, metadata: Any) -> list[int]:
+    """Rows of each row group. ImagesError where they are not the rows of the file."""
+    rows = [int(metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ImagesError(
+            f"{shown_name(path)}: not a readable Parquet file: it states {metadata.num_rows} rows, its row groups {sum(rows)}"
+        )
+    return rows
+
+
+def _largest_group(path: str, metadata: Any) -> int:
+    """Bytes of the largest row group, all columns of it. ImagesError where memory could not hold it.
+
+    Not the bytes of the one column: pyarrow ends the process (std::terminate) where it is asked for a column's part of
+    damaged metadata. Reading the same part raises.
+    """
     largest = 0
     for g in range(metadata.num_row_groups):
-        group = metadata.row_group(g)
-        chunks = [group.column(c) for c in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column)
+        size = int(metadata.row_group(g).total_byte_size)
         if size > GROUP_BYTES:
             raise ImagesError(
-                f"{shown_name(path)}: row group {g} has {size / 1e9:.1f} GB of pictures, more than "
-                f"{GROUP_BYTES / 1e9:.1f}, and must be read whole for each; write the file again with a row_group_size of 1,000"
+                f"{shown_name(path)}: row group {g} has {size / 1e9:.1f} GB, more than {GROUP_BYTES / 1e9:.1f}, and its "
+                "pictures must be read together; write the file again with a row_group_size of 1,000"
             )
         largest = max(largest, size)
     return largest
