@@ -10,7 +10,7 @@ from torch import nn
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.eval.banks import FeatureBank, load_bank
+from ssl_kd.eval.banks import FeatureBank, load_bank, match
 from ssl_kd.eval.extraction.extract import bank_key, extract
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.preprocessing import Preprocessing
@@ -244,3 +244,35 @@ def test_chosen_rows_keep_their_validation_split_unless_a_side_is_empty():
     bank = FeatureBank(np.eye(4), np.arange(4), held=np.array([True, False, True, False]))
     assert bank.rows(np.array([3, 2])).held.tolist() == [False, True]
     assert bank.rows(np.array([0, 2])).held is None
+
+
+def test_names_of_classes_are_compared_as_text():
+    """One class in two Unicode forms, as macOS and Linux write it, or as bytes and text, is one class."""
+    x = np.eye(4, dtype=np.float32)
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for mine, theirs in (
+        ([composed, "tea"] * 2, [apart, "tea"] * 2),
+        (np.array(["a", "b"] * 2), np.array([b"a", b"b"] * 2)),
+        (np.array([composed, "tea"] * 2), np.array([apart.encode(), b"tea"] * 2)),
+    ):
+        found = match(FeatureBank(x, mine), FeatureBank(x, theirs))
+        assert found.y.tolist() == found.y_test.tolist()
+        assert len(found.classes) == 2
+    with pytest.raises(UserError, match="bytes that are no UTF-8; give names as text"):
+        FeatureBank(x, np.array([b"\xff", b"a"] * 2))
+
+
+def test_one_very_long_class_name_costs_no_room_for_all():
+    long = "x" * 300_000
+    for labels in ([long, "a"] * 2000, np.array([long, "a"] * 2000, object)):
+        bank = FeatureBank(np.zeros((4000, 1), np.float32), labels)
+        assert bank.labels.nbytes < 1e7
+        assert len(set(bank.labels.tolist())) == 2
+    other = FeatureBank(np.zeros((2, 1), np.float32), [long + "y", long])
+    assert other.labels[0] != other.labels[1]
+    assert other.labels[1] == bank.labels[0]
+
+
+def test_a_bank_is_shown_in_one_line():
+    text = repr(FeatureBank(np.zeros((1000, 384), np.float32), np.arange(1000) % 7, (), "k"))
+    assert text == "FeatureBank(1,000 x 384 float32, labels int64 (1000,), no ids, key='k')"

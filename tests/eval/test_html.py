@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,6 +16,7 @@ from ssl_kd.eval.report.charts import Axis, axis, short, thinned
 from ssl_kd.eval.report.html import page
 from ssl_kd.eval.report.projections import PROJECTIONS, principal_map
 from ssl_kd.eval.report.sections import worst_confusions
+from ssl_kd.eval.report.training_curves import read_curves
 from ssl_kd.eval.results import Results
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -181,3 +183,48 @@ def test_umap_is_asked_for_in_one_line_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UserError, match=r"pip install 'ssl-kd\[umap\]'"):
         PROJECTIONS["umap"](np.ones((5, 3)), 0)
+
+
+def test_names_are_no_template_either():
+    found = results()
+    text = page(found, "{{ 7 * 7 }}", "{% raw %} & <b>")
+    assert text.startswith("<!doctype html>")
+    assert "{{ 7 * 7 }}" in text
+    assert "{% raw %} &amp; &lt;b&gt;" in text
+
+
+def test_cells_of_different_versions_are_told_apart():
+    found = results()
+    cells = tuple(replace(one, programs=f"torch {i // 3}") for i, one in enumerate(found.cells))
+    words = read(page(replace(found, cells=cells))).words
+    assert {"Made by torch 0:", "Made by torch 1:"} <= set(words)
+    assert "Made by" not in " ".join(read(page(found)).words)
+
+
+BAD_LOGS = {
+    "an integer of 400 digits": '{"step": 1, "loss": 1' + "0" * 400 + "}\n",
+    "an integer of 5,000 digits": '{"loss": 1' + "0" * 5000 + "}\n",
+    "nested": "[" * 100_000 + "\n",
+    "huge values": '{"step": 2, "a": 1e308}\n{"step": 3, "a": -1e308}\n',
+    "huge steps": '{"step": 1e308, "a": 1}\n{"step": -1e308, "a": 2}\n',
+    "no numbers": '{"step": "x", "a": 1}\n{"a": NaN}\n{"a": [1]}\n{"a": true}\n',
+    "no text": "\x00\x01\n\ud800",
+}
+
+
+@pytest.mark.parametrize("what", BAD_LOGS)
+def test_a_strangers_log_costs_the_report_nothing(what, tmp_path):
+    text = BAD_LOGS[what] + '{"step": 1, "good": 1}\n{"step": 2, "good": 2}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogatepass"))
+    curves = read_curves(str(tmp_path / "student.safetensors"))
+    assert curves["good"] == ([1.0, 2.0], [1.0, 2.0])
+    read(page(replace(results(), curves={"student": curves})))
+
+
+def test_only_so_many_curves_of_a_log_are_drawn(tmp_path):
+    line = "{" + ", ".join(f'"k{i}": {i}' for i in range(5000)) + "}\n"
+    (tmp_path / "metrics.jsonl").write_text(line * 2)
+    assert len(read_curves(str(tmp_path / "student.safetensors"))) == 200
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert read_curves(str(tmp_path / "student.safetensors")) == {}

@@ -329,3 +329,29 @@ def test_a_row_named_as_its_own_is_never_met_and_minus_one_names_none():
     twin = FeatureBank(train.features.copy(), train.labels)
     np.testing.assert_array_equal(KNN("plain")(train, twin, own).predicted[5], expected.predicted[5])
     assert KNN("plain")(train, twin, np.where(own % 2, own, -1)).value("top1", 1) > expected.value("top1", 1)
+
+
+def test_equal_votes_are_a_tie_whatever_other_ks_are_asked():
+    """Oracle: exact counts per similarity; all cosines here are exact in float32, so that classes with the same ones tie."""
+    whole = alone = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n, classes = int(rng.integers(24, 80)), int(rng.integers(2, 7))
+        basis = np.vstack([np.eye(4), -np.eye(4), [[0.6, 0.8, 0, 0], [0, 0.6, 0.8, 0], [0.8, 0, 0, 0.6]]]).astype(
+            np.float32
+        )
+        x, queries = basis[rng.integers(0, len(basis), n)], np.vstack([np.eye(4), -np.eye(4)]).astype(np.float32)
+        y = rng.integers(0, classes, n)
+        y[:classes] = np.arange(classes)
+        train, test = FeatureBank(x, y), FeatureBank(queries, np.zeros(len(queries), int))
+        many = KNN("dino")(train, test).predicted[20]
+        one = KNN(KNNProtocol("k20", (20,), 20))(train, test).predicted[20]
+        similarity = (queries @ x.T).round(6)
+        for i in range(len(queries)):
+            near = np.lexsort((np.arange(n), -similarity[i]))[:20]
+            votes = {c: sorted(similarity[i, j] for j in near if y[j] == c) for c in set(y[near].tolist())}
+            best = max(votes, key=lambda c: sum(np.exp(np.float64(s) / 0.07) for s in votes[c]))
+            right = next(int(y[j]) for j in near if votes[int(y[j])] == votes[best])
+            whole += int(many[i]) != right
+            alone += int(one[i]) != int(many[i])
+    assert (whole, alone) == (0, 0)

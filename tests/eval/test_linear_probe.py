@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ssl_kd.errors import UserError
 from ssl_kd.eval.banks import FeatureBank
@@ -194,3 +195,26 @@ def test_progress_counts_every_fit(protocol, fits, capsys):
     assert f"linear probe: {fits} of {fits} fits" in capsys.readouterr().err
     LinearProbe(protocol)(*banks())
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["quick-lbfgs", "dino-linear", "compress-linear"])
+def test_the_fitted_probe_is_the_one_that_is_judged_bit_for_bit(protocol):
+    rng = np.random.default_rng(0)
+    y = np.array(["ant", "bee", "cow"])[np.arange(150) % 3]
+    x = (np.eye(3, 6)[np.arange(150) % 3] + 0.6 * rng.normal(size=(150, 6))).astype(np.float32)
+    train, test = FeatureBank(x[:100], y[:100]), FeatureBank(x[100:], y[100:])
+    probe = LinearProbe(protocol)
+    scores, logits = probe.with_logits(train, test)
+    fitted = probe.fit(train)
+    np.testing.assert_array_equal(fitted.decision_function(test), logits)
+    np.testing.assert_array_equal(fitted.decision_function(test.features), logits)
+    np.testing.assert_array_equal(fitted.predict(test), scores.classes[scores.predicted[None]])
+    assert fitted.chosen in (scores.details.get("strength"), scores.details.get("lr"))
+    ready = fitted.ready(torch.from_numpy(test.features)).numpy()
+    np.testing.assert_allclose(ready @ fitted.weights.T + fitted.bias, logits, atol=1e-4, rtol=1e-4)
+    assert (fitted.weights.shape, fitted.bias.shape, fitted.classes.tolist()) == ((3, 6), (3,), ["ant", "bee", "cow"])
+    assert fitted.decision_function(np.empty((0, 6), np.float32)).shape == (0, 3)
+    with pytest.raises(UserError, match="5 wide, but the probe was fitted to 6"):
+        fitted.predict(test.features[:, :5])
+    with pytest.raises(UserError, match="the bank has no labels"):
+        probe.fit(FeatureBank(x))

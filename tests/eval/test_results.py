@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -78,3 +80,28 @@ def test_a_line_break_in_a_name_breaks_no_table(gap):
     plain, broken = (Results((cell(task=f"a{space}b", encoder=f"c{space}d"),), f"c{space}d") for space in (" ", gap))
     assert broken.markdown() == plain.markdown()
     assert broken.latex() == plain.latex()
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1"])
+def test_no_cell_of_the_csv_is_a_formula(name):
+    from dataclasses import replace
+
+    from small_results import results
+
+    found = results()
+    cells = tuple(replace(cell, encoder=name, task=name) for cell in found.cells[:1])
+    text = replace(found, cells=cells, reference=name).csv()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert rows
+    for row in rows:
+        assert row["encoder"] == row["task"] == f"'{name}"
+        assert float(row["value"]) >= 0
+
+
+def test_what_made_the_figures_is_kept_beside_them(tmp_path):
+    from small_results import results
+
+    results().save(tmp_path)
+    record = json.loads((tmp_path / "facts.json").read_text())
+    assert record["facts"] == {"programs": "torch 2"}
+    assert record["left_out"] == ["voc x knn"]
