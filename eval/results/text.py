@@ -11,7 +11,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet runs
 
 def inert(cell: Any) -> Any:
     """Return a CSV cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    plain = cell.replace("\r", " ")  # Python's writer leaves it bare, and its reader ends the line there
+    return f"'{plain}" if cell.startswith(FORMULA) else plain
 
 
 def shown(row: Mapping[str, Any]) -> list[str]:
