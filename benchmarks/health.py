@@ -24,8 +24,9 @@ import torch
 from scipy.stats import spearmanr
 
 import ssl_kd
+from ssl_kd.data.subset import Subset
 from ssl_kd.distillation import monitor
-from ssl_kd.eval.datasets.tasks import Chosen, Split, folder_task
+from ssl_kd.eval.datasets.tasks import Split, folder_task
 from ssl_kd.eval.evaluators.knn import KNN
 from ssl_kd.eval.extraction.extract import extract
 
@@ -47,7 +48,7 @@ Students = list[dict[str, Any]]
 def every(split: Split, count: int) -> Split:
     """Evenly spaced pictures of a set that is sorted by class."""
     rows = np.linspace(0, len(split.labels) - 1, min(count, len(split.labels)), dtype=int)
-    return Split(Chosen(split.images, rows), split.labels[rows])
+    return Split(Subset(split.images, rows), split.labels[rows])
 
 
 def accuracy(student: ssl_kd.Encoder, train: Split, test: Split) -> float:

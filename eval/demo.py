@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.runtime.files import atomically
 
 from .datasets.tasks import ArrayTask, Split
 from .evaluation import evaluate_encoders
@@ -169,7 +170,7 @@ def picture(teacher: Encoder, student: Encoder, tasks: Sequence[ArrayTask], path
         axis.set_title(text, fontsize=9, loc="left")
     for line, (task, _) in zip(axes, rows, strict=True):
         line[0].set_ylabel(task.name.replace("-", "\n"), fontsize=8, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight"))
     plt.close(figure)
     return path
 

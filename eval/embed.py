@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
+from ssl_kd.runtime.ownership import refuse_replacing
 
 EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
 
@@ -36,7 +37,7 @@ class EmbedConfig:
         precision: 32-true or bf16-mixed
         engine: how the network is run: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before it stops, 0 to 1
-        overwrite: replace a file that is there
+        overwrite: replace a file of features that is there
         quiet: no progress bar
     """
 
@@ -66,6 +67,7 @@ def embed_images(config: EmbedConfig) -> Path:
         raise UserError(f"out: expected a file that ends in .npz, got {config.out}")
     if out.exists() and not config.overwrite:
         raise UserError(f"out: {out} is there already; remove it or pass --overwrite")
+    refuse_replacing("out", out, _is_a_bank)
     if min(config.batch_size, config.threads) < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
         raise UserError("expected batch_size and threads of at least 1, size of at least 0 and crop_ratio from 0 to 1")
     from ssl_kd.checkpoints.loading import load_teacher
@@ -93,6 +95,16 @@ def embed_images(config: EmbedConfig) -> Path:
         config.engine,
     )
     return bank.save(out)
+
+
+def _is_a_bank(path: Path) -> bool:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"features.npy", "ids.npy", "key.npy"} <= set(archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m ssl_kd.eval.embed") -> int:

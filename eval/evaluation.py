@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.runtime.files import atomically, probe
+from ssl_kd.runtime.ownership import mark, require_ours
 
 from .evaluators.choices import Choice, choices, described
 from .results import Results
@@ -20,6 +21,7 @@ from .runner.build import open_encoders, open_task
 from .runner.cells import Bench, Job, Settings, plan
 from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of, title_of
 from .runner.own_features import OwnFeatures, own_features
+from .runner.place import EVALUATION
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
@@ -34,6 +36,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     From Python, `tasks` may hold Task objects and `evaluators` whatever `evaluate_encoders` takes, beside the names.
     """
     check(config)
+    require_ours(Path(config.out), EVALUATION)
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
     wanted = choices(config.evaluators, config.index)
     if config.workers > 1:
@@ -55,6 +58,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         tuple(config.maps),
     )
     _make_folders(settings)
+    mark(Path(config.out), EVALUATION)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings, wanted)
     jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
     if config.workers > 1:
@@ -145,10 +149,14 @@ def evaluate_encoders(
         settings["features"] = Path(settings["features"])
     how = Settings(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
     check_settings(how)
+    if out is not None:
+        require_ours(Path(out), EVALUATION)
     pairs, wanted = pairs_of(ood, list(named)), choices(evaluators)
     _check_machine(how.device, how.engine)
     rows = {name: _row(name, given) for name, given in encoders.items()}
     _make_folders(how)
+    if out is not None:
+        mark(Path(out), EVALUATION)
     bench = Bench(rows, named, reference, how, wanted)
     results = _results(bench, *plan(tasks, list(rows), wanted, pairs))
     if out is not None:

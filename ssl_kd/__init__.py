@@ -2,7 +2,7 @@
 
     import ssl_kd
 
-    teacher = ssl_kd.load_teacher("dino_deitsmall16_pretrain.pth")     # any lab's file, recognised and fully loaded
+    teacher = ssl_kd.load_encoder("dino_deitsmall16_pretrain.pth")     # any lab's file, recognised and fully loaded
     result = ssl_kd.distill(teacher, "resnet18", "photos/", out="runs/first")
     features = result.student(images).embedding                        # images: (B, 3, H, W) in [0, 1]
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_kd.checkpoints.loading import inspect, load_teacher
+    from ssl_kd.checkpoints.loading import load_teacher as load_encoder
     from ssl_kd.checkpoints.saving import save_student
     from ssl_kd.data.open import open_images
     from ssl_kd.distillation.config import DistillConfig
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     from ssl_kd.pretraining.trainer import pretrain
     from ssl_kd.types import Features
 
+    __version__: str
+
+# Where each name is, with another name behind a colon where it has one there.
 # No module may bear a public function's name: importing it would put the module in the function's place.
 _HOMES = {
+    "load_encoder": "checkpoints.loading:load_teacher",
     "load_teacher": "checkpoints.loading",
     "save_student": "checkpoints.saving",
     "inspect": "checkpoints.loading",
@@ -58,6 +63,7 @@ __all__ = [
     "distill",
     "export",
     "inspect",
+    "load_encoder",
     "load_teacher",
     "open_images",
     "pretrain",
@@ -66,10 +72,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # written once, in pyproject.toml
+        from importlib.metadata import version
+
+        return version("ssl-kd")
     if name not in _HOMES:
         raise AttributeError(f"module 'ssl_kd' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"ssl_kd.{_HOMES[name]}"), name)
+    module, _, there = _HOMES[name].partition(":")
+    value = getattr(import_module(f"ssl_kd.{module}"), there or name)
     globals()[name] = value
     return value

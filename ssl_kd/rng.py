@@ -9,7 +9,7 @@ def scrambled(x: np.ndarray) -> np.ndarray:
     """uint64 to uint64, one to one and without a pattern: splitmix64's finaliser."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def uniform(seed: int, index: np.ndarray | int, view: int, draw: int) -> np.ndarray:

@@ -1,42 +1,248 @@
-"""Ranges and choices of settings, checked once before anything is loaded or written."""
+"""The one place for what a setting may be: its type, its range, its choices, and the line that says so.
+
+A setting is written once, where its dataclass has it:
+
+    epochs: int = setting(100, "passes over the images", least=1, first=True)
+
+From this line come the command line's option, its help and group, the reading of YAML, and the check of a value from
+Python. Nothing heavy is imported here, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
 
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, nearest, one_line
 
 SEEDS = 2**63  # exclusive: torch, numpy and the hash of the views take any below
+# What people write for a choice, where the nearest name in letters is another one.
+ALIASES = {"gpu": "cuda", "bf16": "bf16-mixed", "fp32": "32-true", "32": "32-true", "adam": "adamw"}
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+# ------------------------------------------------------------------------------------------------ one setting
 
 
-Rule = tuple[bool, str]  # whether a setting is right, and what is said where it is not
+@dataclass(frozen=True)
+class About:
+    """What is known of a setting beside its name, type and default.
+
+    least, most: inclusive ends of its range; above, below: exclusive ones; a float is always finite. expects: its type
+    in words, where the annotation's own would say too little. why: the reason for its range. first: one of the few that
+    people set first. code: it may name an object as `package.module:name`. networks: there may be networks inside.
+    """
+
+    help: str = ""
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+    expects: str = ""
+    why: str = ""
+    first: bool = False
+    code: bool = False
+    networks: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    @property
+    def range(self) -> str:
+        """The range in words."""
+        lower, upper = max(self.least, self.above), min(self.most, self.below)
+        closed = "" if self.below == math.inf else "below "
+        if math.isfinite(self.least) and math.isfinite(upper):
+            return f"from {_figure(lower)} to {closed}{_figure(upper)}"
+        ends = []
+        if math.isfinite(lower):
+            ends.append(f"{'at least' if self.above == -math.inf else 'above'} {_figure(lower)}")
+        if math.isfinite(upper):
+            ends.append(f"{closed or 'at most '}{_figure(upper)}")
+        return " and ".join(ends) or "a finite number"
 
 
-def rules_of_training(config: Any) -> tuple[Rule, ...]:
-    """The rules that every training run shares: images, place, lengths, seeds, devices."""
-    return (
-        (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
-        (bool(config.out), "out: expected a path to write to; got nothing"),
-        (config.epochs >= 1, f"epochs: expected at least 1, got {config.epochs}"),
-        (
-            config.batch_size >= 2,
-            f"batch_size: expected at least 2 (samples are related to each other), got {config.batch_size}",
-        ),
-        (0 < config.lr < math.inf, f"lr: expected above 0, got {config.lr}"),
-        (0 <= config.weight_decay < math.inf, f"weight_decay: expected 0 or more, got {config.weight_decay}"),
-        (0 <= config.seed < SEEDS, f"seed: expected a whole number from 0 to below 2^63, got {config.seed}"),
-        (config.threads >= 1, f"threads: expected at least 1, got {config.threads}"),
-        (
-            config.precision in ("auto", "32-true", "bf16-mixed"),
-            f"precision: expected auto, 32-true or bf16-mixed, got {config.precision!r}",
-        ),
-        (
-            config.accelerator in ("auto", "cpu", "cuda"),
-            f"accelerator: expected auto, cpu or cuda, got {config.accelerator!r}",
-        ),
-    )
+def _figure(value: float) -> str:
+    return "2^63" if value == SEEDS else f"{value:g}"
+
+
+class Known(TypedDict, total=False):
+    """What `described` takes beside the help; see `About`."""
+
+    least: float
+    above: float
+    most: float
+    below: float
+    expects: str
+    why: str
+    first: bool
+    code: bool
+    networks: bool
+
+
+def described(help: str, **known: Unpack[Known]) -> dict[str, About]:  # noqa: A002 - as argparse calls it
+    """The metadata of a dataclass field that knows its help and its range."""
+    return {"about": About(help, **known)}
+
+
+def setting(default: T, help: str, **known: Unpack[Known]) -> T:  # noqa: A002
+    """A dataclass field of a plain type, with what `described` takes; for lists and mappings write `field(...)` itself."""
+    return field(default=default, metadata=described(help, **known))
+
+
+def about(one: Field[Any]) -> About:
+    """What a field says of itself; of a plain field nothing."""
+    return cast(About, one.metadata.get("about", About()))
+
+
+def types_of(settings: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return typing.get_type_hints(settings)
+
+
+# ------------------------------------------------------------------------------------------------------ types
+
+WORDS: dict[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "nothing",
+    Any: "anything",
+}
+
+
+def in_words(kind: Any) -> str:
+    """An annotation as a person would say it."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        named = [str(choice) for choice in inside if choice != ""]
+        return _listed(named) + (", or nothing" if "" in inside else "")
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(in_words, inside))
+    if (origin or kind) in (dict, Mapping):
+        return "a mapping"
+    if (origin or kind) in (list, tuple, Sequence):
+        return "a list" + (f" (each item {in_words(inside[0])})" if inside and inside[0] is not Any else "")
+    return WORDS[kind] if kind in WORDS else str(getattr(kind, "__name__", kind))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value has the type of an annotation; to us a bool is no number, and a whole number is a number."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inside)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(one, value) for one in inside)
+    if (origin or kind) in (dict, Mapping):
+        keys, values = inside or (Any, Any)
+        return isinstance(value, Mapping) and all(fits(keys, k) and fits(values, v) for k, v in value.items())
+    if (origin or kind) in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(fits(inside[0] if inside else Any, v) for v in value)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def must_fit(name: str, value: Any, kind: Any, expects: str = "") -> Any:
+    """The value, a whole number made a float where one is asked for. UserError by that name for any other type."""
+    if not fits(kind, value):
+        got = one_line(repr(value), 60)
+        raise UserError(f"{name}: expected {expects or in_words(kind)}, got {got}{_meant(kind, value)}")
+    return float(value) if kind is float else value
+
+
+def _meant(kind: Any, value: Any) -> str:
+    """A hint at the choice that was meant, if there are choices."""
+    choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
+    alias = ALIASES.get(str(value).lower())
+    if alias in choices:
+        return f". Did you mean {alias}?"
+    hint = nearest(value, [choice for choice in choices if choice])
+    return f".{hint}" if hint else ""
+
+
+# -------------------------------------------------------------------------------------------------- all settings
+
+
+def check_settings(config: Any) -> None:
+    """Raise UserError for the first setting of a dataclass whose type or range is wrong."""
+    kinds = types_of(type(config))
+    for one in fields(config):
+        value, known = getattr(config, one.name), about(one)
+        must_fit(one.name, value, kinds[one.name], known.expects)
+        if isinstance(value, int | float) and not known.holds(value):
+            why = f" ({known.why})" if known.why else ""
+            raise UserError(f"{one.name}: expected {known.range}{why}, got {value}")
+
+
+def with_settings(config: Settings, settings: Mapping[str, Any], command: str) -> Settings:
+    """The config with other settings, all as plain data of the right types.
+
+    UserError for a setting that there is not, or of a wrong type. Ranges are `check_settings`'s.
+    """
+    kinds = types_of(type(config))
+    must_be_known(settings, list(kinds), command)
+    merged = replace(config, **settings)
+    values = {
+        one.name: must_fit(
+            one.name,
+            plain(one.name, getattr(merged, one.name), about(one).networks),
+            kinds[one.name],
+            about(one).expects,
+        )
+        for one in fields(merged)
+    }
+    return replace(merged, **values)
+
+
+def must_be_known(settings: Iterable[str], known: Sequence[str], command: str) -> None:
+    """UserError with near names for the first setting that there is not."""
+    for key in settings:
+        if key not in known:
+            raise UserError(
+                f"{command} has no setting {key!r}.{nearest(key, list(known))} It knows: {', '.join(known)}"
+            )
+
+
+def plain(name: str, value: Any, networks: bool = False) -> Any:
+    """The value in Python's own types, which YAML keeps. UserError, by that name, for anything else.
+
+    networks: let them be as they are (modules have a `state_dict`).
+    """
+    if value is None or isinstance(value, bool) or (networks and hasattr(type(value), "state_dict")):
+        return value
+    for kind in (str, int, float):  # numpy has subclasses of two of them
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(name, key): plain(name, below, networks) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(name, below, networks) for below in value]
+    if hasattr(value, "tolist"):  # arrays and tensors
+        return value.tolist()
+    raise UserError(f"{name}: expected text, numbers, lists and mappings of them, got {type(value).__name__}")
+
+
+Rule = tuple[bool, str]  # whether settings suit each other, and the message where they do not
 
 
 def must_hold(rules: Iterable[Rule]) -> None:

@@ -186,7 +186,7 @@ def test_a_batch_of_views_has_no_place_for_a_label():
 
     from ssl_kd.types import ViewBatch
 
-    assert {f.name for f in fields(ViewBatch)} == {"index", "epoch", "pixels"}
+    assert {f.name for f in fields(ViewBatch)} == {"index", "epoch", "pixels", "view_numbers"}
 
 
 def test_images_drop_labels_at_the_door():

@@ -98,3 +98,7 @@ class Corrupted(ImageSource):
     def _identity(self) -> Iterator[bytes]:
         run, strengths = CORRUPTIONS[self.kind]
         yield f"{content_key(self.images)} {self.kind} {run.__name__} {strengths[self.severity - 1]}".encode()
+
+    def _content(self, full: bool) -> Iterator[bytes]:
+        """As the pictures behind it; what is done to them is in the digest."""
+        yield (self.images.full_digest if full else self.images.content_digest).encode()

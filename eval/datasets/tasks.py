@@ -10,17 +10,17 @@ names, or from the data set's own list. Sets of the literature in the layout of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.data.sources.base import ImageSource, content_key
+from ssl_kd.data.subset import Subset
 from ssl_kd.errors import ImagesError, UserError
 
 from ..banks import as_labels
@@ -87,24 +87,6 @@ class Task:
         return total.hexdigest()
 
 
-class Chosen(ImageSource):
-    """Some pictures of `images`, by their numbers, under their own ids."""
-
-    def __init__(self, images: ImageSource, rows: np.ndarray, name: str = ""):
-        self.images, self.rows = images, rows
-        for known in ("folder", "crcs"):  # what content_key looks at
-            if (found := getattr(images, known, None)) is not None:
-                setattr(self, known, found if known == "folder" else found[rows])
-        super().__init__(name or images.name, [images.ids[i] for i in rows.tolist()], images.max_unreadable)
-
-    def _load(self, i: int, shorter: int | None) -> Image.Image:
-        return self.images._load(int(self.rows[i]), shorter)
-
-    def _identity(self) -> Iterator[bytes]:
-        yield self.images.digest.encode()
-        yield self.rows.astype("<i8").tobytes()
-
-
 class ArrayTask(Task):
     """A task of uint8 arrays (N, H, W, 3) with their labels (N,)."""
 
@@ -161,7 +143,7 @@ def drawn_task(images: ImageSource, name: str, size: float, metric: str = "top1"
 def part_of(split: Split, rows: np.ndarray, name: str = "") -> Split:
     """Return the chosen rows (indices or booleans) of a split."""
     numbers = np.arange(len(split.labels))[rows]
-    return Split(Chosen(split.images, numbers, name), split.labels[numbers])
+    return Split(Subset(split.images, numbers, name=name, mark=""), split.labels[numbers])
 
 
 def corrupted(task: Task, kind: str, severity: int = 3, name: str = "") -> Task:

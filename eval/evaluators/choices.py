@@ -16,7 +16,7 @@ from typing import Any
 
 from ssl_kd.errors import UserError, one_line
 
-from .registry import EVALUATORS, KINDS, Kind, indexed, split_evaluator
+from .registry import EVALUATORS, Kind, indexed, kind_of, split_evaluator
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
 
 def by_name(kind: str, protocol: str) -> Choice:
     """Return an evaluator of the table."""
-    row = KINDS[kind]
+    row = kind_of(kind)
     return Choice(kind, protocol, row, protocol, repr(row.find(protocol)), is_object=False)
 
 

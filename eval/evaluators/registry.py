@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank
 from ..metrics import Scores
@@ -142,16 +143,21 @@ def _calibration(protocol: Any, given: Given) -> Callable[..., Scores]:
     return Calibration(protocol, given.seed, given.device)
 
 
-EVALUATORS: dict[str, Kind] = {
-    "knn": Kind("dino", _knn_protocol, _knn),
-    "linear": Kind("simclr-lbfgs", _linear_protocol, _linear, several=_multilabel_protocol),
-    "fewshot": Kind("shots", _fewshot_protocol, _fewshot),
-    "robustness": Kind("label-noise", _damage, _robustness),
-    "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
-    "retrieval": Kind("full", _retrieval_protocol, _retrieval),
-    "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
-    "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True),
-}
+EVALUATORS: Registry[Kind] = Registry(
+    "evaluators",
+    {
+        "knn": Kind("dino", _knn_protocol, _knn),
+        "linear": Kind("simclr-lbfgs", _linear_protocol, _linear, several=_multilabel_protocol),
+        "fewshot": Kind("shots", _fewshot_protocol, _fewshot),
+        "robustness": Kind("label-noise", _damage, _robustness),
+        "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
+        "retrieval": Kind("full", _retrieval_protocol, _retrieval),
+        "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
+        "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True),
+    },
+    group="ssl_kd.evaluators",
+    kind=Kind,
+)
 
 
 def _ood_protocol(name: str) -> Any:
@@ -167,7 +173,13 @@ def _ood(protocol: Any, given: Given) -> Callable[..., Scores]:
 
 
 OOD = "ood"  # judged on pairs of tasks, so it is no choice among EVALUATORS: see EvalConfig.ood
-KINDS = {**EVALUATORS, OOD: Kind("knn50", _ood_protocol, _ood)}
+# Those of this package, ood among them; others come from EVALUATORS.
+KINDS: dict[str, Kind] = {**EVALUATORS.built_in, OOD: Kind("knn50", _ood_protocol, _ood)}
+
+
+def kind_of(name: str) -> Kind:
+    """How the evaluator of that name is made."""
+    return KINDS[name] if name in KINDS else EVALUATORS[name]
 
 
 def split_evaluator(name: str) -> tuple[str, str]:

@@ -124,9 +124,9 @@ def _reader(encoder: Encoder, images: Any) -> Any:
     import torch
 
     def read(job: range) -> tuple[list[int], torch.Tensor | None]:
-        pictures = [(i, images.read(i)) for i in job]
-        numbers = [i for i, picture in pictures if picture is not None]
-        pixels = [encoder.preprocessing(picture) for _, picture in pictures if picture is not None]
+        seen = [(i, images.prepared(i, encoder.preprocessing)) for i in job]
+        numbers = [i for i, picture in seen if picture is not None]
+        pixels = [picture for _, picture in seen if picture is not None]
         return numbers, torch.stack(pixels) if pixels else None
 
     return read

@@ -14,7 +14,10 @@ from ssl_kd.models.encoder import Encoder
 from ssl_kd.pretraining.config import PretrainConfig
 from ssl_kd.pretraining.trainer import pretrain
 from ssl_kd.runtime.cache import cache_folder
+from ssl_kd.runtime.ownership import refuse_replacing
+from ssl_kd.runtime.run_dir import UNREADABLE
 from ssl_kd.runtime.signals import Interrupted
+from ssl_kd.runtime.state import load_state
 
 SIZE = 32  # pixels
 TEACHER = PretrainConfig(
@@ -49,12 +52,20 @@ def teacher(images: ImageSource, fresh: bool = False, quiet: bool = False) -> En
     recipe = hashlib.sha256(f"{asdict(TEACHER)}{images.digest}".encode()).hexdigest()[:12]
     path = cache_folder() / "demo" / f"simclr_{recipe}.pth.tar"
     if fresh:
+        refuse_replacing("fresh-teacher", path, _is_a_teacher)
         path.unlink(missing_ok=True)
     pretrain(replace(TEACHER, out=str(path), quiet=quiet), images)
     encoder = load_teacher(path)
     # The file does not say how large its images were; the recipe does.
     encoder.preprocessing = encoder.preprocessing.at(SIZE, crop_ratio=1.0)
     return encoder
+
+
+def _is_a_teacher(path: Path) -> bool:
+    try:
+        return {"epoch", "settings"} <= load_state(path).keys()
+    except UNREADABLE:
+        return False
 
 
 def distilled(teacher: Encoder, images: ImageSource, out: Path, seed: int = 0, quiet: bool = False) -> Distilled:

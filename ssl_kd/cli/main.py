@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ssl_kd.errors import nearest
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
+from ssl_kd.runtime.objects import names_code
+from ssl_kd.validation import about
 
 
 def distill(argv: Sequence[str]) -> int:
@@ -30,20 +34,20 @@ def distill(argv: Sequence[str]) -> int:
     from ssl_kd.distillation.trainer import distill as run
     from ssl_kd.runtime import distributed
 
-    done = run(config=config)
+    done = run(config=config, **named_code(config))
     if distributed.rank():
-        return 0  # of several processes the first speaks
+        return 0  # of several processes the first prints
     losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
     print(
         f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
     )
-    print(f"Next: ssl-kd inspect {done.path}; ssl-kd eval --help")
+    print(f"Next: ssl-kd export {done.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
     return 0
 
 
 def targets(argv: Sequence[str]) -> int:
-    """Store the teacher's word on replayed views ahead of distill (same settings)."""
-    from ssl_kd.distillation.config import DistillConfig
+    """Store the teacher's outputs on replayed views ahead of distill (same settings)."""
+    from ssl_kd.distillation.config import DistillConfig, check
 
     config = parse(
         DistillConfig,
@@ -51,13 +55,17 @@ def targets(argv: Sequence[str]) -> int:
         "ssl-kd targets",
         examples=("ssl-kd targets --replay 4 ... (then the same with ssl-kd distill)",),
     )
+    check(config)
     from ssl_kd.distillation.trainer import fill_targets
     from ssl_kd.runtime import distributed
 
-    stores = fill_targets(config=config)
-    for name, store in stores.items() if not distributed.rank() else ():
+    stores = fill_targets(config=config, **named_code(config))
+    if distributed.rank():
+        return 0
+    for name, store in stores.items():
         whose = f"{name}: " if name else ""
         print(f"{whose}{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
+    print("Next: ssl-kd distill with the same settings")
     return 0
 
 
@@ -74,7 +82,9 @@ def pretrain(argv: Sequence[str]) -> int:
     check(config)
     from ssl_kd.pretraining.trainer import pretrain as run
 
-    print(run(config))
+    path = run(config, **named_code(config))
+    print(path)
+    print(f"Next: ssl-kd distill --teacher {path} --images {config.images} --out runs/student")
     return 0
 
 
@@ -82,27 +92,31 @@ def evaluate(argv: Sequence[str]) -> int:
     """Measure encoders on tasks with k-NN and linear probes."""
     from ssl_kd.eval.cli import main
 
-    return main(list(argv), prog="ssl-kd eval")
+    code: int = main(list(argv), prog="ssl-kd eval")
+    return code
 
 
 def embed(argv: Sequence[str]) -> int:
     """Write the features of any pictures to one .npz file."""
     from ssl_kd.eval.embed import main
 
-    return main(list(argv), prog="ssl-kd embed")
+    code: int = main(list(argv), prog="ssl-kd embed")
+    return code
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """Say what a checkpoint file is, or why it is not one we know."""
+    """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
     parser.add_argument("file", help="checkpoint, in any supported layout")
     parser.add_argument("--format", help="read it as this format, where two would claim it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
-    from ssl_kd.checkpoints.loading import inspect as look
+    from ssl_kd.checkpoints.loading import inspect as report_of
 
-    report = look(options.file, format=options.format)
+    report = report_of(options.file, format=options.format)
     print(report.to_json() if options.json else report)
+    if not (report.problem or options.json):
+        print(f"Next: ssl-kd distill --teacher {options.file} --images photos/ --out runs/student")
     return 2 if report.problem else 0
 
 
@@ -122,11 +136,12 @@ def export(argv: Sequence[str]) -> int:
 
     for done in run(options.student, options.to, options.out, options.images, options.feature, options.format):
         print(done)
+    print(f"Next: ssl-kd embed --weights {options.student} --images photos/ --out features.npz")
     return 0
 
 
 def demo(argv: Sequence[str]) -> int:
-    """Run the whole road on images that ship with scikit-learn: teach, distil, measure, show."""
+    """Train a teacher, distil and evaluate a student on images that ship with scikit-learn, in a few minutes."""
     parser = OneLineParser("ssl-kd demo", description=demo.__doc__)
     parser.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
     parser.add_argument(
@@ -145,7 +160,10 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     from ssl_kd.cli.demo import distilled, teacher
     from ssl_kd.data.sources.array import ArrayImages
     from ssl_kd.eval import demo as labelled
+    from ssl_kd.runtime.ownership import require_ours
+    from ssl_kd.runtime.run_dir import RUN
 
+    require_ours(out, RUN)
     console = Console(width=None if sys.stdout.isatty() else 160)
     tasks = labelled.demo_tasks()
     images = ArrayImages(labelled.unlabelled(tasks), name="digits and temple patches")
@@ -160,16 +178,23 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     verdict = labelled.claims(results, tasks)
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
-    last = f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)"
+    last = f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)\n"
+    last += "Next: ssl-kd distill --help, with images of your own"
     console.print(last, highlight=False, markup=False)
     return 0 if all(holds for holds, _ in verdict) else 1
 
 
 def zoo(argv: Sequence[str]) -> int:
     """List, show and download published teachers."""
-    from ssl_kd.checkpoints.zoo import main
+    from ssl_kd.cli.zoo import main
 
     return main(list(argv))
+
+
+def named_code(config: Any) -> dict[str, str]:
+    """The settings that name code as package.module:name: they come from the command line, for a file's are refused."""
+    values = {one.name: getattr(config, one.name) for one in fields(config) if about(one).code}
+    return {name: value for name, value in values.items() if names_code(value)}
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -200,14 +225,17 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    return guarded(_chosen, sys.argv[1:] if argv is None else list(argv), "ssl-kd")
+
+
+def _chosen(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
+        from ssl_kd import __version__
 
-        print(f"ssl-kd {version('ssl-kd')}")
+        print(f"ssl-kd {__version__}")
         return 0
     name, *rest = argv
     if name not in COMMANDS:

@@ -10,18 +10,23 @@ A *recipe* says how one view is made; a *scheme* is the tuple of recipes that on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_kd.errors import one_of
+from ssl_kd.errors import UserError, one_of
+from ssl_kd.registry import Registry
 from ssl_kd.rng import uniform
 
 # Rec. 601 luma, as Pillow and torchvision use for greyscale.
 LUMA = (0.299, 0.587, 0.114)
+LONG = 1 << 16  # pixels; of a longer picture the box is cut out before it is resized
 BLUR_RADIUS = 6  # taps on each side: three sigma of the strongest blur
 
 
@@ -44,6 +49,44 @@ class Recipe:
     shared_flip: bool = False  # the views of one image and epoch flip together (DLKD's four rotations)
 
 
+@dataclass(frozen=True)
+class Transform(Recipe):
+    """A view that anybody's function makes of an RGB picture: a PIL image, an array, or a tensor (3, S, S) or (H, W).
+
+    The function may draw its own random numbers, so such a view cannot be made again and its target not be stored.
+    Floating numbers are in [0, 1], and are rounded to 8 bits; nothing is normalised here, every Encoder does that.
+    """
+
+    flip: float = 0.0
+    function: Callable[[Image.Image], Any] = field(default=lambda image: image)
+
+    def apply(self, image: Image.Image, size: int) -> np.ndarray:
+        """The view, uint8 (size, size, 3). UserError for any other shape, or numbers outside their range."""
+        out = self.function(image)
+        if isinstance(out, Tensor):
+            out = out.detach().cpu()
+            out = (out.permute(1, 2, 0) if out.ndim == 3 else out).numpy()
+        pixels = np.asarray(out.convert("RGB") if isinstance(out, Image.Image) else out)
+        if pixels.shape != (size, size, 3) or pixels.dtype.kind not in "uf":
+            raise UserError(
+                f"views: {self.name} gives {pixels.dtype} {pixels.shape} of an image; expected a picture of "
+                f"{size} x {size} px (uint8, or numbers in [0, 1]); resize in it, or set size"
+            )
+        if pixels.dtype != np.uint8:
+            if not (0 <= pixels.min() and pixels.max() <= 1):
+                raise UserError(
+                    f"views: {self.name} gives numbers from {pixels.min():.3g} to {pixels.max():.3g}; expected [0, 1]: "
+                    "leave its normalisation out, every network has its own"
+                )
+            pixels = np.rint(pixels * 255)
+        return pixels.astype(np.uint8)
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return getattr(self.function, "__qualname__", type(self.function).__name__)
+
+
 CENTRE = Recipe(scale=None, flip=0.0)
 # SimReg's and MoCo v1's geometry: one random resized crop and a flip, no colour.
 WEAK = Recipe()
@@ -59,22 +102,26 @@ ROT4 = tuple(Recipe(scale=(0.08, 1.0), quarter_turns=q, shared_flip=True) for q 
 # Multi-crop: 96 px beside 224 px, 5 to 25 % of the area (SwAV's recipe, as SEED's small-crop variant takes it).
 SMALL = Recipe(scale=(0.05, 0.25), side=96 / 224)
 
-SCHEMES: dict[str, tuple[Recipe, ...]] = {
-    "centre": (CENTRE,),
-    "weak": (WEAK,),
-    "strong": (STRONG,),
-    "strong_small": (STRONG_SMALL,),
-    "multi": (WEAK, STRONG),
-    "multi_small": (WEAK, STRONG_SMALL),
-    "rot4": ROT4,
-    "multicrop": (WEAK, SMALL, SMALL, SMALL, SMALL),
-    "multicrop_strong": (STRONG, STRONG, *(replace(STRONG, scale=SMALL.scale, side=SMALL.side),) * 4),
-    "gentle": (GENTLE,),
-    "upright": (UPRIGHT,),
-    "two_gentle": (GENTLE, GENTLE),
-    "two_strong": (STRONG, STRONG),
-    "two_strong_small": (STRONG_SMALL, STRONG_SMALL),
-}
+SCHEMES: Registry[tuple[Recipe, ...]] = Registry(
+    "views",
+    {
+        "centre": (CENTRE,),
+        "weak": (WEAK,),
+        "strong": (STRONG,),
+        "strong_small": (STRONG_SMALL,),
+        "multi": (WEAK, STRONG),
+        "multi_small": (WEAK, STRONG_SMALL),
+        "rot4": ROT4,
+        "multicrop": (WEAK, SMALL, SMALL, SMALL, SMALL),
+        "multicrop_strong": (STRONG, STRONG, *(replace(STRONG, scale=SMALL.scale, side=SMALL.side),) * 4),
+        "gentle": (GENTLE,),
+        "upright": (UPRIGHT,),
+        "two_gentle": (GENTLE, GENTLE),
+        "two_strong": (STRONG, STRONG),
+        "two_strong_small": (STRONG_SMALL, STRONG_SMALL),
+    },
+    group="ssl_kd.views",
+)
 
 
 def scheme(name: str) -> tuple[Recipe, ...]:
@@ -116,10 +163,23 @@ def crop_box(width: int, height: int, recipe: Recipe, seed: int, index: int, vie
 
 def cut(image: Image.Image, recipe: Recipe, size: int, seed: int, index: int, view: int) -> np.ndarray:
     """Rotate, crop and resize one RGB image: uint8 (size, size, 3). The flip comes later, in `finish`."""
+    if isinstance(recipe, Transform):
+        return recipe.apply(image, size)
     box = crop_box(*image.size, recipe, seed, index, view)
+    if max(image.size) > LONG:
+        image, box = _around(image, box)
     out = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
     # Turning the square afterwards equals turning the image first with the box turned along.
     return np.rot90(np.asarray(out), recipe.quarter_turns)
+
+
+def _around(image: Image.Image, box: Box) -> tuple[Image.Image, Box]:
+    """The whole pixels that a box touches, and the box in them: Pillow holds a box in float32, too coarse far out."""
+    left, top = int(box[0]), int(box[1])
+    right, bottom = min(ceil(box[2]), image.width), min(ceil(box[3]), image.height)
+    part = image.crop((left, top, right, bottom))
+    inside = (box[0] - left, box[1] - top, min(box[2] - left, part.width), min(box[3] - top, part.height))
+    return part, inside
 
 
 # ---------------------------------------------------------------------------------- a batch: flip and colour
@@ -148,7 +208,7 @@ def finish(pixels: Tensor, recipe: Recipe, seed: int, index: np.ndarray, view: i
     return x
 
 
-def _colour(x: Tensor, recipe: Recipe, u) -> Tensor:
+def _colour(x: Tensor, recipe: Recipe, u: Callable[[int], Tensor]) -> Tensor:
     """One affine map of RGB per sample: brightness, contrast, saturation, hue, greyscale, in this order.
 
     All five are linear in the pixel (the hue turns about the grey axis), so they collapse into one 3 x 3 matrix and
@@ -159,7 +219,8 @@ def _colour(x: Tensor, recipe: Recipe, u) -> Tensor:
     grey = luma.expand(3, 3)  # every output channel is the luma
 
     def spread(draw: int, width: float) -> Tensor:
-        return (1 + (2 * u(draw) - 1) * width)[:, None, None]
+        factor: Tensor = (1 + (2 * u(draw) - 1) * width)[:, None, None]
+        return factor
 
     bright = spread(_BRIGHT, recipe.brightness)
     contrast = spread(_CONTRAST, recipe.contrast)
@@ -205,6 +266,3 @@ def _blur(x: Tensor, chosen: Tensor, u: Tensor) -> Tensor:
     out = x.clone()
     out[rows] = flat.view_as(picked)
     return out
-
-
-# ------------------------------------------------------------------------------------------------ the loader

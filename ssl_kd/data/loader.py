@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ssl_kd.data.augment import Recipe, cut, finish
 from ssl_kd.data.prefetch import prefetch
@@ -20,12 +22,8 @@ class ViewLoader:
 
     seed: names the whole stream of views. threads: decoding and resizing release the interpreter lock.
     replay: after so many epochs the views come round again (0: never), though in another order.
-    `share` = (rank, ranks) makes it cut only this process's part of every batch. With `parts` = K a batch is K times
-    `batch_size`, and comes in K pieces, one after another.
+    parts: with K a batch is K times `batch_size`, and comes in K pieces, one after another.
     """
-
-    share = (0, 1)
-    parts = 1
 
     def __init__(
         self,
@@ -36,8 +34,9 @@ class ViewLoader:
         seed: int = 0,
         threads: int = 2,
         replay: int = 0,
+        parts: int = 1,
     ):
-        self.images, self.recipes, self.size = images, recipes, size
+        self.images, self.recipes, self.size, self.parts = images, recipes, size, parts
         self.batch_size, self.seed, self.threads, self.replay = batch_size, seed, threads, replay
 
     def batches_per_epoch(self) -> int:
@@ -49,35 +48,41 @@ class ViewLoader:
             )
         return -(-count // (self.batch_size * self.parts))
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
-        """Batches (in their parts) of one epoch from batch `start` on, uint8, in a fixed order."""
+    def epoch(self, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[ViewBatch]:
+        """Batches (in their parts) of one epoch from batch `start` on, uint8, in a fixed order.
+
+        share: (rank, ranks) of several processes; only this one's part of every batch is cut.
+        """
         whole = Batches(self.images.order(self.seed, epoch), self.batch_size * self.parts).since(start)
         jobs = (part for job in whole for part in np.array_split(job, self.parts))
-        rank, ranks = self.share
+        rank, ranks = share
         mine = (np.array_split(job, ranks)[rank] for job in jobs)
-        return prefetch(lambda index: self._cut_batch(index, epoch), mine, threads=self.threads)
+        fewest = 2 if ranks == 1 else 1
+        return prefetch(lambda index: self._cut_batch(index, epoch, fewest), mine, threads=self.threads)
 
-    def _cut_batch(self, index: np.ndarray, epoch: int) -> ViewBatch:
+    def _cut_batch(self, index: np.ndarray, epoch: int, fewest: int) -> ViewBatch:
+        numbers = tuple(self.view_number(epoch, v) for v in range(len(self.recipes)))
         kept, rows = [], []
-        for i in index:
-            image = self.images.read(int(i))
-            if image is None:  # counted and named by `images`; too many of them is its error to raise
+        for i in map(int, index):
+            views = self.images.prepared(i, partial(self._cut_views, i, numbers))
+            if views is None:  # counted and named by `images`; too many of them is its error to raise
                 continue
-            kept.append(int(i))
-            rows.append(
-                [
-                    cut(image, recipe, self.side(recipe), self.seed, int(i), self.view_number(epoch, v))
-                    for v, recipe in enumerate(self.recipes)
-                ]
-            )
-        if len(kept) < (2 if self.share[1] == 1 else 1):
+            kept.append(i)
+            rows.append(views)
+        if len(kept) < fewest:
             raise ImagesError(
                 f"a batch of {len(index)} images had {len(kept)} readable ones; see the list of bad files"
             )
         pixels = tuple(
             torch.from_numpy(np.stack([row[v] for row in rows])).permute(0, 3, 1, 2) for v in range(len(self.recipes))
         )
-        return ViewBatch(np.asarray(kept, dtype=np.int64), epoch, pixels)
+        return ViewBatch(np.asarray(kept, dtype=np.int64), epoch, pixels, numbers)
+
+    def _cut_views(self, i: int, numbers: tuple[int, ...], image: Image.Image) -> list[np.ndarray]:
+        return [
+            cut(image, recipe, self.side(recipe), self.seed, i, number)
+            for recipe, number in zip(self.recipes, numbers, strict=True)
+        ]
 
     def side(self, recipe: Recipe) -> int:
         """Side in pixels of a recipe's views; small crops have multiples of 8."""
@@ -104,9 +109,9 @@ class ViewLoader:
                 recipe,
                 self.seed,
                 views.index,
-                self.view_number(views.epoch, v),
+                number,
                 self.cycle(views.epoch),
             ).contiguous(memory_format=torch.channels_last)
-            for v, (pixels, recipe) in enumerate(zip(views.pixels, self.recipes, strict=True))
+            for pixels, recipe, number in zip(views.pixels, self.recipes, views.view_numbers, strict=True)
         )
-        return ViewBatch(views.index, views.epoch, done)
+        return ViewBatch(views.index, views.epoch, done, views.view_numbers)

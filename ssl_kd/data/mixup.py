@@ -44,4 +44,4 @@ def mixed(views: ViewBatch, kind: str, probability: float, seed: int) -> ViewBat
             pixels = pixels.clone()
             pixels[..., top : top + side, left : left + side] = neighbour[..., top : top + side, left : left + side]
         done.append(pixels.contiguous(memory_format=torch.channels_last))
-    return ViewBatch(views.index, views.epoch, tuple(done))
+    return ViewBatch(views.index, views.epoch, tuple(done), views.view_numbers)

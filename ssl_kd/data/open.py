@@ -18,87 +18,153 @@ from typing import Any
 
 import numpy as np
 
-from ssl_kd.data.sources.array import ArrayImages
-from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.data.sources.array import ArrayImages, open_npy
+from ssl_kd.data.sources.base import LOG, ImageSource
 from ssl_kd.data.sources.dataset import DatasetImages
+from ssl_kd.data.sources.decode import EXTENSIONS
 from ssl_kd.data.sources.folder import FolderImages
-from ssl_kd.data.sources.listing import (
-    picture_paths,
-)
-from ssl_kd.errors import ImagesError, nearest
+from ssl_kd.data.sources.listing import picture_paths
+from ssl_kd.data.sources.tar_index import PACKERS
+from ssl_kd.errors import ImagesError, nearest, shown_name
+
+_SAID: set[str] = set()  # what this process has said about files that were passed over
 
 
-def open_images(source: Any, max_unreadable: float = 0.01) -> ImageSource:
+def open_images(source: Any, max_unreadable: float = 0.01, verify: bool = False) -> ImageSource:
     """Return the pictures of `source`, which must hold at least one.
 
-    source: a folder; tar shards by pattern, URL, folder or list (ssl_kd.data.sources.webdataset); a zip archive, with `/folder/in/it` or
-    `:folder/in/it` behind it to take a part; a .npy file or an array, uint8 (N, H, W, 3);
-    `torchvision/NAME:root[:split][:download]`; a map-style data set; or Images already.
+    source: a folder; tar shards by pattern, URL, folder or list (ssl_kd.data.sources.webdataset); Parquet files by
+    pattern, folder or list, with `:column` behind them or not (ssl_kd.data.sources.parquet); a zip archive, with
+    `/folder/in/it` or `:folder/in/it` behind it to take a part; a .npy file or an array, uint8 (N, H, W, 3);
+    `torchvision/NAME:root[:split][:download]`; a map-style data set, of pictures, tuples or rows; or Images already.
     max_unreadable: share of pictures that may turn out unreadable before reading raises.
+    verify: have the content digest read every byte, one pass over all pictures (see docs/images.md).
+    What looks like pictures but is passed over is said in one line (logger `ssl_kd.data`), once.
     Raises ImagesError, in one line, for everything else.
     """
+    images = _opened(source, max_unreadable)
+    if verify:
+        images.verify = True
+    line = images.passed_over_line()
+    if line and line not in _SAID:
+        _SAID.add(line)
+        LOG.warning(line)
+    return images
+
+
+def _opened(source: Any, max_unreadable: float) -> ImageSource:
     if isinstance(source, ImageSource):
         return source
     if isinstance(source, np.ndarray):
         return ArrayImages(source, max_unreadable)
     if isinstance(source, str | os.PathLike):
-        return _open_path(os.path.expanduser(os.fspath(source)), max_unreadable)
+        return _open_path(normal_path(os.fspath(source)), max_unreadable)
     if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
         return _open_list([os.fspath(s) for s in source], max_unreadable)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return DatasetImages(source, max_unreadable)
-    raise ImagesError(f"expected a folder, a zip, an array or a map-style data set, got {type(source).__name__}")
+    hint = "; an iterable data set has no numbers, load it as a map-style one" if hasattr(source, "__iter__") else ""
+    raise ImagesError(f"expected a folder, a zip, an array or a map-style data set, got {type(source).__name__}{hint}")
+
+
+def normal_path(source: str) -> str:
+    """The one spelling of a source that is a path: home expanded, no `./`, `//` or final `/`. Others as they are.
+
+    `photos`, `photos/` and `./photos` are one data set, also to a run that compares its settings with recorded ones.
+    """
+    path = os.path.expanduser(source)
+    if not path or ".." in path.split("/") or not os.path.exists(path):  # behind a link, a/.. is not here
+        return path
+    return os.path.normpath(path)
 
 
 def _open_path(path: str, max_unreadable: float) -> ImageSource:
-    from ssl_kd.data.sources import webdataset
+    from ssl_kd.data.sources import parquet, webdataset
     from ssl_kd.data.sources.zip import ZipImages
 
     if path.startswith("torchvision/") and not os.path.exists(path):
         return _open_torchvision(path, max_unreadable)
     if os.path.isdir(path):
-        return _open_folder(path.rstrip("/") or "/", max_unreadable)
+        return _open_folder(path, max_unreadable)
+    if parquet.names_parquet(path):
+        return parquet.open_parquet(path, max_unreadable)
     if webdataset.names_shards(path):
         return webdataset.open_shards(path, max_unreadable)
     if path.endswith(".npy") and os.path.isfile(path):
-        return ArrayImages(_load_npy(path), max_unreadable, name=path)
+        return open_npy(path, max_unreadable)
     for cut in (m.start() for m in re.finditer(r"[:/\\]|$", path)):
         if os.path.isfile(path[:cut]):
+            _must_be_archive(path[:cut])
             return ZipImages(path[:cut], path[cut + 1 :].replace("\\", "/"), max_unreadable)
     parent = os.path.dirname(path.rstrip("/")) or "."
-    known = os.listdir(parent) if os.path.isdir(parent) else []
-    raise ImagesError(f"{path}: no such folder or archive.{nearest(os.path.basename(path.rstrip('/')), known)}")
+    known = list(map(shown_name, os.listdir(parent))) if os.path.isdir(parent) else []
+    raise ImagesError(
+        f"{shown_name(path)}: no such folder or archive.{nearest(os.path.basename(path.rstrip('/')), known)}"
+    )
+
+
+def _must_be_archive(path: str) -> None:
+    """ImagesError for files that are no archive of pictures, and what they are."""
+    what = ""
+    if path.lower().endswith(EXTENSIONS):
+        what = "this is one picture; pass the folder that holds it"
+    else:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(1 << 12)
+        except OSError as error:
+            raise ImagesError(f"{shown_name(path)}: cannot be read: {error.strerror or error}") from None
+        packer = next((name for magic, name in PACKERS.items() if name != "zip" and start.startswith(magic)), "")
+        if packer:
+            what = f"this is packed by {packer}; unpack it, or make it a plain .tar or a .zip"
+        elif start[257:262] == b"ustar":
+            what = "this is a tar; give its name the ending .tar"
+        elif start and b"\0" not in start and _is_text(start):
+            what = "this is a text; lists of files are not read, pass the folder that holds the pictures"
+    if what:
+        raise ImagesError(f"{shown_name(path)}: expected a folder or a zip archive, but {what}")
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        return error.start > len(start) - 4  # cut within a letter
+    return True
 
 
 def _open_folder(folder: str, max_unreadable: float) -> ImageSource:
-    from ssl_kd.data.sources import webdataset
+    from ssl_kd.data.sources import parquet, webdataset
 
-    tars = webdataset.tars_in(folder)
-    if not tars:
+    try:
+        tars, tables = webdataset.tars_in(folder), parquet.parquet_in(folder)
+    except OSError as error:
+        raise ImagesError(f"{shown_name(folder)}: cannot be listed: {error.strerror or error}") from None
+    if not tars and not tables:
         return FolderImages(folder, max_unreadable)
-    if picture := next(picture_paths(folder), ""):
+    others = next(picture_paths(folder), "") or (tars[0] if tars and tables else "")
+    if others:
         raise ImagesError(
-            f"{folder}: holds pictures ({picture}) and shards ({tars[0]}); keep them apart, or name the shards"
+            f"{shown_name(folder)}: holds pictures ({shown_name(others)}) and shards ({shown_name((tables or tars)[0])}); "
+            "keep them apart, or name the shards"
         )
+    if tables:
+        return parquet.ParquetImages(tables, "", max_unreadable, folder)
     return webdataset.ShardImages(tars, max_unreadable, folder)
 
 
 def _open_list(paths: list[str], max_unreadable: float) -> ImageSource:
-    from ssl_kd.data.sources import webdataset
+    from ssl_kd.data.sources import parquet, webdataset
 
+    if all(map(parquet.names_parquet, paths)):
+        return parquet.open_parquet(paths, max_unreadable)
     if not all(map(webdataset.names_shards, paths)):
         wrong = next(p for p in paths if not webdataset.names_shards(p))
         raise ImagesError(
-            f"a list of paths must name tar shards, but it holds {wrong}; for loose files pass their folder"
+            f"a list of paths must name tar shards or Parquet files, but it holds {shown_name(wrong)}; "
+            "for loose files pass their folder"
         )
     return webdataset.open_shards(paths, max_unreadable)
-
-
-def _load_npy(path: str) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ImagesError(f"{path}: not a readable .npy array: {error}") from None
 
 
 def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
@@ -113,12 +179,14 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
     fields = re.split(r":(?![/\\])", rest)  # not at the colon of C:\data
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
     if kind is None:
-        raise ImagesError(f"{spec}: torchvision has no data set {name!r}.{nearest(name, list(datasets.__all__))}")
+        raise ImagesError(
+            f"{shown_name(spec)}: torchvision has no data set {name!r}.{nearest(name, list(datasets.__all__))}"
+        )
     download = fields[-1:] == ["download"]
     fields = fields[:-1] if download else fields
     download = download and not offline()
     if not 1 <= len(fields) <= 2 or not fields[0]:
-        raise ImagesError(f"{spec}: expected torchvision/{name}:root[:split][:download]")
+        raise ImagesError(f"{shown_name(spec)}: expected torchvision/{name}:root[:split][:download]")
     accepted = inspect.signature(kind).parameters
     settings: dict[str, Any] = {"download": True} if download and "download" in accepted else {}
     split = fields[1] if len(fields) == 2 else None
@@ -127,7 +195,7 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
     elif split in ("train", "test") and "train" in accepted:
         settings["train"] = split == "train"
     elif split is not None:
-        raise ImagesError(f"{spec}: torchvision's {name} has no split {split!r}")
+        raise ImagesError(f"{shown_name(spec)}: torchvision's {name} has no split {split!r}")
     try:
         dataset = kind(os.path.expanduser(fields[0]), **settings)
         len(dataset)  # some take any first argument, FakeData a number, and stumble here
@@ -137,5 +205,6 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
             if download
             else " (nothing is downloaded unless the name ends in :download and SSL_KD_OFFLINE is not set)"
         )
-        raise ImagesError(f"{spec}: {' '.join(str(error).split())}{hint}") from None
+        reason = shown_name(" ".join(str(error).split()))
+        raise ImagesError(f"{shown_name(spec)}: {reason}{hint}") from None
     return DatasetImages(dataset, max_unreadable, name=spec)

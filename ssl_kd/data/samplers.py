@@ -33,7 +33,7 @@ class Shuffled:
 
     def __init__(self, count: int, *key: int):
         self.count = count
-        self._drawn = np.random.default_rng(key).permutation(count) if count <= DRAWN else None
+        self._drawn: np.ndarray | None = np.random.default_rng(key).permutation(count) if count <= DRAWN else None
         if self._drawn is None:
             self._half = -(-(count - 1).bit_length() // 2)  # bits of each half: the domain is below 4 x count
             self._keys = np.random.default_rng(key).integers(0, 1 << 63, ROUNDS, np.uint64)
@@ -50,7 +50,7 @@ class Shuffled:
     def at(self, positions: np.ndarray) -> np.ndarray:
         """The numbers at `positions`, int64 of the same shape (n,)."""
         if self._drawn is not None:
-            return self._drawn[positions]
+            return np.asarray(self._drawn[positions])
         x = self._scramble(positions.astype(np.uint64))
         while (outside := x >= self.count).any():  # walk on until inside: still a permutation (Black & Rogaway 2002)
             x[outside] = self._scramble(x[outside])

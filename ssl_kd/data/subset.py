@@ -1,15 +1,15 @@
-"""A part of a source: held-out pictures, and everything else."""
+"""A part of a source: held-out pictures and everything else, the splits of a task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
-from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.data.sources.base import ImageSource, Prepared
 from ssl_kd.data.sources.listing import Names
-from ssl_kd.errors import ImagesError
+from ssl_kd.errors import ImagesError, shown_name
 
 MOST, SHARE = 512, 0.02  # images held out unless a number is asked for: whichever is fewer
 
@@ -21,16 +21,35 @@ FEW_SHARDS = 8  # of streamed shards so many give the held-out images
 
 
 class Subset(ImageSource):
-    """The pictures of a set whose sorted numbers are given, or all the others; unreadable ones count for the whole."""
+    """The pictures of a set whose numbers are given, or all the others; unreadable ones count for the whole.
 
-    def __init__(self, whole: ImageSource, numbers: np.ndarray, others: bool = False):
+    numbers: (n,) integers, sorted where `others` is true. Ids are those of the whole, content too.
+    mark: what stands behind the whole's digest in this one's; runs and caches on disk know their parts by it.
+    """
+
+    def __init__(
+        self,
+        whole: ImageSource,
+        numbers: np.ndarray,
+        others: bool = False,
+        name: str = "",
+        mark: str | None = None,
+    ):
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(whole):
+            raise ImagesError(f"{shown_name(whole.name)}: a part names pictures beyond its {len(whole):,}")
         self.whole, self.numbers, self.others = whole, numbers, others
+        self._mark = f" {others}" if mark is None else mark
         self._gaps = numbers - np.arange(len(numbers))  # others that come before each number
-        super().__init__(whole.name, _Ids(self), whole.max_unreadable)
+        super().__init__(name or whole.name, _Ids(self), whole.max_unreadable, whole.passed_over)
         self.unreadable = whole.unreadable
 
     def __len__(self) -> int:
         return len(self.whole) - len(self.numbers) if self.others else len(self.numbers)
+
+    @property
+    def allowed(self) -> int:
+        """As the whole set bears."""
+        return self.whole.allowed
 
     def number(self, i: int) -> int:
         """What picture i is called in the whole set. No table is kept: a million images would fill it."""
@@ -42,23 +61,39 @@ class Subset(ImageSource):
         """As the whole set reads it."""
         return self.whole.read(self.number(i), shorter)
 
+    def prepared(
+        self, i: int, prepare: Callable[[Image.Image], Prepared], shorter: int | None = None
+    ) -> Prepared | None:
+        """As the whole set prepares it."""
+        return self.whole.prepared(self.number(i), prepare, shorter)
+
     def runs(self) -> np.ndarray | None:
-        """The runs of the whole set, without what is not of this part."""
-        if (runs := self.whole.runs()) is None:
+        """The runs of the whole set, without what is not of this part. None where its order is another."""
+        if (runs := self.whole.runs()) is None or (np.diff(self.numbers) <= 0).any():
             return None
         inside = np.diff(np.searchsorted(self.numbers, np.cumsum(runs)), prepend=0)
         return runs - inside if self.others else inside
+
+    def window(self) -> int:
+        """As the whole set's."""
+        return self.whole.window()
 
     def coming(self, runs: np.ndarray) -> None:
         """As the whole set hears it."""
         self.whole.coming(runs)
 
+    def _must_be_borne(self) -> None:
+        self.whole._must_be_borne()
+
     def _load(self, i: int, shorter: int | None) -> Image.Image:
         return self.whole._load(self.number(i), shorter)
 
     def _identity(self) -> Iterator[bytes]:
-        yield f"{self.whole.digest} {self.others}".encode()
+        yield f"{self.whole.digest}{self._mark}".encode()
         yield self.numbers.astype("<i8").tobytes()
+
+    def _content(self, full: bool) -> Iterator[bytes]:
+        yield (self.whole.full_digest if full else self.whole.content_digest).encode()
 
 
 class _Ids(Names):

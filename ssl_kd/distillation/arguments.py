@@ -1,34 +1,155 @@
-"""What a call gives, in words and objects, as one config of words and numbers that YAML can keep.
+"""What a call gives, in names and objects, as one config of text and numbers that YAML can keep, and the objects beside it.
 
 Paths become text, numpy's numbers Python's, tuples lists; whatever has another type than its field is refused in one line.
+An object is recorded by its name (`ssl_kd.runtime.objects`), and a run that had one is resumed by giving it again.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from ssl_kd.data.augment import Recipe
 from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.data.views import as_views, views_record
 from ssl_kd.distillation.config import DistillConfig
-from ssl_kd.errors import UserError, nearest, one_line
+from ssl_kd.errors import UserError, one_line
 from ssl_kd.models.encoder import MODULE, Encoder
+from ssl_kd.runtime.loggers import LightningLogger, logger_of
+from ssl_kd.runtime.objects import imported, is_record, names_code, record_of
+from ssl_kd.validation import with_settings
+
+CODE = ("objective", "views", "log", "student")  # settings that may name an object as package.module:name
 
 
-def merge(config: DistillConfig | None, teacher, student, images, settings: Mapping[str, Any]) -> DistillConfig:
-    """One config of what was given in three ways; UserError for a setting that does not exist, or of a wrong type."""
-    known = [f.name for f in fields(DistillConfig)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"distill has no setting {key!r}.{nearest(key, known)} It knows: {', '.join(known)}")
+@dataclass(frozen=True)
+class Objects:
+    """The settings of a call that are no text: the config has their names.
+
+    student: what `package.module:name` led to. objectives: a criterion, or what makes one of two widths, by the
+    teacher's name; of a single teacher, and of all that have none of their own, under "". views: None for those that
+    the config names.
+    """
+
+    student: Any = None
+    objectives: Mapping[str, Any] = field(default_factory=dict)
+    views: tuple[Recipe, ...] | None = None
+    loggers: tuple[LightningLogger, ...] = ()
+
+
+NOTHING = Objects()
+
+
+def merge(
+    config: DistillConfig | None, teacher: Any, student: Any, images: Any, settings: Mapping[str, Any]
+) -> tuple[DistillConfig, Objects]:
+    """One config of what was given in three ways, and the objects among it.
+
+    UserError for a setting that does not exist, or of a wrong type, and for an object that the config names (as the
+    config.yaml of a run does) but the call does not give.
+    """
     named = {"teacher": _teacher(teacher), "student": _student(student), "images": _images(images)}
     given = dict(settings) | {key: value for key, value in named.items() if value}
-    merged = replace(config or DistillConfig(), **given)
-    return replace(merged, **{f.name: _checked(f.name, str(f.type), getattr(merged, f.name)) for f in fields(merged)})
+    objects = _objects(given)
+    merged = with_settings(config or DistillConfig(), given, "distill")
+    for name in CODE:
+        _must_be_given(name, getattr(merged, name), name in given)
+    return merged, objects
+
+
+def _objects(given: dict[str, Any]) -> Objects:
+    """The objects among the settings of a call, which are replaced there by their names."""
+    student, objectives = None, {}
+    if names_code(given.get("student")):
+        student = imported("student", str(given["student"]))
+    if (objective := given.get("objective")) is not None and (names_code(objective) or callable(objective)):
+        objectives[""], given["objective"] = _objective(objective)
+    if isinstance(teachers := given.get("teachers"), Mapping):
+        given["teachers"] = {name: _own_objective(name, line, objectives) for name, line in teachers.items()}
+    views = given.get("views")
+    found = as_views(imported("views", str(views)) if names_code(views) else views)
+    if found is not None:
+        given["views"] = views if names_code(views) else views_record(found)
+    loggers: list[LightningLogger] = []
+    if "log" in given:
+        given["log"] = ",".join(_log(one, loggers) for one in _listed(given["log"]))
+    return Objects(student, objectives, found, tuple(loggers))
+
+
+def _objective(given: Any) -> tuple[Any, str]:
+    """A criterion or what makes one, and its name."""
+    if isinstance(given, str):
+        found, name = imported("objective", given), given
+    else:
+        found, name = given, record_of(given)
+    if not callable(found):
+        raise UserError(f"objective: expected a module or what makes one, got {type(found).__name__} ({name})")
+    return found, name
+
+
+def _own_objective(teacher: str, line: Any, objectives: dict[str, Any]) -> Any:
+    """A teacher's line; an object as its objective goes to the objects."""
+    own = line.get("objective") if isinstance(line, Mapping) else None
+    if own is None or not (callable(own) or names_code(own)):
+        return line
+    objectives[teacher], name = _objective(own)
+    return {**line, "objective": name}
+
+
+def _listed(given: Any) -> list[Any]:
+    if isinstance(given, str):
+        return [one.strip() for one in given.split(",")]
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _log(one: Any, loggers: list[LightningLogger]) -> str:
+    """The name of a log; a logger from Python goes to the others."""
+    if isinstance(one, str) and not names_code(one):
+        return one
+    loggers.append(logger_of(one))
+    return one if isinstance(one, str) else record_of(one)
+
+
+def _must_be_given(name: str, value: Any, given: bool) -> None:
+    """UserError where a config names an object, or code to import, that this call has not given itself."""
+    if is_record(value) and not given:
+        raise UserError(f"{name}: {value} was an object from Python; give it again, as ssl_kd.distill({name}=...)")
+    if names_code(value) and not given:
+        raise UserError(
+            f"{name}: the config names code ({value}), and a config runs none; give it as {name}={value!r} beside it"
+        )
+
+
+def criterion_of(found: Any, name: str, student_width: int, teacher_width: int) -> nn.Module:
+    """A criterion that was given as an object: itself, or what a class or function makes, of both widths if it takes them.
+
+    UserError where no module comes out.
+    """
+    if isinstance(found, nn.Module):
+        return found
+    try:
+        widths = _takes(found, student_width, teacher_width)
+        made = found(student_width, teacher_width) if widths else found()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"objective: {name} cannot be built for widths {student_width} and {teacher_width}: {one_line(error, 160)}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"objective: expected {name} to make a module, got {type(made).__name__}")
+    return made
+
+
+def _takes(function: Any, *arguments: Any) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def is_path(source: Any) -> bool:
@@ -37,13 +158,11 @@ def is_path(source: Any) -> bool:
 
 
 def _teacher(given: Any) -> str:
-    if isinstance(given, Encoder):
-        return given.origin
+    if isinstance(given, nn.Module):
+        return given.origin if isinstance(given, Encoder) else record_of(given)
     if given is None or is_path(given):
         return str(given or "")
-    raise UserError(
-        f"teacher: expected a file, a name or an Encoder, got {type(given).__name__}; Encoder.from_module wraps a module"
-    )
+    raise UserError(f"teacher: expected a file, a name, an Encoder or a module, got {type(given).__name__}")
 
 
 def _student(given: Any) -> str:
@@ -61,44 +180,3 @@ def _images(given: Any) -> str:
     if not isinstance(given, ImageSource) and isinstance(given, list | tuple) and given and all(map(is_path, given)):
         return "::".join(map(str, given))
     return f"<{len(given)} images from Python>" if hasattr(given, "__len__") else f"<{type(given).__name__}>"
-
-
-# ------------------------------------------------------------------------------------------------ types
-
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # by a field's annotation: what it takes, in words and in code
-    "str": ("text or a path", lambda value: isinstance(value, str)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
-    "dict[str, Any]": ("a mapping", lambda value: isinstance(value, dict)),
-    "str | list[dict[str, Any]]": (
-        "a preset's name or a list of terms",
-        lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, dict) for v in value)),
-    ),
-}
-
-
-def _checked(name: str, kind: str, value: Any) -> Any:
-    words, fits = KINDS[kind]
-    found = plain(name, value)
-    if not fits(found):
-        raise UserError(f"{name}: expected {words}, got {one_line(repr(value), 60)} ({type(value).__name__})")
-    return found
-
-
-def plain(name: str, value: Any) -> Any:
-    """The value in Python's own types, which YAML keeps; Encoders stay. UserError, by that name, for anything else."""
-    if value is None or isinstance(value, bool | Encoder):
-        return value
-    for kind in (str, int, float):  # numpy has subclasses of two of them
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {plain(name, key): plain(name, below) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(name, below) for below in value]
-    if hasattr(value, "tolist"):  # arrays and tensors
-        return value.tolist()
-    raise UserError(f"{name}: expected words, numbers, lists and mappings of them, got {type(value).__name__}")

@@ -1,38 +1,113 @@
-"""The student's side of a step: what is trained, what is asked of it, and how the optimiser moves it."""
+"""The student's side of a step: what is trained, which outputs are compared, and the student's moving average.
+
+Any module of the `Criterion` protocol can be the objective: `as_criterion` gives it what the loop asks for.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.errors import UserError
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.objectives import WeightedSum
 from ssl_kd.objectives.multi_teacher import MultiTeacher
+from ssl_kd.objectives.weighted_sum import gradient_norm
 from ssl_kd.runtime import distributed
 from ssl_kd.types import Features, ViewBatch
 
-AVERAGE = "ema"  # the layer in which objectives find what the student's moving average said
+AVERAGE = "ema"  # the layer in which objectives find the outputs of the student's moving average
+FIGURES = ("step", "epoch", "loss", "lr", "gradient_norm")  # of a step; no term can have such a name
+
+
+class AnyCriterion(nn.Module):
+    """Anybody's criterion as an objective of the loop; its parameters are trained and saved with the run.
+
+    criterion: a module that maps (student: Features, teacher: Features) and, if it takes a third argument, the batch to
+    a scalar, or to a scalar and a dictionary of scalars that are logged. Rows are view-major: those of the first view of
+    all images, then those of the second. Read with defaults from it: needs_tokens (False), student_layers and
+    teacher_layers (none), student_momentum (0: no moving average), min_views (1), divisible (False: its value over a
+    batch is not the mean of its values over parts of the batch).
+    """
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self.criterion = criterion
+        self.name = type(criterion).__name__
+        self.min_views = int(getattr(criterion, "min_views", 1))
+        self.student_layers, self.teacher_layers = layers_of(criterion)
+        self.student_momentum = float(getattr(criterion, "student_momentum", 0.0))
+        self.reads_tokens = bool(getattr(criterion, "needs_tokens", False))
+        self.indivisible = () if getattr(criterion, "divisible", False) else (self.name,)
+        self.measure_gradients = False
+        self._takes_batch = _takes(criterion.forward, 3)
+
+    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features of both networks on the same rows -> scalar total, {term: detached scalar}."""
+        found = self.criterion(student, teacher, views) if self._takes_batch else self.criterion(student, teacher)
+        total, terms = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+        if not isinstance(total, Tensor) or total.numel() != 1 or not isinstance(terms, Mapping):
+            shown = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+            raise UserError(
+                f"objective: {self.name} gives {shown}; expected one number as a tensor, or it and a dictionary of terms"
+            )
+        total = total.reshape(())
+        figures = {self._term(name): torch.as_tensor(value).detach() for name, value in terms.items()}
+        figures = figures or {self.name: total.detach()}
+        if self.measure_gradients:
+            figures[f"{self.name}_gradient"] = gradient_norm(total, student)
+        return total, figures
+
+    def _term(self, name: str) -> str:
+        return f"{self.name}.{name}" if name in FIGURES else str(name)
+
+
+Objective = WeightedSum | MultiTeacher | AnyCriterion
+
+
+def as_criterion(objective: nn.Module) -> Objective:
+    """An objective of our own as it is, any other module behind the attributes that the loop reads."""
+    return objective if isinstance(objective, WeightedSum | MultiTeacher | AnyCriterion) else AnyCriterion(objective)
+
+
+def layers_of(criterion: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which layers of student and teacher a criterion (or a class of criteria) reads."""
+    ours, theirs = (getattr(criterion, f"{whose}_layers", ()) for whose in ("student", "teacher"))
+    return _names(ours), _names(theirs)
+
+
+def _names(layers: object) -> tuple[str, ...]:
+    return tuple(map(str, layers)) if isinstance(layers, Sequence) and not isinstance(layers, str) else ()
+
+
+def _takes(function: object, count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(count))  # type: ignore[arg-type]  # of any callable
+    except TypeError:
+        return False
+    return True
 
 
 class Batch:
-    """What one step looks at. A plain class: Fabric would take a dataclass apart to cast its tensors."""
+    """The input of one step. A plain class: Fabric would take a dataclass apart to cast its tensors."""
 
     def __init__(self, views: ViewBatch, teacher_outputs: Mapping[str, Features]):
-        self.views, self.teacher_outputs = views, teacher_outputs  # said: by each teacher, on the same rows
+        self.views, self.teacher_outputs = views, teacher_outputs  # of each teacher, on the same rows
 
 
 class DistillationModule(nn.Module):
     """Student and objective: all that is trained; and the student's moving average where the objective asks for one.
 
-    The average is a second network that sees the same views, in train mode as MoCo's key encoder: its weights follow
-    the student's, its batch norms count for themselves.
+    The average is a second network on the same views, in train mode as MoCo's key encoder: its weights follow the
+    student's, its batch norms count for themselves.
     """
 
-    def __init__(self, student: Encoder, objective: WeightedSum | MultiTeacher):
+    def __init__(self, student: Encoder, objective: Objective):
         super().__init__()
         self.student, self.objective = student, objective
         self.average = copy.deepcopy(student).requires_grad_(False) if objective.student_momentum else None
@@ -44,7 +119,7 @@ class DistillationModule(nn.Module):
         """Total loss and its terms on one batch of views."""
         views, device = batch.views, batch.views.pixels[0].device
         sizes = distributed.counts(len(views), device)
-        student = distributed.whole_batch(self.look(views), len(views.pixels), sizes)
+        student = distributed.whole_batch(self.embed(views), len(views.pixels), sizes)
         teacher_outputs = {
             name: distributed.whole_batch(output, views.teacher_views, sizes)
             for name, output in batch.teacher_outputs.items()
@@ -53,23 +128,25 @@ class DistillationModule(nn.Module):
             # Memories and running statistics must not take in what is no number.
             return student.embedding.sum() * float("nan"), {}
         teacher_outputs = {name: for_all_views(output, views) for name, output in teacher_outputs.items()}
-        whole = ViewBatch(distributed.whole_index(views.index, sizes, device), views.epoch, views.pixels)
+        whole = ViewBatch(
+            distributed.whole_index(views.index, sizes, device), views.epoch, views.pixels, views.view_numbers
+        )
         return ask(self.objective, student, teacher_outputs, whole)
 
-    def look(self, views: ViewBatch) -> Features:
-        """What the student says about all views, view-major; its tokens only where the objective reads them."""
+    def embed(self, views: ViewBatch) -> Features:
+        """The student's outputs on all views, view-major; its tokens only where the objective reads them."""
         large, small = views.pixels[: views.teacher_views], views.pixels[views.teacher_views :]
-        seen = self._look(torch.cat(large))
+        seen = self._forward(torch.cat(large))
         if small:  # another size: a pass of their own, of which only the embedding is compared
-            beside = self._look(torch.cat(small))
+            beside = self._forward(torch.cat(small))
             average = {
                 name: torch.cat([tap, beside.layers[name]]) for name, tap in seen.layers.items() if name == AVERAGE
             }
             seen = Features(torch.cat([seen.embedding, beside.embedding]), None, average)
         return seen
 
-    def _look(self, pixels: Tensor) -> Features:
-        seen = self.student(pixels, layers=self.objective.student_layers)
+    def _forward(self, pixels: Tensor) -> Features:
+        seen: Features = self.student(pixels, layers=self.objective.student_layers)
         if self.average is not None:
             with torch.no_grad():
                 average = self.average(pixels).embedding
@@ -92,19 +169,21 @@ def finite(features: Features) -> bool:
 
 
 def for_all_views(output: Features, views: ViewBatch) -> Features:
-    """Small crops are asked to be where the teacher puts the image: at the mean of its words on the large views."""
+    """Small crops are compared with where the teacher puts the image: the mean of its outputs on the large views."""
     small = len(views.pixels) - views.teacher_views
     if not small:
         return output
-    mean = output.embedding.unflatten(0, (views.teacher_views, -1)).mean(0)
+    mean = output.embedding.reshape(views.teacher_views, -1, output.embedding.shape[1]).mean(0)
     return Features(torch.cat([output.embedding, mean.repeat(small, 1)]))
 
 
 def ask(
-    objective: WeightedSum | MultiTeacher, student: Features, teacher_outputs: Mapping[str, Features], views: ViewBatch
+    objective: Objective, student: Features, teacher_outputs: Mapping[str, Features], views: ViewBatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective's total and terms; a single teacher has no name."""
     if isinstance(objective, MultiTeacher):
-        return objective(student, teacher_outputs, views)
-    (output,) = teacher_outputs.values()
-    return objective(student, output, views)
+        answer: tuple[Tensor, dict[str, Tensor]] = objective(student, teacher_outputs, views)
+    else:
+        (output,) = teacher_outputs.values()
+        answer = objective(student, output, views)
+    return answer

@@ -1,8 +1,9 @@
 """What can be known about a student without labels, from images that it is not trained on.
 
-Every so often the student looks at the held-out images as they are (resized, centre crop), and is compared with what
-the teacher said about them, once. The figures go to the run's log, the best student by neighbour overlap is kept, a run
-may stop early by it, and a collapsed student is noticed. docs/health.md says how well each figure ranks students.
+Every so often the student embeds the held-out images as they are (resized, centre crop), and its embeddings are compared
+with the teacher's, which are computed once. The figures go to the run's log, the best student by neighbour overlap is
+kept, a run may stop early by it, and a collapsed student is noticed. docs/health.md shows how well each figure ranks
+students.
 
 All measures take rows, one per image, and give a float; nothing here draws random numbers or moves a training state.
 """
@@ -33,7 +34,7 @@ from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.objectives.alignment import Alignment
 
 BATCH = 64  # images per forward pass
-ILL = 3  # looks in a row at a collapsed student before the run stops
+ILL = 3  # measurements in a row of a collapsed student before the run stops
 SAME_PLACE = 1e-4  # spread below which all images lie in one place
 FLAT = 0.05  # share of the teacher's effective rank (or of the student's width) below which dimensions are lost
 LINE = 1.5  # effective rank below which all images lie along one line
@@ -68,8 +69,8 @@ def collapsed(student: Tensor, teacher: Tensor) -> str:
 
 def plain_views(images: ImageSource, contract: Preprocessing, threads: int = 2) -> Tensor:
     """Resized and cropped, nothing else: uint8 (N, 3, S, S) of the readable ones."""
-    read = (contract(p) for p in prefetch(images.read, range(len(images)), threads) if p is not None)
-    return torch.stack(list(read))
+    read = prefetch(lambda i: images.prepared(i, contract), range(len(images)), threads)
+    return torch.stack([pixels for pixels in read if pixels is not None])
 
 
 # ------------------------------------------------------------------------------------------------- in a run
@@ -77,17 +78,17 @@ def plain_views(images: ImageSource, contract: Preprocessing, threads: int = 2) 
 
 @dataclass
 class Course:
-    """What is remembered from look to look; saved with the run's state."""
+    """What is remembered from one measurement to the next; saved with the run's state."""
 
     best: float = -math.inf  # neighbour overlap
     best_step: int = 0
-    since: int = 0  # looks without a better one
-    ill: int = 0  # looks in a row at a collapsed student
+    since: int = 0  # measurements without a better one
+    ill: int = 0  # measurements in a row of a collapsed student
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look found."""
+class Measurement:
+    """The figures of one measurement."""
 
     figures: dict[str, float]
     better: bool  # the best neighbour overlap so far
@@ -95,10 +96,10 @@ class Look:
 
 
 class Monitor:
-    """Looks at the student on held-out images. One teacher pass over them, at the first look.
+    """Measures the student on held-out images. One teacher pass over them, at the first measurement.
 
-    every: steps between looks; the last step has one too. patience: looks without a better neighbour overlap after
-    which `enough` says that the run may end; 0: never.
+    every: steps between measurements; the last step has one too. patience: measurements without a better neighbour
+    overlap after which `enough` is true and the run may end; 0: never.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Monitor:
         self._teacher: Tensor | None = None
 
     def due(self, step: int) -> bool:
-        """Whether to look after this many steps."""
+        """Whether to measure after this many steps."""
         return step % self.every == 0 or step == self.total
 
     @property
@@ -119,13 +120,13 @@ class Monitor:
         """Whether patience has run out."""
         return 0 < self.patience <= self.course.since
 
-    def look(
+    def measure(
         self, step: int, student: Encoder, teacher: Callable[[Tensor], Tensor], objective: nn.Module | None = None
-    ) -> Look:
+    ) -> Measurement:
         """Measure the student after `step` steps. teacher: pixels (B, 3, S, S) in [0, 1] to rows (B, Dt).
 
-        An objective with an alignment on embeddings has its head tried too. Raises Collapsed at the third look in a
-        row at a collapsed student.
+        An objective with an alignment on embeddings has its head tried too. Raises Collapsed at the third
+        measurement in a row of a collapsed student.
         """
         ours, theirs = self._rows(student, teacher)
         found = figures(ours, theirs) | {"teacher_effective_rank": effective_rank(theirs)}
@@ -137,10 +138,10 @@ class Monitor:
         self._remember(step, found["neighbour_overlap"], better, bool(why))
         if self.course.ill >= ILL:
             raise Collapsed(
-                f"the student has collapsed ({why}) at {ILL} looks in a row, the last at step {step}; lower lr, or "
+                f"the student has collapsed ({why}) in {ILL} measurements in a row, the last at step {step}; lower lr, or "
                 f"change the objective, in a new run folder"
             )
-        return Look({f"health/{name}": value for name, value in found.items()}, better, why)
+        return Measurement({f"health/{name}": value for name, value in found.items()}, better, why)
 
     def _remember(self, step: int, overlap: float, better: bool, ill: bool) -> None:
         course = self.course
@@ -170,7 +171,8 @@ class Monitor:
 @torch.no_grad()
 def _embed(pixels: Tensor, network: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
     parts = (
-        part.to(device).float().div_(255).contiguous(memory_format=torch.channels_last) for part in pixels.split(BATCH)
+        part.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        for part in torch.split(pixels, BATCH)
     )
     return torch.cat([network(part).float().cpu() for part in parts])
 

@@ -1,4 +1,4 @@
-"""One step of training: ask the teachers, ask the student, move the weights; or find that a number is none and do not.
+"""One step of training: run the teachers, run the student, move the weights; or find a number not finite and do not.
 
 A step's batch may be taken in parts, one after another (`accumulate`): their losses are weighed by their images, so that a
 mean over samples has the gradient of the whole batch.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssl_kd.data.loader import ViewLoader
@@ -27,7 +28,7 @@ LARGE = 2**20  # buffers with more numbers are memories, which never take in wha
 
 @dataclass(frozen=True)
 class Bad:
-    """A step that was not taken: what was no number, the terms, and the images."""
+    """A step that was not taken: what was not finite, the terms, and the images."""
 
     what: str
     value: float
@@ -40,7 +41,7 @@ class Stepper:
 
     def __init__(
         self,
-        fabric,
+        fabric: Fabric,
         config: DistillConfig,
         loader: ViewLoader,
         teacher_group: TeacherGroup,
@@ -72,11 +73,11 @@ class Stepper:
         for number, (raw, share) in enumerate(zip(parts, shares, strict=True), start=1):
             with self.fabric.no_backward_sync(self.module, enabled=number < len(parts)):
                 total, terms = self._ask(raw)
-                told = {name: float(value) for name, value in terms.items()}
+                values = {name: float(value) for name, value in terms.items()}
                 if not math.isfinite(loss := total.item()):
-                    return self._leave("loss", loss, told, parts, before)
+                    return self._leave("loss", loss, values, parts, before)
                 self.fabric.backward(total if share == 1 else share * total)
-            for name, value in ({"loss": loss} | told).items():
+            for name, value in ({"loss": loss} | values).items():
                 figures[name] = figures.get(name, 0.0) + share * value
         norm = float(torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.config.clip or math.inf))
         if not math.isfinite(norm):
@@ -91,7 +92,10 @@ class Stepper:
         views = mixed(
             self.loader.finish_all(raw, self.fabric.device), self.mix, self.config.mix_probability, self.config.seed
         )
-        return self.module(Batch(views, self.teacher_group.outputs(views, self.fabric.autocast)))
+        answer: tuple[Tensor, dict[str, Tensor]] = self.module(
+            Batch(views, self.teacher_group.outputs(views, self.fabric.autocast))
+        )
+        return answer
 
     def _shares(self, parts: Sequence[ViewBatch]) -> list[float]:
         """Which share of the whole batch's images each part has."""

@@ -1,7 +1,11 @@
-"""Where a run's student comes from: an architecture's name, a file of weights, an Encoder or a bare module from Python."""
+"""Where a run's student comes from: an architecture's name, a file of weights, an Encoder or a bare module from Python,
+and `package.module:name`, which is such a module or what makes one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,23 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.checkpoints.loading import load_teacher
-from ssl_kd.distillation.arguments import plain
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError, must_be, one_line
+from ssl_kd.models.backbones import main_output
 from ssl_kd.models.encoder import MODULE, Encoder, at_rest, build
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ssl_kd.runtime.objects import record_of
+from ssl_kd.validation import plain
 
 DEFAULT = "resnet18"
 
 
 def find_student(config: DistillConfig, given: Any, contract: Preprocessing) -> tuple[Encoder, dict[str, Any]]:
-    """The network to be trained, and what config.yaml says of it.
+    """The network to be trained, and what config.yaml keeps of it.
 
-    given: an Encoder or a module from Python, which are trained in place, or anything else for what the config names.
-    contract: the pixels of the run; all but an Encoder from Python see them, by ImageNet's mean and std or their file's.
+    given: an Encoder or a module from Python, which are trained in place; what makes a module of `student_args`; or
+    anything else for what the config names. contract: the pixels of the run; all but an Encoder from Python get them,
+    by ImageNet's mean and std or their file's.
     """
     eyes = replace(contract, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if callable(given) and not isinstance(given, nn.Module):
+        given = _made(given, config)
     if isinstance(given, nn.Module):
         if config.student_weights:
             raise UserError("student_weights: a student from Python brings weights of its own; give one of the two")
@@ -38,34 +47,65 @@ def find_student(config: DistillConfig, given: Any, contract: Preprocessing) -> 
     return build(name, preprocessing=eyes, **config.student_args), {"student": name}
 
 
-def wrapped(module: nn.Module, eyes: Preprocessing) -> Encoder:
+def _made(maker: Any, config: DistillConfig) -> nn.Module:
+    """The module that a class or function makes of `student_args`."""
+    try:
+        made = maker(**config.student_args)
+    except BAD_ARGUMENTS as error:
+        raise UserError(
+            f"student: {config.student} cannot be built with {config.student_args}: {one_line(error, 160)}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"student: expected {config.student} to make a module, got {type(made).__name__}")
+    return made
+
+
+def wrapped(module: nn.Module, eyes: Preprocessing, whose: str = "student") -> Encoder:
     """An Encoder of any module that maps normalised pixels to (B, D), a map (B, D, H, W) or Features, as it is found out.
 
-    UserError where it gives something else, or could not be saved at the end of a run.
+    UserError where it gives something else, in eval mode or (a student) in train mode, or could not be saved.
     """
     kind = type(module).__name__
     odd = [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
-        raise UserError(f"student: the state of {kind} holds {odd[0]}, which is no tensor and cannot be saved")
-    return Encoder.from_module(module, _width(module, eyes), eyes)
+        raise UserError(f"{whose}: the state of {kind} holds {odd[0]}, which is no tensor and cannot be saved")
+    with at_rest(module):
+        width = _width(module, eyes, whose)
+    if whose == "student":
+        with _in_train_mode(module):
+            _width(module, eyes, whose)
+    return Encoder.from_module(module, width, eyes, record_of(module))
 
 
 @torch.no_grad()
-def _width(module: nn.Module, eyes: Preprocessing) -> int:
-    """Numbers per image, by looking at two made-up ones in eval mode."""
-    kind, look = type(module).__name__, Encoder.from_module(module, 1, eyes)
+def _width(module: nn.Module, eyes: Preprocessing, whose: str) -> int:
+    """Numbers per image, as two made-up ones give them."""
+    kind, encoder = type(module).__name__, Encoder.from_module(module, 1, eyes)
     weights = next(module.parameters(), torch.zeros(()))
     pixels = torch.rand(2, 3, eyes.size, eyes.size, generator=torch.Generator().manual_seed(0))
     try:
-        with at_rest(module):
-            out = module(look.normalise(pixels).to(weights.device))
+        out = main_output(module(encoder.normalise(pixels).to(weights.device)))
     except BAD_ARGUMENTS as error:
-        raise UserError(f"student: {kind} cannot look at images of {eyes.size} px: {one_line(error, 160)}") from error
+        raise UserError(f"{whose}: {kind} cannot take images of {eyes.size} px: {one_line(error, 160)}") from error
     out = getattr(out, "embedding", out)
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != len(pixels):
-        raise UserError(f"student: {kind} gives {shape} for 2 images; expected (2, D), (2, D, H, W) or Features")
+        mode = " in train mode" if module.training else ""
+        raise UserError(f"{whose}: {kind} gives {shape} for 2 images{mode}; expected (2, D), (2, D, H, W) or Features")
     return int(out.shape[1])
+
+
+@contextmanager
+def _in_train_mode(module: nn.Module) -> Iterator[None]:
+    """Train mode inside; modes, running statistics and random numbers are afterwards what they were."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with at_rest(module), torch.random.fork_rng(devices=[]):
+            module.train()
+            yield
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(before[name])
 
 
 def _learns(student: Encoder) -> Encoder:
@@ -76,7 +116,7 @@ def _learns(student: Encoder) -> Encoder:
 
 
 def _from_file(config: DistillConfig, contract: Preprocessing) -> tuple[Encoder, dict[str, Any]]:
-    """A saved network that will see this run's pixels by its own mean and std; UserError where it is not what was asked."""
+    """A saved network that gets this run's pixels by its own mean and std; UserError where it is not what was asked."""
     found = load_teacher(config.student_weights)
     must_be("student_weights", config.student_digest, config.student_weights, found.digest)
     if config.student and config.student.removeprefix("timm/") != found.arch.removeprefix("timm/"):

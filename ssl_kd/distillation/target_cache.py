@@ -7,17 +7,20 @@ the first pass, or ahead of it by `ssl-kd targets`; a killed fill goes on where 
 A row is the embedding, and behind it the tokens and tapped layers that the objective reads (patches take much more
 room: 196 of 384 numbers are 150 kB a view).
 
-Rows are float16 in one memory-mapped file, (views, images, width), beside one CRC-32 per row. A row counts only while its
-checksum fits, so a torn write is found and done again. The file's name is a digest of everything that decides the
-targets (weights, feature, images, recipes, size, seed, precision): another question is another file, never a stale one.
+Rows are float16 in one memory-mapped file, (views, images, width), beside one CRC-32 per row, which also covers the
+row's place and the store's key. A row counts only while its checksum fits: a torn write, a flipped bit, a file that was
+cut or swapped is found and done again. The file's name is a digest of everything that decides the targets: weights,
+feature, content of the images, recipes, size, seed, precision, and the versions of the libraries that made them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import zlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,13 @@ from torch import Tensor
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.files import reserve
+from ssl_kd.runtime.ownership import Kind, mark, require_ours
 from ssl_kd.types import Features
 
-VERSION = 2  # raise it when a change of code changes what a view or a target is
-
+VERSION = 3  # raise it when a change of code changes what a view or a target is
+HEX = "[0-9a-f]" * 16
+CHUNK = 4096  # rows that are checked at once
+MADE_BY = ("ssl-kd", "torch", "timm", "Pillow", "numpy")  # whose versions are part of the key
 
 # Of each part of a row: its name (a tapped layer's own), its shape for one image, how many numbers that is.
 Layout = Sequence[tuple[str, tuple[int, ...], int]]
@@ -54,24 +60,44 @@ def flattened(features: Features) -> Tensor:
 
 def unflattened(rows: Tensor, layout: Layout, device: torch.device | str = "cpu") -> Features:
     """The inverse of `flattened`."""
-    pieces = rows.to(device).split([width for _, _, width in layout], dim=1)
-    parts = {name: piece.unflatten(1, shape) for (name, shape, _), piece in zip(layout, pieces, strict=True)}
+    pieces = torch.split(rows.to(device), [width for _, _, width in layout], dim=1)
+    parts = {name: torch.unflatten(piece, 1, shape) for (name, shape, _), piece in zip(layout, pieces, strict=True)}
     return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
+def _has_only_stores(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return all(re.fullmatch(r"[0-9a-f]{16}\.(crc|f16)", name) for name in names)
+
+
+TARGETS = Kind("targets", "targets", "a folder of stored targets", (f"{HEX}.crc", f"{HEX}.f16"), _has_only_stores)
+
+
+def versions() -> tuple[str, ...]:
+    """The versions of what decodes images and runs teachers."""
+    return tuple(f"{name} {version(name)}" for name in MADE_BY)
+
+
 class TargetCache:
-    """Teacher outputs (views, images, width), float16 on disk; `get` and `put` work on rows of one view number."""
+    """Teacher outputs (views, images, width), float16 on disk; `get` and `put` work on rows of one view number.
+
+    UserError, and nothing touched, for a folder that holds anything else.
+    """
 
     def __init__(self, folder: str | Path, question: Any, views: int, images: int, width: int):
-        self.key = hashlib.sha256(repr((VERSION, question, views, images, width)).encode()).hexdigest()[:16]
+        everything = repr((VERSION, versions(), question, views, images, width))
+        self.key = hashlib.sha256(everything.encode()).hexdigest()[:16]
         self.folder = Path(folder)
         self.shape = (views, images, width)
         self.path = self.folder / f"{self.key}.f16"
+        require_ours(self.folder, TARGETS)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room()
-            self.rows = self._open(self.path, np.float16, self.shape)
-            self.sums = self._open(self.path.with_suffix(".crc"), np.uint32, self.shape[:2])
+            self._make_files()
+            mark(self.folder, TARGETS)
+            self.rows = np.memmap(self.path, np.float16, "r+", shape=self.shape)
+            self.sums = np.memmap(self.path.with_suffix(".crc"), np.uint32, "r+", shape=self.shape[:2])
         except OSError as error:
             raise UserError(
                 f"targets: cannot keep them in {self.folder} ({error.strerror or error}); use replay 0"
@@ -91,18 +117,19 @@ class TargetCache:
                 f"{self.folder} has {free / 1e9:.1f} GB free; lower replay, or use 0 to keep none"
             )
 
-    @staticmethod
-    def _open(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap:
-        """The whole file, zeros where nothing was written; a file of another size is not ours to trust."""
-        size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        if not path.exists() or path.stat().st_size != size:
+    def _make_files(self) -> None:
+        """Both files at their full size, zeros where nothing was written; one of another size was cut, and begins anew."""
+        views, images, width = self.shape
+        sums = self.path.with_suffix(".crc")
+        if not _has_size(self.path, views * images * width * 2):
+            sums.unlink(missing_ok=True)  # sums must not outlive the rows that they vouch for
+            _make(self.path, views * images * width * 2)
+        if not _has_size(sums, views * images * 4):
             try:
-                with open(path, "wb") as file:
-                    reserve(file, size)
+                _make(sums, views * images * 4)
             except OSError:
-                path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)  # of no use without sums
                 raise
-        return np.memmap(path, kind, "r+", shape=shape)
 
     def get(self, view: int, index: np.ndarray) -> Tensor | None:
         """Rows of one view as float32 (B, width), or None unless every one of them is there and whole."""
@@ -110,7 +137,7 @@ class TargetCache:
         if not sums.all():
             return None
         rows = self.rows[view, index]
-        if any(_sum(row) != known for row, known in zip(rows, sums.tolist(), strict=True)):
+        if self._sums_of(view, index, rows) != sums.tolist():
             return None
         return torch.from_numpy(rows.astype(np.float32))
 
@@ -120,11 +147,28 @@ class TargetCache:
         if not np.isfinite(rows).all():
             raise UserError("targets: the teacher's embeddings overflow float16 (or are not numbers); use replay 0")
         self.rows[view, index] = rows
-        self.sums[view, index] = [_sum(row) for row in rows]
+        self.sums[view, index] = self._sums_of(view, index, rows)
         return torch.from_numpy(rows.astype(np.float32))
 
+    def _sums_of(self, view: int, index: np.ndarray, rows: np.ndarray) -> list[int]:
+        """A checksum per row, of its bytes, its place and the store; never 0, which means empty."""
+        store = zlib.crc32(f"{self.key} {view}".encode())
+        return [
+            zlib.crc32(row.tobytes(), zlib.crc32(b"%d" % i, store)) or 1
+            for i, row in zip(index.tolist(), rows, strict=True)
+        ]
+
+    def recheck(self) -> None:
+        """Read all rows against their checksums; what does not fit counts as empty from now on."""
+        for view in range(self.shape[0]):
+            for start in range(0, self.shape[1], CHUNK):
+                index = np.arange(start, min(start + CHUNK, self.shape[1]))
+                index = index[self.sums[view, index] != 0]
+                wrong = index[self.sums[view, index] != self._sums_of(view, index, self.rows[view, index])]
+                self.sums[view, wrong] = 0
+
     def filled(self) -> float:
-        """Share of rows that are there, 0 to 1 (their checksums are tried when they are read)."""
+        """Share of rows that are there, 0 to 1 (their checksums are tried when they are read, and by `recheck`)."""
         return float(np.count_nonzero(self.sums)) / self.sums.size
 
     def flush(self) -> None:
@@ -133,5 +177,14 @@ class TargetCache:
         self.sums.flush()
 
 
-def _sum(row: np.ndarray) -> int:
-    return zlib.crc32(row.tobytes()) or 1  # 0 means empty
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _make(path: Path, size: int) -> None:
+    try:
+        with open(path, "wb") as file:
+            reserve(file, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

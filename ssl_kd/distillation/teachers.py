@@ -1,30 +1,37 @@
-"""The teachers' side of a step: frozen encoders, each by its own spectacles, asked now or read from what was stored.
+"""The teachers' side of a step: frozen encoders, each with its own preprocessing, run now or read from what was stored.
 
 A single teacher is one of several whose name is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.data.loader import ViewLoader
+from ssl_kd.data.sources.base import content_key
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
+from ssl_kd.distillation.students import wrapped
 from ssl_kd.distillation.target_cache import Layout, TargetCache, flattened, unflattened
-from ssl_kd.errors import must_be
+from ssl_kd.errors import UserError, must_be
 from ssl_kd.models.encoder import Encoder, frozen
+from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.runtime.objects import is_record
 from ssl_kd.types import Features, ViewBatch
+
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen encoder, its line in the config, and what is read from it: pixels of `size`, tokens, tapped layers."""
+    """A frozen encoder, its line in the config, its input size in pixels, and whether tokens and which layers are read."""
 
     encoder: Encoder
     line: TeacherSpec
@@ -32,9 +39,9 @@ class Teacher:
     layers: tuple[str, ...] = ()
     tokens: bool = True
 
-    def look(self, pixels: Tensor) -> Features:
-        """What it says about views (N, 3, S, S) in [0, 1], brought to the size that it sees."""
-        teacher_outputs = self.encoder(at_size(pixels, self.size), layers=self.layers)
+    def embed(self, pixels: Tensor) -> Features:
+        """Its outputs on views (N, 3, S, S) in [0, 1], brought to its input size."""
+        teacher_outputs: Features = self.encoder(at_size(pixels, self.size), layers=self.layers)
         return teacher_outputs if self.tokens else replace(teacher_outputs, tokens=None)
 
 
@@ -45,31 +52,40 @@ def at_size(pixels: Tensor, size: int) -> Tensor:
     return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def load_teachers(config: DistillConfig, given: Encoder | None) -> dict[str, Teacher]:
-    """Every line's encoder, frozen; `given` takes the place of the single teacher's file.
+def load_teachers(config: DistillConfig, given: nn.Module | None) -> dict[str, Teacher]:
+    """Every line's encoder, frozen; `given`, an Encoder or any module, takes the place of the single teacher's file.
 
     UserError where a line asks for another digest than its file has, as a copied config.yaml may.
     """
     found = {}
     for name, line in teacher_specs(config).items():
-        encoder = given if given is not None else line.file
-        if not isinstance(encoder, Encoder):
-            encoder = load_teacher(line.file, feature=line.feature or None, format=line.format or None)
+        encoder = _encoder(given if given is not None else line.file, line, config.size)
         must_be(f"teachers: {name}" if name else "teacher", line.digest, line.file, encoder.digest)
         size = line.size or config.size or encoder.preprocessing.size
         found[name] = Teacher(frozen(encoder), line, size)
     return found
 
 
+def _encoder(given: object, line: TeacherSpec, size: int) -> Encoder:
+    """An Encoder as it is, a module wrapped (ImageNet's mean and std, the run's size or 224 px), a file loaded."""
+    if isinstance(given, Encoder):
+        return given
+    if isinstance(given, nn.Module):
+        return wrapped(given, Preprocessing().at(line.size or size or 224), "teacher")
+    if is_record(line.file):
+        raise UserError(f"teacher: {line.file} was a module from Python; give it again, as ssl_kd.distill(teacher=...)")
+    return load_teacher(line.file, feature=line.feature or None, format=line.format or None)
+
+
 def recorded(teachers: Mapping[str, Teacher]) -> dict[str, object]:
-    """What config.yaml says of the teachers: their digests, and every line spelled out."""
+    """What config.yaml keeps of the teachers: their digests, and every line spelled out."""
     if list(teachers) == [""]:
         return {"teacher_digest": teachers[""].encoder.digest}
     return {"teachers": {name: teacher.line.recorded(teacher.encoder) for name, teacher in teachers.items()}}
 
 
 class TeacherGroup:
-    """All teachers of a run, on its device, and what each has said about views that come round again."""
+    """All teachers of a run, on its device, and the stored outputs of each on views that come round again."""
 
     def __init__(self, teachers: Mapping[str, Teacher], layouts: Mapping[str, Layout], loader: ViewLoader):
         self.teachers, self.layouts, self.loader = dict(teachers), layouts, loader
@@ -78,12 +94,13 @@ class TeacherGroup:
     def to(self, device: torch.device) -> None:
         """Move every teacher, channels last."""
         for teacher in self.teachers.values():
-            teacher.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            teacher.encoder.to(device).to(memory_format=torch.channels_last)
 
     def open_stores(self, folder: Path, precision: str) -> None:
-        """Keep the words on replayed views under a digest of everything that decides them."""
+        """Keep the outputs on replayed views under a digest of everything that decides them."""
         loader = self.loader
-        views = (loader.recipes, loader.size, loader.seed, loader.images.digest)
+        content = content_key(getattr(loader.images, "whole", loader.images))  # a part knows its pictures by number
+        views = (loader.recipes, loader.size, loader.seed, loader.images.digest, content)
         for name, teacher in self.teachers.items():
             encoder = teacher.encoder
             pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)
@@ -96,16 +113,16 @@ class TeacherGroup:
                 sum(width for _, _, width in self.layouts[name]),
             )
 
-    def outputs(self, views: ViewBatch, autocast) -> dict[str, Features]:
-        """Each teacher's features of the views it hears, view-major: from its store where all are there, else asked."""
+    def outputs(self, views: ViewBatch, autocast: Autocast) -> dict[str, Features]:
+        """Each teacher's features of its views, view-major: from its store where all are there, else computed."""
         return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings of images (B, 3, S, S) in [0, 1]; of several teachers the unit rows side by side."""
-        rows = [teacher.look(pixels).embedding for teacher in self.teachers.values()]
+        rows = [teacher.embed(pixels).embedding for teacher in self.teachers.values()]
         return rows[0] if len(rows) == 1 else torch.cat([F.normalize(row.float(), dim=1) for row in rows], dim=1)
 
-    def _one(self, name: str, teacher: Teacher, views: ViewBatch, autocast) -> Features:
+    def _one(self, name: str, teacher: Teacher, views: ViewBatch, autocast: Autocast) -> Features:
         teacher_views, store, device = (
             views.pixels[: views.teacher_views],
             self.stores.get(name),
@@ -117,7 +134,7 @@ class TeacherGroup:
             if all(rows is not None for rows in known):
                 return unflattened(torch.cat([rows for rows in known if rows is not None]), self.layouts[name], device)
         with torch.no_grad(), autocast():
-            teacher_outputs = teacher.look(torch.cat(teacher_views))
+            teacher_outputs = teacher.embed(torch.cat(teacher_views))
         if store is None:
             return teacher_outputs
         parts = flattened(teacher_outputs).chunk(len(numbers))
@@ -125,7 +142,7 @@ class TeacherGroup:
         return unflattened(torch.cat(kept), self.layouts[name], device)
 
     def is_complete(self) -> bool:
-        """Whether every row of every store is there; a row that rotted since is found when it is read, and asked again."""
+        """Whether every row of every store is there; a row that rotted since is found when it is read, and computed again."""
         return bool(self.stores) and all(store.filled() == 1 for store in self.stores.values())
 
     def flush(self) -> None:

@@ -1,11 +1,11 @@
-"""The loop: frozen teachers and a student look at the same views, the objective answers with one number, Fabric steps.
+"""The loop: frozen teachers and a student get the same views, the objective compares their outputs, Fabric steps.
 
     done = ssl_kd.distill(teacher="swav_800ep_pretrain.pth.tar", student="resnet18", images="photos/", out="runs/x")
 
-The same call goes on with an interrupted run: shuffling and views are functions of (seed, epoch, index), and the saved
-state holds the student, the heads, the queues, the optimiser, the position and the random state.
+The same call resumes an interrupted run: shuffling and views are functions of (seed, epoch, index), and the saved
+state holds the student, the heads, the memory banks, the optimiser, the position and the random state.
 
-What is asked of whom: `preparation` makes the parts, `teaching` the teachers' side of a step, `learning` the student's.
+`setup` makes the parts, `teachers` is the teachers' side of a step, `module` the student's.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from ssl_kd.checkpoints.saving import save_module, save_student
-from ssl_kd.distillation.arguments import merge
+from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.distillation.arguments import NOTHING, Objects, merge
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.model_card import card, provenance
 from ssl_kd.distillation.module import DistillationModule
@@ -32,12 +34,14 @@ from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts, prepare
 from ssl_kd.distillation.step import Bad, Stepper
-from ssl_kd.distillation.target_cache import TargetCache
-from ssl_kd.errors import NonFinite, UserError, one_line
+from ssl_kd.distillation.target_cache import TARGETS, TargetCache
+from ssl_kd.errors import ImagesError, NonFinite, UserError, one_line
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import atomic_text
+from ssl_kd.runtime.loggers import Lightning
+from ssl_kd.runtime.ownership import require_ours
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import BEGIN_ANEW, BEST, LAST, STUDENT, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
@@ -58,7 +62,7 @@ class Distilled:
 
 
 def distill(
-    teacher: str | Path | Encoder | None = None,
+    teacher: str | Path | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -66,37 +70,45 @@ def distill(
 ) -> Distilled:
     """Distil `teacher` into `student` on unlabelled `images`; returns the trained student.
 
-    teacher: file, name or Encoder (several: the setting `teachers`). student: architecture name, Encoder, or any module
-    from normalised pixels to (B, D), a map or Features; the last two are trained in place, and a module's file is its
-    plain state dict. images: whatever `open_images` takes. Settings are the fields of DistillConfig. Raises UserError for
-    bad input before anything is written.
+    teacher: file, name, Encoder, or any module from normalised pixels to (B, D), a map or Features (several: the setting
+    `teachers`). student: architecture name, Encoder or such a module; the last two are trained in place, and a module's
+    file is its plain state dict. images: whatever `open_images` takes. Settings are the fields of DistillConfig, and three
+    of them take objects as well: objective (a module of the `Criterion` protocol, see `AnyCriterion`; its parameters are
+    trained and saved with the run), views (`Recipe`s, or functions from a picture to a view, which cannot be replayed) and
+    log (Lightning loggers, beside names in a list). config.yaml keeps their names; the same call with the same objects
+    resumes. Raises UserError for bad input before anything is written.
     """
-    with _trainer(merge(config, teacher, student, images, settings), teacher, student, images) as loop:
+    merged, objects = merge(config, teacher, student, images, settings)
+    with _trainer(merged, teacher, student, images, objects) as loop:
         return loop.run()
 
 
 def fill_targets(
-    teacher: str | Path | Encoder | None = None,
+    teacher: str | Path | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
     **settings: Any,
 ) -> dict[str, TargetCache]:
-    """Store the teachers' words on all replayed views ahead of `distill` with the same settings, in the same run folder.
+    """Store the teachers' outputs on all replayed views ahead of `distill` with the same settings, in the same run folder.
 
     Returns the store of each teacher; a single one has the name "".
     """
-    merged = merge(config, teacher, student, images, settings)
+    merged, objects = merge(config, teacher, student, images, settings)
     if not merged.replay:
         raise UserError("replay: expected at least 1 view of each image to store targets for, got 0")
-    with _trainer(merged, teacher, student, images) as loop:
+    with _trainer(merged, teacher, student, images, objects) as loop:
         return loop.fill()
 
 
 @contextmanager
-def _trainer(config: DistillConfig, teacher, student, images) -> Iterator[_Trainer]:
+def _trainer(
+    config: DistillConfig, teacher: Any, student: Any, images: Any, objects: Objects = NOTHING
+) -> Iterator[_Trainer]:
     """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
-    parts = prepare(config, teacher, student, images)
+    parts = prepare(config, teacher, student, images, objects)
+    if config.targets:
+        require_ours(Path(config.targets), TARGETS)
     run = RunDir(
         config.out,
         parts.settings,
@@ -104,35 +116,59 @@ def _trainer(config: DistillConfig, teacher, student, images) -> Iterator[_Train
         writes=os.environ.get("RANK", "0") == "0",
         defaults=asdict(DistillConfig()),
     )
+    loggers = [Lightning(logger) for logger in objects.loggers if run.writes]
     try:
         saved = None if config.overwrite else run.restore()
-        # An interrupted run goes on in the precision it began with, whatever a new probe would say.
+        # An interrupted run is resumed in the precision it began with, whatever a new trial would choose.
         fabric, precision = make_fabric(
             config.accelerator, saved.get("precision", config.precision) if saved else config.precision
         )
         loop = _Trainer(fabric, precision, config, run, parts, saved)
-        del saved  # the loop lets go of it once it has taken it up
-        yield loop
+        loop.loggers = loggers
+        del saved  # the loop lets go of it once it is restored
+        try:
+            _try_again(run.kept_unreadable(), parts.loader.images, parts.held)
+            yield loop
+        except ImagesError:
+            run.keep_unreadable(run.kept_unreadable() | parts.loader.images.unreadable)
+            raise
     finally:
+        for logger in loggers:
+            logger.close()
         run.close()
+
+
+def _try_again(unreadable: Mapping[str, str], *sources: ImageSource | None) -> None:
+    """Read the images at which an earlier process stopped; ImagesError where there are still too many of them."""
+    for source in sources if unreadable else ():
+        for i, name in enumerate(source.ids if source else ()):
+            if name in unreadable and source:
+                source.read(i)
 
 
 class _Trainer:
     """One run from its first (or next) step to the saved student."""
 
     def __init__(
-        self, fabric, precision: str, config: DistillConfig, run: RunDir, parts: Parts, saved: dict[str, Any] | None
+        self,
+        fabric: Fabric,
+        precision: str,
+        config: DistillConfig,
+        run: RunDir,
+        parts: Parts,
+        saved: dict[str, Any] | None,
     ):
         self._saved = saved
+        self.loggers: list[Lightning] = []  # those from Python; the run folder has those that are named
         self.fabric, self.precision = fabric, precision
         self.config, self.run_folder = config, run
         self.loader, self.teacher_group = parts.loader, parts.teacher_group
-        self.loader.share = (distributed.rank(), distributed.world_size())
+        self.share = (distributed.rank(), distributed.world_size())
         if config.replay:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
-        self.bare = DistillationModule(parts.student, parts.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bare = DistillationModule(parts.student, parts.objective).to(memory_format=torch.channels_last)
         if config.compile:
             self._networks_are_compiled(True)
         self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, self.bare, parts.mix)
@@ -143,7 +179,7 @@ class _Trainer:
         self.step = 0  # steps done
         self.seconds = 0.0  # of earlier sessions of this run and of this one
         self.waited = 0.0
-        self.skipped = 0  # steps not taken because a number was none
+        self.skipped = 0  # steps not taken because a number was not finite
         self.last: dict[str, float] = {}
         self.monitor = None
         if parts.held is not None:
@@ -152,13 +188,13 @@ class _Trainer:
 
     @property
     def _but(self) -> str:
-        """How the command that goes on differs from the one that was given: overwriting again would lose the work."""
+        """How the command that resumes differs from the one that was given: overwriting again would lose the work."""
         return " without overwrite" if self.config.overwrite else ""
 
     def run(self) -> Distilled:
         """Train to the end and save the student."""
         self.fabric.barrier()  # nobody writes a state before all have read theirs
-        self._go_on()
+        self._resume()
         began = self.seconds
         count = len(self.loader.images)
         self.stepper.module.train()
@@ -181,13 +217,13 @@ class _Trainer:
                 if record and self._is_logged(self.step):
                     self._log(record, bar.rate)
                 if self.monitor is not None and self.monitor.due(self.step):
-                    self._look(self.monitor, bar)
+                    self._measure(self.monitor, bar)
                 if distributed.any_rank(bool(stop), self.fabric.device):
                     self._save()
                     why = stop[0] if stop else "a signal to another process"
                     raise Interrupted(
                         f"stopped by {why} after step {self.step} of {self.total}",
-                        f"give the same command{self._but} to go on",
+                        f"give the same command{self._but} to resume",
                     )
                 if time.monotonic() - saved_at > self.config.save_minutes * 60 and self.step < self.total:
                     self._save()
@@ -205,7 +241,7 @@ class _Trainer:
         """The rest of this epoch and all later ones, each batch in its parts; counts the time spent waiting for images."""
         while self.step < self.total and not self._enough():
             epoch, start = divmod(self.step, self.steps_per_epoch)
-            source = self.loader.epoch(epoch, start)
+            source = self.loader.epoch(epoch, start, self.share)
             while True:
                 began = time.monotonic()
                 raw = list(itertools.islice(source, self.loader.parts))
@@ -219,7 +255,7 @@ class _Trainer:
                     return
 
     def _enough(self) -> bool:
-        """Whether the held-out images have not come nearer to the teacher for so long that the run may end."""
+        """Whether the held-out images have not come nearer to the teacher's outputs for so long that the run may end."""
         if self.monitor is None or not self.config.patience:
             return False
         return distributed.any_rank(self.monitor.enough, self.fabric.device)
@@ -234,21 +270,21 @@ class _Trainer:
         return taken
 
     def fill(self) -> dict[str, TargetCache]:
-        """Ask the teachers about every view that will be replayed, without training."""
+        """Run the teachers on every view that will be replayed, without training."""
         self._saved = None
+        for store in self.teacher_group.stores.values():
+            store.recheck()
         if self.teacher_group.is_complete():
             return self.teacher_group.stores
         count = len(self.loader.images) * self.config.replay
         with Progress("targets", count, quiet=self.quiet) as bar, stop_signals() as stop:
             for epoch in range(self.config.replay):
-                for raw in self.loader.epoch(epoch):
+                for raw in self.loader.epoch(epoch, share=self.share):
                     self.teacher_group.outputs(self.loader.finish_all(raw, self.fabric.device), self.fabric.autocast)
                     bar.advance(len(raw))
                     if stop:
                         self.teacher_group.flush()
-                        raise Interrupted(
-                            f"stopped by {stop[0]}", f"the same command{self._but} goes on with the targets"
-                        )
+                        raise Interrupted(f"stopped by {stop[0]}", f"the same command{self._but} resumes the targets")
         self.teacher_group.flush()
         return self.teacher_group.stores
 
@@ -257,7 +293,7 @@ class _Trainer:
         return self.config.lr * warmup_cosine(self.step, warmup, self.total)
 
     def _skip_or_stop(self, bad: Bad) -> None:
-        """Write a bad step down and go on, up to the stated number of times; then NonFinite."""
+        """Log a bad step and skip it, up to the stated number of times; then NonFinite."""
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
             terms = {name: value if math.isfinite(value) else str(value) for name, value in bad.terms.items()}
@@ -278,19 +314,25 @@ class _Trainer:
         self.last = record
         epoch = self.step / self.steps_per_epoch
         timing = {"images_per_s": round(rate, 1), "wait_share": round(self.waited / max(self.seconds, 1e-9), 4)}
-        self.run_folder.log({"step": self.step, "epoch": round(epoch, 3)} | record | timing)
+        self._send({"step": self.step, "epoch": round(epoch, 3)} | record | timing)
 
-    def _look(self, monitor: Monitor, bar: Progress) -> None:
+    def _send(self, record: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to every other log."""
+        self.run_folder.log(record)
+        for logger in self.loggers:
+            logger.add(record)
+
+    def _measure(self, monitor: Monitor, bar: Progress) -> None:
         began = time.monotonic()
         one = len(self.teacher_group.teachers) == 1  # a head leads to one teacher
-        look = monitor.look(
+        found = monitor.measure(
             self.step, self.bare.student, self.teacher_group.embed, self.bare.objective if one else None
         )
-        self.run_folder.log({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | look.figures)
-        bar.keep(neighbours=f"{look.figures['health/neighbour_overlap']:.3f}")
-        if look.alarm and self.run_folder.writes:
-            bar.warn(f"at step {self.step} the student looks collapsed: {look.alarm}")
-        if look.better:
+        self._send({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | found.figures)
+        bar.keep(neighbours=f"{found.figures['health/neighbour_overlap']:.3f}")
+        if found.alarm and self.run_folder.writes:
+            bar.warn(f"at step {self.step} the student seems collapsed: {found.alarm}")
+        if found.better:
             self._write_student(self.run_folder.path / BEST)
         if monitor.enough and self.run_folder.writes:
             bar.warn(
@@ -315,23 +357,24 @@ class _Trainer:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         self.run_folder.save(state)
+        self.run_folder.forget_unreadable()  # the state knows them now
 
-    def _go_on(self) -> None:
-        """Take up the saved state, if there is one; nothing of it stays in memory beside what it went into."""
+    def _resume(self) -> None:
+        """Restore the saved state, if there is one; nothing of it stays in memory beside what it went into."""
         saved, self._saved = self._saved, None
         if saved is not None:
             self._load(saved)
 
     def _load(self, saved: dict[str, Any]) -> None:
         try:
-            self._take_up(saved)
+            self._restore(saved)
         except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{self.run_folder.path / LAST}: the saved state does not fit this run ({one_line(error, 120)}); "
                 f"{BEGIN_ANEW}"
             ) from error
 
-    def _take_up(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any]) -> None:
         self.loader.images.recall(saved.get("unreadable", {}))
         self.bare.load_state_dict(saved["pair"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -355,7 +398,7 @@ class _Trainer:
         self._save()
         if self.config.compile:
             self._networks_are_compiled(False)
-        student = self.bare.student.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        student = self.bare.student.eval().to(memory_format=torch.contiguous_format)
         folder = self.run_folder.path
         self._write_student(folder / STUDENT)
         if self.run_folder.writes:

@@ -108,13 +108,14 @@ def torchvision_twin(encoder: Encoder) -> Twin:
 
 
 def _last_linear(name: str, args: Mapping[str, Any]) -> str:
-    """Path of the classifier in a torchvision network, as `networks.drop_last_linear` finds it."""
+    """Path of the classifier in a torchvision network, as `backbones.drop_last_linear` finds it."""
     import torch
     from torchvision import models
 
     with torch.device("meta"):
-        parts = models.get_model(name, weights=None, **args).named_modules()
-    return [path for path, part in parts if isinstance(part, nn.Linear)][-1]
+        network: nn.Module = models.get_model(name, weights=None, **args)
+    linear: list[str] = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
+    return linear[-1]
 
 
 def stem_lines(encoder: Encoder, ours: Mapping[str, Any]) -> tuple[str, ...]:

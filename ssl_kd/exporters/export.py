@@ -15,8 +15,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,49 +25,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.checkpoints.formats.weights import shown
-from ssl_kd.checkpoints.loading import inspect, load_teacher
+from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.checkpoints.saving import save_student
-from ssl_kd.data.open import open_images
 from ssl_kd.errors import UserError, one_line, one_of
+from ssl_kd.exporters.card import (
+    BOUND,
+    NORMALISED,
+    PLAIN,
+    Ask,
+    Exported,
+    Target,
+    card_of,
+    card_path,
+    description,
+    notes_of,
+    require_ours,
+)
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
-from ssl_kd.models.encoder import Encoder, as_record, frozen, not_finite
-from ssl_kd.runtime.files import atomic_text
+from ssl_kd.exporters.pictures import measured_on, pictures
+from ssl_kd.models.encoder import Encoder, frozen, not_finite
+from ssl_kd.registry import Registry
+from ssl_kd.runtime.files import atomic_text, part_of, put_in_place, sweep
+from ssl_kd.types import Features
 
-BOUND = 1e-4  # largest difference allowed, as a share of the largest number that the Encoder says
-PICTURES = 6
 ONNX_BYTES = 2**31 - 2**24  # of weights: a protobuf message ends at 2 GB, and the graph needs some
-Ask = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] -> embeddings (B, D)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One file that was kept, and how far it is from the Encoder on the same pictures."""
-
-    format: str
-    path: Path
-    card: Path
-    difference: float  # largest absolute difference of any number of any embedding
-    relative: float  # the same as a share of the largest number
-    cosine: float  # smallest over the pictures
-
-    def __str__(self) -> str:
-        return (
-            f"{self.format:<12}{self.path} ({self.path.stat().st_size / 1e6:,.1f} MB): largest difference "
-            f"{self.difference:.2g} ({self.relative:.1g} of the largest number), 1 - cosine {1 - self.cosine:.1g}"
-        )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A way out: the file's name in a folder, who wants which pixels, how it is written and how it is asked again."""
-
-    name: str
-    reader: str  # what it is read back by, for the card
-    pixels: str  # what the file's network is fed
-    possible: Callable[[Encoder], tuple[str, ...]]  # lines to load it; UserError where it cannot be
-    write: Callable[[Encoder, Path, Mapping[str, Any]], None]
-    reopen: Callable[[Encoder, Path], Ask]
-    default_feature: bool = False  # a state dict is read by its library's own forward
 
 
 def export(
@@ -84,7 +64,8 @@ def export(
     student: an Encoder, a checkpoint file or a name; `feature` and `format` are those of `load_teacher`. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
-    UserError, and no file at all, where `out` is the student's own file, or a format cannot hold the network or differs by more than BOUND.
+    UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
+    cannot hold the network or differs by more than BOUND.
     """
     formats = [one_of("to", name, TARGETS) for name in ([to] if isinstance(to, str) else to)]
     if not formats or len(set(formats)) != len(formats):
@@ -92,31 +73,38 @@ def export(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
     encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format)
-    notes = _notes(student)
+    notes = notes_of(student)
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):
         raise UserError(f"export: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
     lines = {name: TARGETS[name].possible(encoder) for name in formats}
     size = encoder.preprocessing.size
-    images = _seen(images, encoder)
+    images = measured_on(images, encoder)
     if images.ndim != 4 or len(images) < 2 or images.shape[1:] != (3, size, size):
         raise UserError(f"images: expected at least 2 of (3, {size}, {size}), got {tuple(images.shape)}")
     out = Path(out)
     folder = out if len(formats) > 1 or out.is_dir() else out.parent
     paths = [folder / TARGETS[name].name if folder == out else out for name in formats]
     _spare(student, paths)
+    for path in paths:
+        require_ours(path)
+    parts = [part_of(path, hidden=True) for path in paths]
     made: list[Exported] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            parts = [stack.enter_context(_part(path)) for path in paths]
-            for name, part, path in zip(formats, parts, paths, strict=True):
-                made.append(_measured(name, encoder, part, path, lines[name], notes, images))
-            for part, path, done in zip(parts, paths, made, strict=True):
-                os.replace(part, path)
-                atomic_text(done.card, _card(done, encoder, lines[done.format], notes))
+        sweep(folder, [name for path in paths for name in (path.name, card_path(path).name)])
+        for name, part, path in zip(formats, parts, paths, strict=True):
+            made.append(_measured(name, encoder, part, path, lines[name], notes, images))
+        for part, done in zip(parts, made, strict=True):
+            # The card first: it holds the digests of the new file and the old one, so it fits whenever we are killed.
+            atomic_text(done.card, card_of(done, TARGETS[done.format], encoder, lines[done.format], notes, part))
+            put_in_place(part, done.path)
     except OSError as error:
         raise UserError(f"out: {folder} could not be written ({error.strerror or error}); choose another") from error
+    finally:
+        for part in parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
     return made
 
 
@@ -126,19 +114,6 @@ def _spare(student: Encoder | str | os.PathLike[str], paths: Sequence[Path]) -> 
     for path in paths:
         if source and source.exists() and path.exists() and path.samefile(source):
             raise UserError(f"out: {path} is the student that is exported and would be replaced; choose another name")
-
-
-class _part:  # noqa: N801  a context manager reads as a verb
-    """A name beside `path` to write to; whatever is there at the end is removed."""
-
-    def __init__(self, path: Path):
-        self.path = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
 
 
 def _measured(
@@ -169,73 +144,7 @@ def _measured(
             f"{name}: not kept: it differs from the encoder by {difference:.2g}, {relative:.1g} of the largest number "
             f"(bound {BOUND:g}), cosine {cosine:.6f}; export to safetensors, which holds the encoder as it is"
         )
-    return Exported(name, path, path.with_name(f"{path.name}.json"), difference, relative, cosine)
-
-
-def _seen(images: Tensor | str | os.PathLike[str] | None, encoder: Encoder) -> Tensor:
-    """What is measured on: (B, 3, S, S) in [0, 1]."""
-    if images is None:
-        return pictures(PICTURES, encoder.preprocessing.size)
-    if isinstance(images, Tensor):
-        return images
-    opened = open_images(images)
-    read = [opened.read(i) for i in range(min(len(opened), 4 * PICTURES))]
-    seen = [encoder.preprocessing(image) for image in read if image is not None]
-    if len(seen) < 2:
-        raise UserError(f"images: expected at least 2 readable pictures in {images}, got {len(seen)}")
-    return torch.stack(seen).float() / 255
-
-
-def pictures(count: int, size: int, seed: int = 0) -> Tensor:
-    """Noise with the spectrum of photographs (amplitude 1 / frequency), colours correlated: (count, 3, S, S) in [0, 1]."""
-    drawn = torch.Generator().manual_seed(seed)
-    across, down = torch.fft.rfftfreq(size)[None], torch.fft.fftfreq(size)[:, None]
-    amplitude = (across.square() + down.square()).sqrt().clamp_min(1 / size).reciprocal()
-    grey = torch.randn(count, 1, size, size, generator=drawn)
-    noise = grey + 0.5 * torch.randn(count, 3, size, size, generator=drawn)
-    x = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(size, size))
-    x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
-    return (0.45 + 0.25 * x).clamp(0, 1)
-
-
-def description(encoder: Encoder, target: Target) -> dict[str, Any]:
-    """What somebody who has only the file must know; goes into the file where it has a place, and into the card."""
-    feature = encoder.network.default if target.default_feature else encoder.feature
-    eyes, then = encoder.preprocessing, ", subtract mean, divide by std"
-    return as_record(encoder) | {
-        "feature": feature,
-        "dim": encoder.width(feature),
-        "digest": encoder.digest,
-        "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
-        "output": f"(B, {encoder.width(feature)}) float32",
-        "preprocessing": asdict(eyes)
-        | {
-            "order": "resize the shorter side, crop the centre, divide by 255"
-            + (then if target.pixels == NORMALISED else "")
-        },
-    }
-
-
-def _card(done: Exported, encoder: Encoder, lines: tuple[str, ...], notes: Mapping[str, Any]) -> str:
-    target = TARGETS[done.format]
-    measured = {
-        "against": "the Encoder, in float32 on a CPU",
-        "read_back_by": target.reader,
-        "max_absolute_difference": done.difference,
-        "as_share_of_largest": done.relative,
-        "bound": BOUND,
-        "min_cosine": done.cosine,
-    }
-    load = [line.replace("FILE", repr(done.path.name)) for line in lines]
-    card = {"format": done.format, "file": done.path.name} | description(encoder, target)
-    return json.dumps(card | {"measured": measured, "load": load, "card": dict(notes)}, indent=1)
-
-
-def _notes(student: Encoder | str | os.PathLike[str]) -> dict[str, Any]:
-    """The card of a student's file: its teacher, its objective, its images."""
-    if isinstance(student, Encoder) or not Path(student).is_file():
-        return {}
-    return dict(inspect(student).card)
+    return Exported(name, path, card_path(path), difference, relative, cosine)
 
 
 # ------------------------------------------------------------------------------------------ state dicts
@@ -297,7 +206,8 @@ class Pixels(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
-        return self.encoder(images).embedding
+        features: Features = self.encoder(images)
+        return features.embedding
 
 
 def _example(encoder: Encoder) -> Tensor:
@@ -311,17 +221,19 @@ def _script_lines(encoder: Encoder) -> tuple[str, ...]:
 class _quiet_torchscript(warnings.catch_warnings):  # noqa: N801
     """TorchScript is deprecated in new versions of torch, and remarks that a size was read; both are known here."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
+        from torch.jit._trace import TracerWarning
+
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", TracerWarning)
 
 
 def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
     with _quiet_torchscript(), torch.no_grad():
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
-        traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)
+        traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
         program = BytesIO()
         torch.jit.save(traced, program, _extra_files={"card.json": json.dumps(card)})
     path.write_bytes(program.getbuffer())
@@ -330,7 +242,8 @@ def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None
 def _reload_script(encoder: Encoder, path: Path) -> Ask:
     with _quiet_torchscript():
         # The one place that runs a file's code: it was written a moment ago, by `_write_script`.
-        return torch.jit.load(BytesIO(path.read_bytes()))  # type: ignore[no-any-return]
+        program: Ask = torch.jit.load(BytesIO(path.read_bytes()))  # type: ignore[no-untyped-call]
+        return program
 
 
 def _onnx_lines(encoder: Encoder) -> tuple[str, ...]:
@@ -375,33 +288,35 @@ def _reload_onnx(encoder: Encoder, path: Path) -> Ask:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-NORMALISED = "normalised by mean and std"
-PLAIN = "in [0, 1]; the file itself normalises"
-
-TARGETS: dict[str, Target] = {
-    "timm": Target(
-        "timm.safetensors",
-        "timm.create_model and a strict load_state_dict",
-        NORMALISED,
-        lambda encoder: _state_lines(timm_twin(encoder)),
-        _write_state,
-        _twin_of(timm_twin),
-        default_feature=True,
-    ),
-    "torchvision": Target(
-        "torchvision.safetensors",
-        "torchvision.models and a strict load_state_dict",
-        NORMALISED,
-        lambda encoder: _state_lines(torchvision_twin(encoder)),
-        _write_state,
-        _twin_of(torchvision_twin),
-        default_feature=True,
-    ),
-    "safetensors": Target(
-        "student.safetensors", "ssl_kd.load_teacher", PLAIN, _student_lines, _write_student, _reload_student
-    ),
-    "torchscript": Target(
-        "model.torchscript.pt", "torch.jit.load", PLAIN, _script_lines, _write_script, _reload_script
-    ),
-    "onnx": Target("model.onnx", "onnxruntime", PLAIN, _onnx_lines, _write_onnx, _reload_onnx),
-}
+TARGETS: Registry[Target] = Registry(
+    "export formats",
+    {
+        "timm": Target(
+            "timm.safetensors",
+            "timm.create_model and a strict load_state_dict",
+            NORMALISED,
+            lambda encoder: _state_lines(timm_twin(encoder)),
+            _write_state,
+            _twin_of(timm_twin),
+            default_feature=True,
+        ),
+        "torchvision": Target(
+            "torchvision.safetensors",
+            "torchvision.models and a strict load_state_dict",
+            NORMALISED,
+            lambda encoder: _state_lines(torchvision_twin(encoder)),
+            _write_state,
+            _twin_of(torchvision_twin),
+            default_feature=True,
+        ),
+        "safetensors": Target(
+            "student.safetensors", "ssl_kd.load_teacher", PLAIN, _student_lines, _write_student, _reload_student
+        ),
+        "torchscript": Target(
+            "model.torchscript.pt", "torch.jit.load", PLAIN, _script_lines, _write_script, _reload_script
+        ),
+        "onnx": Target("model.onnx", "onnxruntime", PLAIN, _onnx_lines, _write_onnx, _reload_onnx),
+    },
+    group="ssl_kd.exporters",
+    kind=Target,
+)

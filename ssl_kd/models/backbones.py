@@ -169,7 +169,7 @@ class VisionTransformerNet(Network):
     def patch_positions(self, height: int, width: int) -> Tensor:
         """Position embedding of the patches at a grid, (1, height*width, D)."""
         vit = self.backbone
-        stored = vit.pos_embed if vit.no_embed_class else vit.pos_embed[:, vit.num_prefix_tokens :]
+        stored: Tensor = vit.pos_embed if vit.no_embed_class else vit.pos_embed[:, vit.num_prefix_tokens :]
         rows, columns = vit.patch_embed.grid_size
         if (height, width) == (rows, columns):
             return stored
@@ -235,7 +235,7 @@ class TorchvisionNet(Network):
             else None
         )
         try:
-            pooled = self.backbone(x).flatten(1)
+            pooled = main_output(self.backbone(x)).flatten(1)
         finally:
             if handle:
                 handle.remove()
@@ -243,6 +243,11 @@ class TorchvisionNet(Network):
         if seen:
             tokens = seen[0][:, 1:] if self.default == "cls" else flatten_map(seen[0])
         return dict.fromkeys(features, pooled), tokens
+
+
+def main_output(out: Any) -> Any:
+    """What a network is for, where it gives auxiliary outputs beside it in train mode, as GoogLeNet and Inception do."""
+    return out.logits if isinstance(out, tuple) and hasattr(out, "logits") else out
 
 
 def drop_last_linear(module: nn.Module, name: str) -> int:
@@ -267,7 +272,7 @@ class ModuleNet(Network):
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
         """See Network.forward."""
-        out, tokens = self.backbone(x), None
+        out, tokens = main_output(self.backbone(x)), None
         if hasattr(out, "embedding"):
             out, tokens = out.embedding, out.tokens
         elif out.ndim == 4:

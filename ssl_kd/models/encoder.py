@@ -27,6 +27,7 @@ from ssl_kd.types import Features
 if TYPE_CHECKING:
     pass
 
+LARGEST = 16  # no pixel in [0, 1] comes near it, and of 0..255 nearly every batch goes beyond
 MODULE = "module/"  # before the name of a class from Python, where an architecture would stand
 
 
@@ -81,7 +82,8 @@ class Encoder(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The wrapped module, with its library's parameter names."""
-        return self.network.backbone
+        found: nn.Module = self.network.backbone
+        return found
 
     @property
     def parameter_count(self) -> int:
@@ -96,7 +98,10 @@ class Encoder(nn.Module):
         """Pixels in [0, 1] (or uint8) to what the network was trained on, in the dtype of its weights."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        elif images.device.type == "cpu":  # elsewhere a look would make the program wait for the device
+            _must_be_in_range(images)
         x = (images - self.mean) / self.std
         weights = next(self.network.parameters(), None)
         return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
@@ -115,7 +120,8 @@ class Encoder(nn.Module):
 
     def embeddings(self, images: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
         """Several named features of the same images from one pass: {name: (B, D)}."""
-        return self.network(self.normalise(images), tuple(features))[0]
+        found: dict[str, Tensor] = self.network(self.normalise(images), tuple(features))[0]
+        return found
 
     @property
     def digest(self) -> str:
@@ -132,6 +138,18 @@ class Encoder(nn.Module):
 
 
 _STAGE = re.compile(rf"stage\.[1-{STAGES}]")
+
+
+def _must_be_in_range(images: Tensor) -> None:
+    """UserError for floating-point pixels in 0..255, which would be normalised to nonsense. Not while it is compiled."""
+    tracing = torch.jit._trace.is_tracing()  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or tracing or not images.numel():
+        return
+    largest = float(images.detach().amax())
+    if largest > LARGEST:
+        raise UserError(
+            f"images: expected pixels in [0, 1], or uint8; got values up to {largest:.4g}, divide them by 255"
+        )
 
 
 def submodule(backbone: nn.Module, name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 MAX_SIDE = 2**16  # Pillow and the networks give up long before
+
+
+# A picture that is longer than THIN times its width, and has MANY pixels when it is resized, is cropped first.
+THIN = 4
+MANY = 1 << 24
+REACH = 4  # pixels, of the coarser of both grids, that the widest filter (lanczos) looks beyond the crop
 
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -65,7 +72,11 @@ class Preprocessing:
         side, (width, height) = self.resize or self.size, image.size
         if min(width, height) != side:
             wide = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-            image = image.resize(wide, Image.Resampling[self.interpolation.upper()])
+            how = Image.Resampling[self.interpolation.upper()]
+            if wide[0] * wide[1] > MANY and max(wide) > THIN * max(side, self.crop or self.size):
+                image = _middle_resized(image, wide, self.crop or self.size, how)
+            else:
+                image = image.resize(wide, how)
         crop, (width, height) = self.crop or self.size, image.size
         if (width, height) != (crop, crop):
             left, top = round((width - crop) / 2), round((height - crop) / 2)
@@ -82,3 +93,19 @@ class Preprocessing:
         """The inverse of dataclasses.asdict, also after a journey through JSON."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         return cls(**fields)
+
+
+def _middle_resized(image: Image.Image, wide: tuple[int, int], crop: int, how: Image.Resampling) -> Image.Image:
+    """What `image.resize(wide)` shows in its middle `crop` pixels along the longer side. The whole is never made."""
+    along = 0 if image.width > image.height else 1
+    first = round((wide[along] - crop) / 2)
+    scale = image.size[along] / wide[along]  # pixels of the picture for one of the result
+    begin, end = first * scale, (first + crop) * scale
+    reach = REACH * max(1.0, scale)
+    cut, stop = max(math.floor(begin - reach), 0), min(math.ceil(end + reach), image.size[along])
+    part, box, sides = [0, 0, *image.size], [0.0, 0.0, *map(float, image.size)], list(wide)
+    part[along], part[along + 2] = cut, stop
+    # Pillow holds a box in float32: exact near the part's own begin, not a million pixels out.
+    box[along], box[along + 2], sides[along] = begin - cut, min(end - cut, float(stop - cut)), crop
+    middle = image.crop((part[0], part[1], part[2], part[3]))
+    return middle.resize((sides[0], sides[1]), how, box=(box[0], box[1], box[2], box[3]))

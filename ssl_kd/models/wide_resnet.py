@@ -18,6 +18,11 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
+def _in_two(maps: Tensor) -> Tensor:
+    """(B, 2 C, H, W) -> (B, 2, C, H, W): the two kernels' maps."""
+    return maps.reshape(len(maps), 2, -1, *maps.shape[2:])
+
+
 class SelectiveKernel(nn.Module):
     """Two 3x3 convolutions, mixed per channel by a softmax over what their pooled sum suggests."""
 
@@ -32,9 +37,9 @@ class SelectiveKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        both = F.relu(self.main_bn(self.main(x))).unflatten(1, (2, -1))
+        both = _in_two(F.relu(self.main_bn(self.main(x))))
         pooled = both.sum(1).mean((2, 3), keepdim=True)
-        logits = self.mix(F.relu(self.squeeze_bn(self.squeeze(pooled)))).unflatten(1, (2, -1))
+        logits = _in_two(self.mix(F.relu(self.squeeze_bn(self.squeeze(pooled)))))
         return (both * logits.softmax(1)).sum(1)
 
 

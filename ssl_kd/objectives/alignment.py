@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.inputs import Widths, cell_widths, cells, to_grid
-from ssl_kd.objectives.projectors import KEEPS_WIDTH, over_rows, projector
+from ssl_kd.objectives.projectors import must_reach, over_rows
+from ssl_kd.objectives.projectors import projector as projector_by
 from ssl_kd.objectives.target_norms import TARGET_NORMS
+from ssl_kd.objectives.term import Term
+from ssl_kd.registry import Registry
 from ssl_kd.types import Features, ViewBatch
 
 
@@ -72,23 +75,28 @@ def unit_columns(s: Tensor, t: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(s, dim=0), F.normalize(t, dim=0))
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": cosine_distance,
-    "mse": squared_distance,
-    "smooth_l1": smooth_l1,
-    "pearson": pearson_distance,
-    "theia": cosine_and_l1(0.9, 0.1),  # Theia's published mixture
-    "unic": cosine_and_l1(0.5, 0.5),  # UNIC's
-    "difference": difference,
-    "unit_mse": unit_squared,
-    "unit_columns": unit_columns,
-}
+DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry(
+    "distances",
+    {
+        "cosine": cosine_distance,
+        "mse": squared_distance,
+        "smooth_l1": smooth_l1,
+        "pearson": pearson_distance,
+        "theia": cosine_and_l1(0.9, 0.1),  # Theia's published mixture
+        "unic": cosine_and_l1(0.5, 0.5),  # UNIC's
+        "difference": difference,
+        "unit_mse": unit_squared,
+        "unit_columns": unit_columns,
+    },
+    group="ssl_kd.distances",
+)
 
 
 ACROSS_SAMPLES = ("difference", "unit_columns")  # all other distances are means over samples
+WHOLE_MAPS = ("theia",)  # of tokens, these see an image's map as one long vector, as published
 
 
-class Alignment(nn.Module):
+class Alignment(Term):
     """The distance between the projected student and the teacher, per sample (`of: embedding`) or per patch (`tokens`).
 
     The defaults are SimReg's: its four-layer head and 2 - 2 cos on the backbone features. Student tokens on another
@@ -98,26 +106,19 @@ class Alignment(nn.Module):
     Distillation", BMVC 2021 (constants read in its code). With projector "dlkd": Ding et al., DLKD, TNNLS 35(2).
     """
 
-    min_views = 1
-
     def __init__(
         self,
         student_dim: int | Widths,
         teacher_dim: int | Widths,
-        projector_name: str = "simreg",
-        space: str = "raw",
-        distance: str = "cosine",
+        projector: str | nn.Module = "simreg",
+        space: str | nn.Module = "raw",
+        distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
         of: str = "embedding",
         student_layers: Sequence[str] = (),
         teacher_layers: Sequence[str] = (),
     ):
         super().__init__()
-        for what, name, known in (
-            ("space", space, TARGET_NORMS),
-            ("distance", distance, DISTANCES),
-            ("of", of, ("embedding", "tokens")),
-        ):
-            one_of(what, name, known)
+        one_of("of", of, ("embedding", "tokens"))
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         self.of = of
         self.student_layers, self.teacher_layers = tuple(student_layers), tuple(teacher_layers)
@@ -128,13 +129,14 @@ class Alignment(nn.Module):
         self.widths = student.embedding, teacher.embedding
         if of == "tokens":
             self.widths = cell_widths(student, teacher, student_layers, teacher_layers)
-        must_reach_the_teacher(projector_name, *self.widths)
-        self.projector = projector(projector_name, *self.widths)
-        self.space = TARGET_NORMS[space](self.widths[1])
-        self.distance = distance
+        self.needs_tokens = of == "tokens" and not student_layers
+        self.projector = head_to_teacher(projector, *self.widths)
+        self.space = target_norm(space, self.widths[1])
+        self.distance = distance_by(distance)
+        self.whole_map = of == "tokens" and distance in WHOLE_MAPS
         self.divisible = distance not in ACROSS_SAMPLES
 
-    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
+    def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
         """Scalar, float32, 0 at a match. Embeddings are (N, Ds) and (N, Dt)."""
         if self.of == "tokens":
             s = cells(student, "student", self.widths[0], self.student_layers)
@@ -144,13 +146,25 @@ class Alignment(nn.Module):
         else:
             s, t = self.projector(student.embedding), teacher.embedding
         with torch.autocast(s.device.type, enabled=False):
-            return DISTANCES[self.distance](s.float(), self.space(t.detach().float()))
+            s, t = s.float(), self.space(t.detach().float())
+            if self.whole_map:
+                s, t = (z.reshape(len(student.embedding), -1) for z in (s, t))
+            return self.distance(s, t)
 
 
-def must_reach_the_teacher(projector_name: str, student_dim: int, teacher_dim: int) -> None:
-    """UserError where a head keeps the student's width but the teacher's is needed."""
-    if projector_name in KEEPS_WIDTH and student_dim != teacher_dim:
-        raise UserError(
-            f"objective: it compares the student with the teacher: projector {projector_name!r} keeps the student's "
-            f"width {student_dim}, but the teacher's is {teacher_dim}; use linear, mlp or simreg"
-        )
+def distance_by(given: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A distance by its name, or any function of (N, D) and (N, D) that gives a scalar."""
+    return DISTANCES[one_of("distance", given, DISTANCES)] if isinstance(given, str) else given
+
+
+def target_norm(given: str | nn.Module, width: int) -> nn.Module:
+    """A target norm by its name, or any module (N, Dt) -> (N, Dt)."""
+    return TARGET_NORMS[one_of("space", given, TARGET_NORMS)](width) if isinstance(given, str) else given
+
+
+def head_to_teacher(given: str | nn.Module, student_dim: int, teacher_dim: int) -> nn.Module:
+    """A projector by its name, or any module (N, Ds) -> (N, Dt). UserError where it keeps another width than the teacher's."""
+    if isinstance(given, nn.Module):
+        return given
+    must_reach(given, student_dim, teacher_dim)
+    return projector_by(given, student_dim, teacher_dim)

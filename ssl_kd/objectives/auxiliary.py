@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kd.errors import one_of
-from ssl_kd.objectives.alignment import ACROSS_SAMPLES, DISTANCES, must_reach_the_teacher
+from ssl_kd.objectives.alignment import ACROSS_SAMPLES, distance_by, head_to_teacher, target_norm
 from ssl_kd.objectives.inputs import Widths
-from ssl_kd.objectives.projectors import projector
-from ssl_kd.objectives.target_norms import TARGET_NORMS
+from ssl_kd.objectives.term import Term
 from ssl_kd.types import Features, ViewBatch
 
 
-class Residual(nn.Module):
+class Residual(Term):
     """One head looks for the teacher, an assistant for what the first one misses: d(g1(s), t) + d(g2(s), t - sg g1(s)).
 
     Source: Residual KD (its abstract). Differs: two heads on one embedding instead of two networks, so the student
     alone is deployed. Our reconstruction.
     """
 
-    min_views = 1
-
     def __init__(
         self,
         student_dim: int | Widths,
         teacher_dim: int | Widths,
-        projector_name: str = "simreg",
-        space: str = "standardised",
-        distance: str = "mse",
+        projector: str | nn.Module = "simreg",
+        space: str | nn.Module = "standardised",
+        distance: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     ):
         super().__init__()
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
-        must_reach_the_teacher(projector_name, ds, dt)
-        self.projector = projector(projector_name, ds, dt)
-        self.assistant = projector(projector_name, ds, dt)
-        self.space = TARGET_NORMS[one_of("space", space, TARGET_NORMS)](dt)
-        self.distance = DISTANCES[one_of("distance", distance, DISTANCES)]
+        self.projector = head_to_teacher(projector, ds, dt)
+        self.assistant = copy_of(projector, ds, dt)
+        self.space = target_norm(space, dt)
+        self.distance = distance_by(distance)
         self.divisible = distance not in ACROSS_SAMPLES
 
-    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
+    def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
         """Scalar, float32, 0 where the first head is at the teacher and the second at 0."""
         first, second = self.projector(student.embedding), self.assistant(student.embedding)
         with torch.autocast(first.device.type, enabled=False):
@@ -49,7 +47,14 @@ class Residual(nn.Module):
             return self.distance(first, t) + self.distance(second, t - first.detach())
 
 
-class Uncertainty(nn.Module):
+def copy_of(projector: str | nn.Module, student_dim: int, teacher_dim: int) -> nn.Module:
+    """A second head of the same kind, with weights of its own."""
+    if isinstance(projector, str):
+        return head_to_teacher(projector, student_dim, teacher_dim)
+    return copy.deepcopy(projector)
+
+
+class Uncertainty(Term):
     """Alignment with the teacher's mean over the views of an image, softer where the teacher itself wavers.
 
     mean (g(s) - mu)^2 / (v + eps), mu and v the mean and variance of the teacher over the image's views, dimension by
@@ -64,27 +69,27 @@ class Uncertainty(nn.Module):
         self,
         student_dim: int | Widths,
         teacher_dim: int | Widths,
-        projector_name: str = "simreg",
-        space: str = "standardised",
+        projector: str | nn.Module = "simreg",
+        space: str | nn.Module = "standardised",
         eps: float = 0.1,
     ):
         super().__init__()
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
-        must_reach_the_teacher(projector_name, ds, dt)
-        self.projector = projector(projector_name, ds, dt)
-        self.space = TARGET_NORMS[one_of("space", space, TARGET_NORMS)](dt)
+        self.projector = head_to_teacher(projector, ds, dt)
+        self.space = target_norm(space, dt)
         self.eps = eps
 
-    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
+    def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
         """Scalar, float32, 0 where all views of an image are at the teacher's mean."""
         s = self.projector(student.embedding)
         with torch.autocast(s.device.type, enabled=False):
-            t = self.space(teacher.embedding.detach().float()).unflatten(0, (-1, len(views)))
-            gap = s.float().unflatten(0, (-1, len(views))) - t.mean(0)
-            return (gap.square() / (t.var(0, unbiased=False) + self.eps)).mean()
+            t = self.space(teacher.embedding.detach().float()).unflatten(0, (-1, len(batch)))
+            gap = s.float().unflatten(0, (-1, len(batch))) - t.mean(0)
+            soft: Tensor = gap.square() / (t.var(0, unbiased=False) + self.eps)
+            return soft.mean()
 
 
-class HardPairs(nn.Module):
+class HardPairs(Term):
     """Hard-aware metric distillation: for each teacher sample, its hardest far and its hardest near student sample.
 
     A student sample j is far from anchor i when the teachers of i and j are farther apart than teacher and student of
@@ -96,26 +101,24 @@ class HardPairs(nn.Module):
     itself, and an anchor without far samples has weight 0 there.
     """
 
-    min_views = 1
-
     def __init__(
         self,
         student_dim: int | Widths,
         teacher_dim: int | Widths,
-        projector_name: str = "linear",
+        projector: str | nn.Module = "linear",
         tau: float = 0.04,
     ):
         super().__init__()
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
-        must_reach_the_teacher(projector_name, ds, dt)
-        self.projector = projector(projector_name, ds, dt)
+        self.projector = head_to_teacher(projector, ds, dt)
         self.tau = tau
 
-    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> Tensor:
+    def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
         """Scalar, float32."""
         s = self.projector(student.embedding)
         with torch.autocast(s.device.type, enabled=False):
-            pairs = zip(s.float().split(len(views)), teacher.embedding.detach().float().split(len(views)), strict=True)
+            count = len(batch)
+            pairs = zip(s.float().reshape(-1, count, s.shape[1]), _by_view(teacher.embedding, count), strict=True)
             return torch.stack([self._one_view(a, b) for a, b in pairs]).mean()
 
     def _one_view(self, s: Tensor, t: Tensor) -> Tensor:
@@ -137,3 +140,8 @@ class HardPairs(nn.Module):
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances (N, M) of unit rows, never quite 0 so that the root has a gradient."""
     return (2 - 2 * a @ b.T).clamp_min(1e-12).sqrt()
+
+
+def _by_view(z: Tensor, count: int) -> Tensor:
+    """View-major rows (V x B, D) -> (V, B, D), float32, without a gradient."""
+    return z.detach().float().reshape(-1, count, z.shape[1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +34,7 @@ class TokensTable(Relation):
         super().__init__()
         self.sampled = sampled
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N L, L) tables."""
         s, t = unit(s), unit(t)
         return (s @ s.mT).flatten(0, 1), (t @ t.mT).flatten(0, 1)
@@ -53,7 +52,7 @@ class AllTokensTable(Relation):
         super().__init__()
         self.per_image = per_image
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N P, N P) tables with -inf on the diagonal, P = min(L, per_image)."""
         length, count = s.shape[1], min(s.shape[1], self.per_image)
         picked = torch.div((2 * torch.arange(count, device=s.device) + 1) * length, 2 * count, rounding_mode="floor")
@@ -67,7 +66,7 @@ class ContextTable(Relation):
     of = "tokens"
     divisible = True
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N, L) tables."""
         s, t = unit(s), unit(t)
         return tuple((z @ unit(z.mean(1, keepdim=True)).mT).squeeze(2) for z in (s, t))  # type: ignore[return-value]
@@ -82,7 +81,7 @@ class AttentionMapTable(Relation):
     of = "tokens"
     divisible = True
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, L, Ds), (N, L, Dt) -> two (N, L) tables."""
         return tuple(unit(z.square().mean(2)) for z in (s, t))  # type: ignore[return-value]
 
@@ -98,28 +97,19 @@ class FlowTable(Relation):
     of = "layers"
     divisible = True
 
-    def __init__(
-        self,
-        student_widths: Sequence[int],
-        teacher_widths: Sequence[int],
-        student_layers: Sequence[str],
-        teacher_layers: Sequence[str],
-    ):
-        super().__init__()
-        self.student_layers, self.teacher_layers = tuple(student_layers), tuple(teacher_layers)
-        self.heads = nn.ModuleList(
-            nn.Identity() if ds == dt else nn.Linear(ds, dt)
-            for ds, dt in zip(student_widths, teacher_widths, strict=True)
-        )
+    heads: nn.ModuleList
 
-    @classmethod
-    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
+    def __init__(self, student_layers: Sequence[str] = (), teacher_layers: Sequence[str] = ()):
+        super().__init__()
+        named_layers(student_layers, teacher_layers, 2, "flow compares two layers, an earlier and a later")
+        self.student_layers, self.teacher_layers = tuple(student_layers), tuple(teacher_layers)
+
+    def fit(self, student: Widths, teacher: Widths) -> None:
         """Heads from the widths of the tapped layers."""
-        named_layers(options, 2, "flow compares two layers, an earlier and a later")
-        return cls(
-            [student.layer(name, "student") for name in options["student_layers"]],
-            [teacher.layer(name, "teacher") for name in options["teacher_layers"]],
-            **options,
+        ours = [student.layer(name, "student") for name in self.student_layers]
+        theirs = [teacher.layer(name, "teacher") for name in self.teacher_layers]
+        self.heads = nn.ModuleList(
+            nn.Identity() if ds == dt else nn.Linear(ds, dt) for ds, dt in zip(ours, theirs, strict=True)
         )
 
     def read(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
@@ -136,7 +126,7 @@ class FlowTable(Relation):
         early, late = onto_coarser(early.float(), late.float())
         return (early.mT @ late / early.shape[1]).flatten(1)
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """The flows are the tables."""
         return s, t
 
@@ -155,15 +145,10 @@ class ClassAttentionTable(Relation):
     temperature = 10.0
     smallest, largest = 1e-5, 0.996  # the published clamp
 
-    def __init__(self, student_layers: Sequence[str], teacher_layers: Sequence[str]):
+    def __init__(self, student_layers: Sequence[str] = (), teacher_layers: Sequence[str] = ()):
         super().__init__()
+        named_layers(student_layers, teacher_layers, 1, "class_attention compares one layer")
         self.student_layers, self.teacher_layers = tuple(student_layers), tuple(teacher_layers)
-
-    @classmethod
-    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
-        """One layer of each network."""
-        named_layers(options, 1, "class_attention compares one layer")
-        return cls(**options)
 
     def read(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
         """(N, heads, 1 + L) attention of both class tokens, on the student's grid."""
@@ -187,12 +172,12 @@ class ClassAttentionTable(Relation):
         if row.shape[2] - 1 == length:
             return row
         side, wanted = math.isqrt(row.shape[2] - 1), math.isqrt(length)
-        own, patches = row[:, :, :1], row[:, :, 1:].unflatten(2, (side, side))
+        own, patches = row[:, :, :1], row[:, :, 1:].reshape(*row.shape[:2], side, side)
         resized = F.interpolate(patches, size=(wanted, wanted), mode="bicubic").clamp_min(0).flatten(2)
         share = patches.sum((2, 3))[:, :, None] / resized.sum(2, keepdim=True).clamp_min(1e-12)
         return torch.cat([own, resized * share], dim=2)
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, heads, 1 + L) each -> two (N heads, 1 + L) tables of log probabilities."""
         one_for_all = s.shape[1] != t.shape[1]
         return self._log_rows(s, one_for_all), self._log_rows(t, one_for_all)

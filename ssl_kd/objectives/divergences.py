@@ -1,18 +1,22 @@
-"""Comparisons: how far the student's similarity table is from the teacher's. A normaliser and its divergence.
+"""Divergences: how far the student's similarity table is from the teacher's. A normaliser and its divergence.
 
 Tables are (R, C), float32. A column that takes no part in a row holds -inf in both tables; the gradient there is zero.
-All are zero when the tables are equal. Those without a softmax ignore the temperatures.
+All are zero when the tables are equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.errors import UserError
+from ssl_kd.registry import Registry
 
 
 def _log_softmaxes(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> tuple[Tensor, Tensor]:
@@ -22,7 +26,8 @@ def _log_softmaxes(student: Tensor, teacher: Tensor, tau_student: float, tau_tea
 def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     """Mean over rows of KL(p || q); what is impossible for p takes no part."""
     gap = (log_p - log_q).masked_fill(torch.isneginf(log_p), 0)
-    return (log_p.exp() * gap).sum() / len(log_p)
+    total: Tensor = (log_p.exp() * gap).sum()
+    return total / len(log_p)
 
 
 def row_softmax_kl(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
@@ -30,7 +35,7 @@ def row_softmax_kl(student: Tensor, teacher: Tensor, tau_student: float, tau_tea
     return _kl(*_log_softmaxes(student, teacher, tau_student, tau_teacher))
 
 
-def row_pearson(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+def row_pearson(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - Pearson correlation of each row with the teacher's, mean over rows, in [0, 2]."""
     taking_part = ~torch.isneginf(teacher)
     count = taking_part.sum(1, keepdim=True)
@@ -42,25 +47,26 @@ def row_pearson(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_te
     return 1 - F.cosine_similarity(centred(student), centred(teacher), dim=1).mean()
 
 
-def table_l2(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+def table_l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the entries."""
     taking_part = ~torch.isneginf(teacher)
     return torch.where(taking_part, student - teacher, 0).square().sum() / taking_part.sum()
 
 
-def table_huber(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+def table_huber(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean Huber distance of the entries, corner at 1 (RKD)."""
     taking_part = ~torch.isneginf(teacher)
     s, t = torch.where(taking_part, student, 0), torch.where(taking_part, teacher, 0)
     return F.smooth_l1_loss(s, t, reduction="sum") / taking_part.sum()
 
 
-def frobenius(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+def frobenius(student: Tensor, teacher: Tensor) -> Tensor:
     """Square root of the sum of squared differences (EGA): grows with the batch."""
-    return torch.linalg.vector_norm(torch.where(torch.isneginf(teacher), 0, student - teacher))
+    norm: Tensor = torch.linalg.vector_norm(torch.where(torch.isneginf(teacher), 0, student - teacher))
+    return norm
 
 
-def row_unit_l2(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1) -> Tensor:
+def row_unit_l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the entries after each row was made a unit vector.
 
     With relation "products" this is similarity-preserving distillation, as in RepDistiller's code (sum over N^2).
@@ -70,7 +76,7 @@ def row_unit_l2(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_te
     return F.mse_loss(s, t)
 
 
-def pkt(student: Tensor, teacher: Tensor, tau_student: float = 1, tau_teacher: float = 1, eps: float = 1e-7) -> Tensor:
+def pkt(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     """Cosines moved to [0, 1], rows divided by their sums, then the mean over all entries of p log(p / q).
 
     Source: probabilistic knowledge transfer, read in RepDistiller's code (mean over N^2 entries: small numbers).
@@ -90,7 +96,18 @@ def rows_and_columns(student: Tensor, teacher: Tensor, tau_student: float, tau_t
     Source: DIST, read in hunto/DIST_KD, with a table of similarities for its class logits.
     """
     q, p = (z.exp() for z in _log_softmaxes(student, teacher, tau_student, tau_teacher))
-    return row_pearson(q, p) + row_pearson(q.T, p.T)
+    return 2 - _damped_pearson(q, p) - _damped_pearson(q.T, p.T)
+
+
+def _damped_pearson(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over rows of <x, y> / (|x| |y| + 1e-8), x and y centred, as published.
+
+    Over thousands of columns the constant is no detail: columns without mass, whose lengths are near it, count little.
+    """
+    x, y = (z.double() - z.double().mean(1, keepdim=True) for z in (x, y))
+    lengths = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+    rho: Tensor = (x * y).sum(1) / (lengths + 1e-8)
+    return rho.mean().float()
 
 
 def soft_rank(table: Tensor, tau: float) -> Tensor:
@@ -157,16 +174,114 @@ def target_ratio(
     return _kl(F.log_softmax(others_q, dim=1), F.log_softmax(others_p, dim=1)) + strength * sure
 
 
-DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "softmax_kl": row_softmax_kl,
-    "pearson": row_pearson,
-    "l2": table_l2,
-    "huber": table_huber,
-    "frobenius": frobenius,
-    "row_unit_l2": row_unit_l2,
-    "pkt": pkt,
-    "rows_and_columns": rows_and_columns,
-    "rank": rank,
-    "nearest": nearest_neighbours,
-    "target_ratio": target_ratio,
-}
+class Divergence:
+    """How far the student's table is from the teacher's, with its constants: (R, C), (R, C) -> scalar, 0 where they are equal.
+
+    whole_table: whether the value over a batch is something else than the mean over its rows or entries.
+    """
+
+    whole_table: ClassVar[bool] = False
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _BySoftmax(Divergence):
+    """Rows are softmaxes at a temperature: `tau_student`, and `tau_teacher` where the teacher's is another one."""
+
+    tau_student: float = 0.07
+    tau_teacher: float | None = None
+
+    @property
+    def taus(self) -> tuple[float, float]:
+        """Both temperatures."""
+        return self.tau_student, self.tau_student if self.tau_teacher is None else self.tau_teacher
+
+
+@dataclass(frozen=True)
+class SoftmaxKL(_BySoftmax):
+    """See `row_softmax_kl`."""
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return row_softmax_kl(student, teacher, *self.taus)
+
+
+@dataclass(frozen=True)
+class RowsAndColumns(_BySoftmax):
+    """See `rows_and_columns`."""
+
+    whole_table = True
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return rows_and_columns(student, teacher, *self.taus)
+
+
+@dataclass(frozen=True)
+class SoftRank(_BySoftmax):
+    """See `rank`."""
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return rank(student, teacher, *self.taus)
+
+
+@dataclass(frozen=True)
+class NearestNeighbours(_BySoftmax):
+    """See `nearest_neighbours`."""
+
+    neighbours: int = 20
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return nearest_neighbours(student, teacher, *self.taus, self.neighbours)
+
+
+@dataclass(frozen=True)
+class TargetRatio(_BySoftmax):
+    """See `target_ratio`."""
+
+    strength: float = 1.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return target_ratio(student, teacher, *self.taus, self.strength)
+
+
+@dataclass(frozen=True)
+class Plain(Divergence):
+    """A divergence without constants, from any function of two tables."""
+
+    compare: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def whole_table(self) -> bool:  # type: ignore[override]
+        """Two of them look at the table as a whole."""
+        return self.compare in (frobenius, pkt)
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return self.compare(student, teacher)
+
+
+# By name: what makes the divergence from its options.
+DIVERGENCES: Registry[Callable[..., Divergence]] = Registry(
+    "divergences",
+    {
+        "softmax_kl": SoftmaxKL,
+        "pearson": partial(Plain, row_pearson),
+        "l2": partial(Plain, table_l2),
+        "huber": partial(Plain, table_huber),
+        "frobenius": partial(Plain, frobenius),
+        "row_unit_l2": partial(Plain, row_unit_l2),
+        "pkt": partial(Plain, pkt),
+        "rows_and_columns": RowsAndColumns,
+        "rank": SoftRank,
+        "nearest": NearestNeighbours,
+        "target_ratio": TargetRatio,
+    },
+    group="ssl_kd.divergences",
+)

@@ -8,7 +8,6 @@ objective:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,40 +19,49 @@ from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.options import must_fit
-from ssl_kd.objectives.presets.papers import CATALOGUE
+from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
+from ssl_kd.objectives.term import Term
 from ssl_kd.objectives.weighted_sum import Weight, WeightedSum
+from ssl_kd.registry import Registry
 
 __all__ = ["PRESETS", "PRESET_MIXES", "PRESET_VIEWS", "TERMS", "WeightedSum", "build_objective", "taps", "terms_of"]
 
-TERMS: dict[str, type[nn.Module]] = {
-    "alignment": Alignment,
-    "correlation": Correlation,
-    "residual": Residual,
-    "uncertainty": Uncertainty,
-    "hard_pairs": HardPairs,
-}
+TERMS: Registry[type[Term]] = Registry(
+    "terms",
+    {
+        "alignment": Alignment,
+        "correlation": Correlation,
+        "residual": Residual,
+        "uncertainty": Uncertainty,
+        "hard_pairs": HardPairs,
+    },
+    group="ssl_kd.terms",
+)
 
 OF_EVERY_TERM = ("term", "weight", "share", "start", "until", "warmup", "head")  # checked where they are used
 
-PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in CATALOGUE.items()}
+PRESETS: dict[str, tuple[Spec, ...]] = {name: preset.terms for name, preset in CATALOGUE.built_in.items()}
 
 # The views a preset was published with; a config may ask for others.
-PRESET_VIEWS: dict[str, str] = {name: preset.views for name, preset in CATALOGUE.items() if preset.views != "weak"}
+PRESET_VIEWS: dict[str, str] = {
+    name: preset.views for name, preset in CATALOGUE.built_in.items() if preset.views != "weak"
+}
 
 # What is done to the inputs of both networks before: see ssl_kd.data.mixup.
-PRESET_MIXES: dict[str, str] = {name: preset.mix for name, preset in CATALOGUE.items() if preset.mix != "none"}
+PRESET_MIXES: dict[str, str] = {name: preset.mix for name, preset in CATALOGUE.built_in.items() if preset.mix != "none"}
 
 
 def terms_of(objective: str | Sequence[Spec]) -> tuple[Spec, ...]:
     """The term specs of a preset name, or the given list itself with every option checked by itself."""
     if isinstance(objective, str):
-        if objective not in PRESETS:
+        if objective not in CATALOGUE:
+            known = list(CATALOGUE)
             raise UserError(
-                f"objective: expected one of {', '.join(PRESETS)} or a list of terms; got {objective!r}."
-                f"{nearest(objective, list(PRESETS))}"
+                f"objective: expected one of {', '.join(known)} or a list of terms; got {objective!r}."
+                f"{nearest(objective, known)}"
             )
-        return PRESETS[objective]
+        return CATALOGUE[objective].terms
     listed = isinstance(objective, (list, tuple))
     if not listed or not objective or not all(isinstance(spec, Mapping) for spec in objective):
         raise UserError(
@@ -72,7 +80,7 @@ def build_objective(
     A bare number is the embedding's width, and that of the tokens where a term reads them; `Widths.of(features)` tells
     all widths, which terms on tapped layers need.
     """
-    terms: list[nn.Module] = []
+    terms: list[Term] = []
     weights: list[Weight] = []
     names: list[str] = []
     heads: dict[str, nn.Module] = {}
@@ -80,10 +88,8 @@ def build_objective(
         options = dict(spec)
         kind, head = options.pop("term"), options.pop("head", None)
         weights.append(Weight.taken_from(options))
-        if "projector" in options:
-            options["projector_name"] = options.pop("projector")
         try:
-            term = TERMS[kind](student_dim, teacher_dim, **options)
+            term = TERMS[kind].from_options(student_dim, teacher_dim, **options)
         except (RuntimeError, MemoryError) as error:  # a memory or a head for which there is no room
             raise UserError(f"objective: {kind} cannot be built with {options}: {one_line(error, 160)}") from error
         if head is not None:
@@ -102,7 +108,7 @@ def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, .
     return tuple(found[0]), tuple(found[1])
 
 
-def _share_head(term: nn.Module, name: str, heads: dict[str, nn.Module]) -> None:
+def _share_head(term: Term, name: str, heads: dict[str, nn.Module]) -> None:
     """Terms that name the same head use one and the same projector."""
     own = getattr(term, "projector", None)
     if own is None:
@@ -132,8 +138,7 @@ def _check(spec: Spec) -> None:
 
 def defaults_of(kind: str) -> dict[str, Any]:
     """The options that a term's constructor takes, as a config spells them, with their defaults."""
-    parameters = list(inspect.signature(TERMS[kind].__init__).parameters.values())[3:]
-    return {"projector" if p.name == "projector_name" else p.name: p.default for p in parameters}
+    return TERMS[kind].options()
 
 
 def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:

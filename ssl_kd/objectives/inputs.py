@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -104,17 +103,16 @@ def cells(features: Features, whose: str, width: int, layers: Sequence[str]) -> 
 def cell_widths(student: Widths, teacher: Widths, ours: Sequence[str], theirs: Sequence[str]) -> tuple[int, int]:
     """How wide `cells` will be for both networks."""
     if ours or theirs:
-        named_layers({"student_layers": ours, "teacher_layers": theirs}, 1, "a term on cells reads one layer of each")
+        named_layers(ours, theirs, 1, "a term on cells reads one layer of each")
         return student.layer(ours[0], "student"), teacher.layer(theirs[0], "teacher")
     return student.token, teacher.token
 
 
-def named_layers(options: Mapping[str, Any], count: int, why: str) -> None:
+def named_layers(ours: Sequence[str], theirs: Sequence[str], count: int, why: str) -> None:
     """UserError unless so many layers are named for both networks."""
-    for key in ("student_layers", "teacher_layers"):
-        given = options.get(key)
-        if given is None or isinstance(given, str) or len(given) != count:
-            raise UserError(f"{key}: {why}, so a list of {count}; got {given!r}")
+    for key, given in (("student_layers", ours), ("teacher_layers", theirs)):
+        if isinstance(given, str) or len(given) != count:
+            raise UserError(f"{key}: {why}, so a list of {count}; got {given or None!r}")
 
 
 def to_grid(z: Tensor, length: int, sampled: bool = False) -> Tensor:
@@ -127,7 +125,7 @@ def to_grid(z: Tensor, length: int, sampled: bool = False) -> Tensor:
     side, wanted = math.isqrt(z.shape[1]), math.isqrt(length)
     if side * side != z.shape[1] or wanted * wanted != length:
         raise UserError(f"objective: {z.shape[1]} tokens cannot be laid over {length}: both must be square grids")
-    grid = z.transpose(1, 2).unflatten(2, (side, side))
+    grid = z.transpose(1, 2).reshape(len(z), -1, side, side)
     if wanted > side or sampled:
         grid = F.interpolate(grid, size=(wanted, wanted), mode="bilinear")
     else:

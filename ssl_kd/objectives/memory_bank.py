@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.relations import Relation, Tables, unit
+from ssl_kd.objectives.term import batch_of
 from ssl_kd.types import ViewBatch
 
 # Where the batch itself stands when it meets the queue. In all cases it is in the queue for the next batch.
@@ -24,7 +25,7 @@ BATCH_PLACES = {
 }
 
 
-class TeacherQueue(Relation):
+class MemoryBank(Relation):
     """Both networks against what the teacher said of the batch and of earlier images, kept in a ring buffer.
 
     The student is projected to the teacher's width, so this is a mixture of correlation and alignment. `batch` says
@@ -42,7 +43,7 @@ class TeacherQueue(Relation):
     filled: Tensor
     head: Tensor
 
-    def __init__(self, dim: int, size: int = 8192, batch: str = "beside", every_slot: bool = False):
+    def __init__(self, size: int = 8192, batch: str = "beside", every_slot: bool = False, dim: int | None = None):
         super().__init__()
         least = 2 if batch == "none" else 1  # alone with itself, a sample would have nothing to look at
         if size < least:
@@ -53,20 +54,24 @@ class TeacherQueue(Relation):
                 f"every_slot: only a queue with the batch inside shows all of its slots, got batch {batch!r}"
             )
         self.size, self.batch, self.every_slot = size, batch, every_slot
-        self.register_buffer("bank", torch.zeros(size, dim))
-        self.register_buffer("index", torch.full((size,), -1, dtype=torch.long))
+        if dim is not None:
+            self.lay_out(dim)
+
+    def lay_out(self, dim: int) -> None:
+        """Make room for `size` embeddings of that width."""
+        self.register_buffer("bank", torch.zeros(self.size, dim))
+        self.register_buffer("index", torch.full((self.size,), -1, dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
         self.register_buffer("head", torch.zeros((), dtype=torch.long))
 
-    @classmethod
-    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
-        """The queue has the teacher's width."""
-        return cls(teacher.embedding, **options)
+    def fit(self, student: Widths, teacher: Widths) -> None:
+        """The memory has the teacher's width."""
+        self.lay_out(teacher.embedding)
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Dt), (N, Dt) -> two (N, N + filled) tables; what stands for the batch comes first."""
         s, t = unit(s), unit(t)
-        rows, teacher_views = rows_of(views, t), heard_rows(views, t)
+        rows, teacher_views = rows_of(batch, t), teacher_rows(batch, t)
         if self.every_slot:
             # Of a batch the last are forgotten first, as there.
             columns, newest = self.bank.clone(), t[:teacher_views].flip(0)
@@ -118,7 +123,7 @@ class TeacherQueue(Relation):
         self.filled.fill_(min(int(self.filled) + len(t), self.size))
 
 
-class TwoQueues(TeacherQueue):
+class TwoMemoryBanks(MemoryBank):
     """Each network against its own memory of the same images: the student never needs the teacher's width.
 
     The student's queue holds what a moving average of the student said (`momentum`, kept by the training loop and read
@@ -130,20 +135,31 @@ class TwoQueues(TeacherQueue):
     needs_teacher_width = False
     student_bank: Tensor
 
-    def __init__(self, student_dim: int, dim: int, size: int = 8192, momentum: float = 0.0):
-        super().__init__(dim, size, batch="none")
+    def __init__(self, size: int = 8192, momentum: float = 0.0):
+        super().__init__(size, batch="none")
         self.student_momentum = momentum
-        self.register_buffer("student_bank", torch.zeros(size, student_dim))
 
-    @classmethod
-    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
-        """One queue of each width."""
-        return cls(student.embedding, teacher.embedding, **options)
+    def fit(self, student: Widths, teacher: Widths) -> None:
+        """One memory of each width."""
+        self.lay_out(teacher.embedding)
+        self.register_buffer("student_bank", torch.zeros(self.size, student.embedding))
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch, keys: Tensor | None = None) -> Tables:
+    def forward(
+        self,
+        s: Tensor,
+        t: Tensor,
+        batch: ViewBatch | None = None,
+        *,
+        index: Any = None,
+        keys: Tensor | None = None,
+    ) -> Tables:
+        """As of every relation; keys: (N, Ds) of the student's moving average, to be remembered in the student's place."""
+        return self.tables(s, t, batch_of(len(s), batch, index, self.min_views, type(self).__name__), keys)
+
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch, keys: Tensor | None = None) -> Tables:
         """(N, Ds), (N, Dt) and the (N, Ds) to be remembered -> two (N, filled) tables."""
         s, t = unit(s), unit(t)
-        rows, teacher_views, filled = rows_of(views, t), heard_rows(views, t), int(self.filled)
+        rows, teacher_views, filled = rows_of(batch, t), teacher_rows(batch, t), int(self.filled)
         hidden = self.hidden_from(rows, teacher_views)
         student = (s @ self.student_bank[:filled].clone().T).masked_fill(hidden, -torch.inf)
         teacher = (t @ self.bank[:filled].T).masked_fill(hidden, -torch.inf)
@@ -155,11 +171,11 @@ class TwoQueues(TeacherQueue):
         return student, teacher
 
 
-def rows_of(views: ViewBatch, t: Tensor) -> Tensor:
+def rows_of(batch: ViewBatch, t: Tensor) -> Tensor:
     """(N,) which image each row shows."""
-    return torch.as_tensor(views.index, device=t.device).repeat(len(t) // len(views))
+    return torch.as_tensor(batch.index, device=t.device).repeat(len(t) // len(batch))
 
 
-def heard_rows(views: ViewBatch, t: Tensor) -> int:
+def teacher_rows(batch: ViewBatch, t: Tensor) -> int:
     """How many rows teachers have looked at themselves: all but those of small crops, which come last."""
-    return len(t) * views.teacher_views // len(views.pixels)
+    return len(t) * batch.teacher_views // len(batch.pixels)

@@ -64,7 +64,7 @@ class MultiTeacher(nn.Module):
     @property
     def measure_gradients(self) -> bool:
         """Whether each term's gradient norm is among the values, as in WeightedSum."""
-        return all(part.measure_gradients for part in self.objectives.values())  # type: ignore[misc]
+        return all(part.measure_gradients for part in self.objectives.values())
 
     @measure_gradients.setter
     def measure_gradients(self, wanted: bool) -> None:

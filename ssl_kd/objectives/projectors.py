@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ssl_kd.errors import one_of
+from ssl_kd.errors import UserError, one_of
+from ssl_kd.registry import Registry
 
 
 def _identity(ds: int, dt: int) -> nn.Module:
@@ -70,17 +71,21 @@ def _seed(ds: int, dt: int) -> nn.Module:
     return nn.Sequential(nn.Linear(ds, ds), nn.ReLU(inplace=True), nn.Linear(ds, dt))
 
 
-PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
-    "identity": _identity,
-    "linear": _linear,
-    "bn": _bn,
-    "mlp": _mlp,
-    "simreg": _simreg,
-    "dlkd": _dlkd,
-    "square": _square,
-    "layernorm": _layernorm,
-    "seed": _seed,
-}
+PROJECTORS: Registry[Callable[[int, int], nn.Module]] = Registry(
+    "projectors",
+    {
+        "identity": _identity,
+        "linear": _linear,
+        "bn": _bn,
+        "mlp": _mlp,
+        "simreg": _simreg,
+        "dlkd": _dlkd,
+        "square": _square,
+        "layernorm": _layernorm,
+        "seed": _seed,
+    },
+    group="ssl_kd.projectors",
+)
 
 KEEPS_WIDTH = ("identity", "square")  # these end at the student's width, whatever the teacher's
 
@@ -97,4 +102,14 @@ def width_after(name: str, student_dim: int, teacher_dim: int) -> int:
 
 def over_rows(head: nn.Module, z: Tensor) -> Tensor:
     """A head applied to the last axis of (..., Ds): tokens count as rows, also for batch norm."""
-    return head(z) if z.ndim == 2 else head(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+    out: Tensor = head(z if z.ndim == 2 else z.flatten(0, -2))
+    return out if z.ndim == 2 else out.reshape(*z.shape[:-1], out.shape[-1])
+
+
+def must_reach(name: str, student_dim: int, teacher_dim: int) -> None:
+    """UserError where a head keeps the student's width but the teacher's is needed."""
+    if name in KEEPS_WIDTH and student_dim != teacher_dim:
+        raise UserError(
+            f"objective: it compares the student with the teacher: projector {name!r} keeps the student's "
+            f"width {student_dim}, but the teacher's is {teacher_dim}; use linear, mlp or simreg"
+        )

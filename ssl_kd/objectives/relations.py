@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.term import batch_of
 from ssl_kd.types import Features, ViewBatch
 
 Tables = tuple[Tensor, Tensor]  # student's (R, C), teacher's (R, C)
@@ -33,10 +34,23 @@ class Relation(nn.Module):
     teacher_layers: tuple[str, ...] = ()
     student_momentum: float = 0.0  # above 0: reads what a moving average of the student says, from layers["ema"]
 
-    @classmethod
-    def build(cls, student: Widths, teacher: Widths, **options: Any) -> Relation:
-        """Make the relation for these widths, which are those after the projector."""
-        return cls(**options)
+    def fit(self, student: Widths, teacher: Widths) -> None:
+        """Learn the widths, which are those after the projector; memories are laid out here."""
+
+    def forward(self, s: Tensor, t: Tensor, batch: ViewBatch | None = None, *, index: Any = None) -> Tables:
+        """Rows (N, Ds) and (N, Dt) -> the student's and the teacher's table (see `tables` of each relation).
+
+        batch: the views that the rows show; without it each row is another image, named by `index` (N,) if given.
+        """
+        return self.tables(s, t, batch_of(len(s), batch, index, self.min_views, type(self).__name__))
+
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
+        """The two tables."""
+        raise NotImplementedError
+
+    def read(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+        """What a relation of layers compares in place of projected embeddings."""
+        raise NotImplementedError
 
 
 def unit(z: Tensor) -> Tensor:
@@ -57,9 +71,9 @@ class ViewsTable(Relation):
 
     min_views = 2
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two ((V-1) B, B) tables."""
-        b = len(views)
+        b = len(batch)
         s, t = unit(s), unit(t)
         return s[b:] @ s[:b].T, t[b:] @ t[:b].T
 
@@ -67,7 +81,7 @@ class ViewsTable(Relation):
 class BatchTable(Relation):
     """Every sample of the batch against every other, each network with itself; the diagonal is left out."""
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with -inf on the diagonal."""
         s, t = unit(s), unit(t)
         return without_diagonal(s @ s.T), without_diagonal(t @ t.T)
@@ -76,7 +90,7 @@ class BatchTable(Relation):
 class GramTable(Relation):
     """Cosines of all samples of the batch, each with itself as well (PKT)."""
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with a diagonal of ones."""
         s, t = unit(s), unit(t)
         return s @ s.T, t @ t.T
@@ -85,7 +99,7 @@ class GramTable(Relation):
 class ProductsTable(Relation):
     """Inner products of all samples, lengths included (SP): compare them by `row_unit_l2`, which removes the scale."""
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables."""
         return s @ s.T, t @ t.T
 
@@ -96,7 +110,7 @@ class DistancesTable(Relation):
     Source: relational knowledge distillation (RKD), read in RepDistiller's code.
     """
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables with a diagonal of zeros."""
         return self._relative(s), self._relative(t)
 
@@ -109,11 +123,16 @@ class DistancesTable(Relation):
 
 def pairwise(z: Tensor) -> Tensor:
     """Euclidean distances (N, N) with a diagonal of exact zeros and a finite gradient there."""
-    z = z - z.mean(0)  # distances stay, and large means no longer eat the digits
-    squares = z.square().sum(1)
-    table = (squares[:, None] + squares[None] - 2 * z @ z.T).clamp_min(1e-12)
+    table = _squares(z.double()).clamp_min(1e-12)
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return table.masked_fill(own, 1).sqrt().masked_fill(own, 0)
+    return table.masked_fill(own, 1).sqrt().masked_fill(own, 0).to(z.dtype)
+
+
+def _squares(z: Tensor) -> Tensor:
+    """Squared distances (N, N), 0 to rounding for equal rows: in float32 the lengths of the rows would drown them."""
+    z = z - z.mean(0)
+    squares = z.square().sum(1)
+    return squares[:, None] + squares[None] - 2 * z @ z.T
 
 
 class AnglesTable(Relation):
@@ -127,26 +146,27 @@ class AnglesTable(Relation):
         super().__init__()
         self.rows = rows
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (n^2, n) tables, n = min(N, rows): row i n + j, column k."""
         return self._angles(s[: self.rows]), self._angles(t[: self.rows])
 
     @staticmethod
     def _angles(z: Tensor) -> Tensor:
+        z = z.double()  # the cosines of close samples are differences of large numbers
         z = z - z.mean(0)
-        gram, distances = z @ z.T, pairwise(z)
+        gram, squares = z @ z.T, _squares(z)
+        equal = squares <= 1e-12 * squares.detach().max()  # no direction leads from a sample to its copy
+        lengths = squares.masked_fill(equal, 1).sqrt()
         # <j - i, k - i> = <j, k> - <i, j> - <i, k> + <i, i>
         products = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
-        lengths = distances[:, :, None] * distances[:, None, :]
-        degenerate = lengths == 0
-        cosines = products / lengths.masked_fill(degenerate, 1)
-        return cosines.masked_fill(degenerate, 0).flatten(0, 1)
+        cosines = products / (lengths[:, :, None] * lengths[:, None, :])
+        return cosines.masked_fill(equal[:, :, None] | equal[:, None, :], 0).flatten(0, 1).float()
 
 
 class PearsonTable(Relation):
     """Pearson correlations between samples over their dimensions, each network with itself: EGA's edges."""
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables."""
         s, t = (unit(z - z.mean(1, keepdim=True)) for z in (s, t))
         return s @ s.T, t @ t.T
@@ -160,7 +180,7 @@ class AcrossTable(Relation):
 
     needs_teacher_width = True
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Dt), (N, Dt) -> the (N, N) table of correlations and the identity."""
         s, t = (unit(z - z.mean(1, keepdim=True)) for z in (s, t))
         return t @ s.T, torch.eye(len(t), device=t.device)
@@ -177,7 +197,7 @@ class KernelTable(Relation):
         super().__init__()
         self.gamma, self.order = gamma, order
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Ds), (N, Dt) -> two (N, N) tables."""
         return self._kernel(s), self._kernel(t)
 
@@ -196,7 +216,7 @@ class DimensionsTable(Relation):
 
     needs_teacher_width = True
 
-    def forward(self, s: Tensor, t: Tensor, views: ViewBatch) -> Tables:
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
         """(N, Dt), (N, Dt) -> two (Dt, Dt) tables."""
         s, t = (F.normalize(z - z.mean(0), dim=0) for z in (s, t))
         return s.T @ s, t.T @ t

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.registry import Registry
+
 
 class Standardise(nn.Module):
     """The teacher's features with zero mean and unit variance per dimension, by running statistics.
@@ -104,9 +106,13 @@ class Whiten(nn.Module):
 
 
 # The space in which teacher features are compared; directions alone ("unit") are what the cosine distance sees anyway.
-TARGET_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "raw": lambda dim: nn.Identity(),
-    "standardised": Standardise,
-    "centred": Centre,
-    "whitened": Whiten,
-}
+TARGET_NORMS: Registry[Callable[[int], nn.Module]] = Registry(
+    "target norms",
+    {
+        "raw": lambda dim: nn.Identity(),
+        "standardised": Standardise,
+        "centred": Centre,
+        "whitened": Whiten,
+    },
+    group="ssl_kd.target_norms",
+)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError
-from ssl_kd.objectives.correlation import Correlation
+from ssl_kd.objectives.term import Term, batch_of
 from ssl_kd.types import Features, ViewBatch
 
 CALIBRATION = 100  # steps over which gradients are averaged before automatic weights stay
@@ -74,22 +74,19 @@ class WeightedSum(nn.Module):
 
     balance: Tensor
 
-    def __init__(self, terms: Sequence[nn.Module], weights: Sequence[float | Weight], names: Sequence[str]):
+    def __init__(self, terms: Sequence[Term], weights: Sequence[float | Weight], names: Sequence[str]):
         super().__init__()
         self.terms = nn.ModuleDict(dict(zip(names, terms, strict=True)))
         rules = [w if isinstance(w, Weight) else Weight(w) for w in weights]
         self.weights = dict(zip(names, rules, strict=True))
-        self.min_views: int = max(int(term.min_views) for term in terms)  # type: ignore[arg-type]
+        self.min_views = max(term.min_views for term in terms)
         self.measure_gradients = False
-        relations = [term.relation for term in terms if isinstance(term, Correlation)]
-        self.student_layers = _union(getattr(term, "student_layers", ()) for term in terms)
-        self.teacher_layers = _union(getattr(term, "teacher_layers", ()) for term in terms)
-        self.student_momentum = max([0.0, *(r.student_momentum for r in relations)])
+        self.student_layers = _union(term.student_layers for term in terms)
+        self.teacher_layers = _union(term.teacher_layers for term in terms)
+        self.student_momentum = max(term.student_momentum for term in terms)
         # Terms whose value over a batch is not the mean of its values over parts of the batch.
-        self.indivisible = tuple(n for n, term in self.terms.items() if not getattr(term, "divisible", False))
-        self.reads_tokens = any(
-            getattr(term, "of", "") == "tokens" and not getattr(term, "student_layers", ()) for term in terms
-        )
+        self.indivisible = tuple(n for n, term in zip(names, terms, strict=True) if not term.divisible)
+        self.reads_tokens = any(term.needs_tokens for term in terms)
         self._check_schedule()
         self.balanced = [name for name, rule in self.weights.items() if rule.value == "auto"]
         if self.balanced:
@@ -104,16 +101,28 @@ class WeightedSum(nn.Module):
         if learned:
             self.log_scale = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in learned})
 
-    def forward(self, student: Features, teacher: Features, views: ViewBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Embeddings (N, Ds), (N, Dt), rows view-major -> scalar total, {term: detached scalar}."""
-        if len(views) < 2:
+    def forward(
+        self,
+        student: Features | Tensor,
+        teacher: Features | Tensor,
+        batch: ViewBatch | None = None,
+        *,
+        index: Any = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features, or embeddings (N, Ds) and (N, Dt), rows view-major -> scalar total, {term: detached scalar}.
+
+        batch, index: as in `Term`; the batch also says which epoch it is, for terms that have a schedule.
+        """
+        student, teacher = Features.of(student), Features.of(teacher)
+        batch = batch_of(len(student.embedding), batch, index, self.min_views, "this objective")
+        if len(batch) < 2:
             raise UserError(
-                f"objective: samples are related to each other, so a batch needs at least 2 images, got {len(views)}; "
+                f"objective: samples are related to each other, so a batch needs at least 2 images, got {len(batch)}; "
                 f"raise batch_size"
             )
-        epoch = views.epoch
+        epoch = batch.epoch
         values = {
-            name: term(student, teacher, views) for name, term in self.terms.items() if self.weights[name].counts(epoch)
+            name: term(student, teacher, batch) for name, term in self.terms.items() if self.weights[name].counts(epoch)
         }
         told = {name: value.detach() for name, value in values.items()}
         wanted = list(values) if self.measure_gradients else self._calibrating(values)

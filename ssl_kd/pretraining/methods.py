@@ -5,7 +5,7 @@
     simclr   SimCLR (arXiv:2002.05709); the file of the sthalles/SimCLR training script (Google's own are TensorFlow's)
     dino     DINO (arXiv:2104.14294), two large views and no small ones; a full checkpoint of the official main_dino.py
 
-Each takes two views in [0, 1] and says its loss; `encoder_q` is what learns, `features` what its users will read from
+Each takes two views in [0, 1] and gives its loss; `encoder_q` is what learns, `features` what its users will read from
 the checkpoint, and `TEACHES` names the networks that the lab's layout can hold.
 """
 
@@ -51,7 +51,8 @@ def _network(config: PretrainConfig) -> Any:
 
 def _pooled(network: Any, images: Tensor) -> Tensor:
     """What enters the projection head, (B, D)."""
-    return network.global_pool(network.forward_features(images))
+    pooled: Tensor = network.global_pool(network.forward_features(images))
+    return pooled
 
 
 def _embed(network: Any, images: Tensor) -> Tensor:
@@ -99,10 +100,11 @@ class MoCo(nn.Module):
             query = _embed(self.encoder_q, self.normalise(first))
             with torch.no_grad():
                 key = _embed(self.encoder_k, self.normalise(second))
-        return self.contrast(query, key)
+        loss: Tensor = self.contrast(query, key)
+        return loss
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
+        """The teacher's features (B, D) of pixels (B, 3, H, W) in [0, 1]: its checkpoint, read back, must give the same."""
         return _pooled(self.encoder_q, self.normalise(pixels))
 
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
@@ -138,10 +140,11 @@ class SimCLR(nn.Module):
         """Contrastive loss of two views in [0, 1]."""
         with autocast:
             both = _embed(self.encoder_q, torch.cat([first, second]))
-        return self.contrast(*both.chunk(2))
+        loss: Tensor = self.contrast(*both.chunk(2))
+        return loss
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
+        """The teacher's features (B, D) of pixels (B, 3, H, W) in [0, 1]: its checkpoint, read back, must give the same."""
         return _pooled(self.encoder_q, pixels)
 
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
@@ -154,7 +157,7 @@ class SimCLR(nn.Module):
 
 
 class DINO(nn.Module):
-    """A student learns to say of one view what its moving average says of the other, centred and sharpened.
+    """A student learns to predict on one view its moving average's output on the other, centred and sharpened.
 
     For ViTs (timm's) and ResNets. Differs from the official script: two large views only, a constant momentum of the
     average, a constant weight decay and a constant temperature of the teacher.
@@ -185,24 +188,27 @@ class DINO(nn.Module):
         self.normalise = Normalise()
 
     def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
-        """Cross-entropy between what the average says of one view and the student of the other, views in [0, 1]."""
+        """Cross-entropy between the average's output on one view and the student's on the other, views in [0, 1]."""
         from lightly.models.utils import update_momentum
 
         update_momentum(self.encoder_q, self.encoder_k, self.config.momentum)
         both = self.normalise(torch.cat([first, second]))
         with autocast:
-            said = self._say(self.encoder_q, both)
+            ours = self._logits(self.encoder_q, both)
             with torch.no_grad():
-                teacher_views = self._say(self.encoder_k, both)
-        return self.loss(list(teacher_views.float().chunk(2)), list(said.float().chunk(2)))
+                theirs = self._logits(self.encoder_k, both)
+        loss: Tensor = self.loss(list(theirs.float().chunk(2)), list(ours.float().chunk(2)))
+        return loss
 
     @staticmethod
-    def _say(network: Any, images: Tensor) -> Tensor:
-        return network["head"](network["backbone"](images))
+    def _logits(network: Any, images: Tensor) -> Tensor:
+        logits: Tensor = network["head"](network["backbone"](images))
+        return logits
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
-        return self.encoder_k["backbone"](self.normalise(pixels))  # type: ignore[operator]
+        """The teacher's features (B, D) of pixels (B, 3, H, W) in [0, 1]: its checkpoint, read back, must give the same."""
+        features: Tensor = self.encoder_k["backbone"](self.normalise(pixels))
+        return features
 
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """Teacher, student and centre as the official script keeps them."""
@@ -223,7 +229,7 @@ class MoCoV3(nn.Module):
     """Each view's prediction finds the other view's projection by the moving average among the batch. For ViTs.
 
     Differs from the official script: hidden layers of 1024 numbers (4096 there), a learned position embedding, a
-    constant momentum of the average, batch norms of a convolutional stem that see both views at once. The patch
+    constant momentum of the average, batch norms of a convolutional stem over both views at once. The patch
     projection keeps its random weights, as there; a convolutional stem learns.
     """
 
@@ -247,7 +253,7 @@ class MoCoV3(nn.Module):
                     backbone.width("cls"), HIDDEN, WIDTH_V3, num_layers=3, batch_norm=True
                 ).layers,
             }
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ).to(memory_format=torch.channels_last)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.encoder_q["predictor"] = MoCoProjectionHead(WIDTH_V3, HIDDEN, WIDTH_V3, 2, batch_norm=True).layers
         if isinstance(patches := backbone.backbone.patch_embed.proj, nn.Conv2d):
@@ -269,7 +275,7 @@ class MoCoV3(nn.Module):
 
     @staticmethod
     def _project(network: Any, images: Tensor) -> Tensor:
-        """Both views by one pass of the backbone. The heads' batch norms see each view by itself, as in the script."""
+        """Both views by one pass of the backbone. The heads' batch norms take each view by itself, as in the script."""
         embeddings = network["backbone"](images, ["cls"])[0]["cls"]
         return torch.cat([network["head"](half) for half in embeddings.chunk(2)])
 
@@ -279,8 +285,9 @@ class MoCoV3(nn.Module):
         return 2 * tau * nn.functional.cross_entropy(query @ key.T / tau, torch.arange(len(query), device=query.device))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the teacher says of pixels (B, 3, H, W) in [0, 1], (B, D): its checkpoint must say the same."""
-        return self.encoder_q["backbone"](self.normalise(pixels), ["cls"])[0]["cls"]  # type: ignore[operator]
+        """The teacher's features (B, D) of pixels (B, 3, H, W) in [0, 1]: its checkpoint, read back, must give the same."""
+        features: Tensor = self.encoder_q["backbone"](self.normalise(pixels), ["cls"])[0]["cls"]
+        return features
 
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The state dict of the official script: the projector inside the encoder, as its head."""

@@ -1,7 +1,7 @@
 """Small self-supervised teachers for an own domain, from lightly's parts, saved in the layout that their users know.
 
-`ssl_kd.pretraining.methods` has the methods. All come back through the ordinary loader, which is tried out before the first step, and
-are resumable.
+`ssl_kd.pretraining.methods` has the methods. Their checkpoints are read by the ordinary loader, which is tried out before
+the first step, and a run can be resumed.
 
     ssl-kd pretrain --images photos/ --method moco --arch resnet18 --size 48 --epochs 30 --out runs/teacher.pth.tar
 """
@@ -12,45 +12,50 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ssl_kd.checkpoints.loading import load_teacher
-from ssl_kd.data.augment import scheme
+from ssl_kd.data.augment import Recipe
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.errors import NonFinite, UserError, one_line, one_of
+from ssl_kd.data.views import as_views, recipes_of, views_record
+from ssl_kd.errors import NonFinite, UserError, one_line
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.pretraining.config import PretrainConfig, check
 from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import PART, probe
+from ssl_kd.runtime.objects import imported, is_record, names_code
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import FREE
 from ssl_kd.runtime.state import load_state, save_state
+from ssl_kd.validation import with_settings
 
 LIMIT = 1e-3  # largest relative error of features that were written and read back; equal networks have 1e-6
 
 
-def pretrain(config: PretrainConfig, images: ImageSource | None = None) -> Path:
-    """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is gone on with.
+def pretrain(config: PretrainConfig | None = None, images: Any = None, **settings: Any) -> Path:
+    """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is resumed.
 
-    SGD with momentum 0.9 (AdamW for MoCo v3 and DINO), one epoch of warm-up, cosine to 0. Raises UserError for bad
-    settings, for a network that its method's layout cannot hold and for a checkpoint of other settings or images;
-    NonFinite for a loss that is no number: the checkpoint then holds the last whole epoch.
+    images: whatever `open_images` takes, in place of the config's. Settings are the fields of PretrainConfig; views may
+    be objects as well (two `Recipe`s, or two functions from a picture to a view). SGD with momentum 0.9 (AdamW for
+    MoCo v3 and DINO), one epoch of warm-up, cosine to 0. Raises UserError for bad settings, for a network that its
+    method's layout cannot hold and for a checkpoint of other settings or images; NonFinite for a loss that is not
+    finite: the checkpoint then holds the last whole epoch.
     """
-    check(config if images is None else replace(config, images=f"<{len(images)} images from Python>"))
-    one_of("method", config.method, METHODS)
+    config, own_views = _merged(config or PretrainConfig(), images, settings)
+    check(config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("pretrain runs in one process; start it without torchrun")
-    recipes = scheme(config.views)
+    recipes = own_views or recipes_of(config.views)
     if len(recipes) != 2:
-        raise UserError(f"views: contrast needs a scheme of two views, but {config.views!r} gives {len(recipes)}")
-    images = images if images is not None else open_images(config.images)
+        raise UserError(f"views: contrast needs two views of an image, but {config.views!r} gives {len(recipes)}")
+    images = open_images(config.images if images is None else images)
     loader = ViewLoader(images, recipes, config.size, config.batch_size, config.seed, config.threads)
     steps = loader.batches_per_epoch()
     torch.manual_seed(config.seed)
@@ -85,6 +90,26 @@ def pretrain(config: PretrainConfig, images: ImageSource | None = None) -> Path:
     return out
 
 
+def _merged(
+    config: PretrainConfig, images: Any, settings: Mapping[str, Any]
+) -> tuple[PretrainConfig, tuple[Recipe, ...] | None]:
+    """One config of what was given in three ways, and the views that were given as objects, of which it has the names."""
+    given = dict(settings)
+    if images is not None:
+        path = isinstance(images, str | os.PathLike)
+        given["images"] = images if path else f"<{len(images)} images from Python>"
+    views = given.get("views")
+    found = as_views(imported("views", str(views)) if names_code(views) else views)
+    if found is not None:
+        given["views"] = views if names_code(views) else views_record(found)
+    merged = with_settings(config, given, "pretrain")
+    if found is None and (is_record(merged.views) or names_code(merged.views)):
+        raise UserError(
+            f"views: {merged.views} was an object from Python; give it again, as ssl_kd.pretrain(views=...)"
+        )
+    return merged, found
+
+
 def _rate(step: int, warmup: int, total: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
 
@@ -100,7 +125,8 @@ def _optimizer(model: Pretext, config: PretrainConfig, rate: float) -> torch.opt
 def _decisive(config: PretrainConfig, images: ImageSource) -> dict[str, Any]:
     """What decides the result, as plain data: the settings and the images' digest, wherever they lie."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE | {"images"}}
-    return json.loads(json.dumps(settings | {"images_digest": images.digest}, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(settings | {"images_digest": images.digest}, default=str))
+    return plain
 
 
 def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> int:
@@ -125,7 +151,7 @@ def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settin
 
 
 def _rehearse(config: PretrainConfig, out: Path) -> None:
-    """Write and read back a twin of the network; UserError unless the teacher that comes back says what the twin says.
+    """Write and read back a twin of the network; UserError unless the teacher that is read has the twin's outputs.
 
     The labs' layouts hold no architecture: their readers tell it by names and shapes, and many networks share those.
     Global random numbers and the network that will be trained are left alone.
@@ -139,7 +165,7 @@ def _rehearse(config: PretrainConfig, out: Path) -> None:
             own = twin.features(pixels)
         except BAD_ARGUMENTS as error:
             raise UserError(
-                f"size: {config.arch} cannot look at {config.size} px ({one_line(error, 120)}); "
+                f"size: {config.arch} cannot take {config.size} px ({one_line(error, 120)}); "
                 "choose another size, or img_size in arch_args"
             ) from error
         try:

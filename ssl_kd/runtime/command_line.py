@@ -1,33 +1,100 @@
-"""What every command line shares: settings from words and YAML by jsonargparse (a dataclass's docstring is its help text),
-mistakes in one line, exit codes.
+"""What every command line shares: settings from arguments and YAML files, mistakes in one line, exit codes.
+
+A command's settings are a dataclass (see `ssl_kd.validation.setting`); options, help, groups, types and error lines all
+come from its fields. Only the standard library is imported here, and PyYAML where there is something to read.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, NoReturn
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import IO, Any, Literal, NoReturn
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_line
+from ssl_kd.runtime.objects import names_code
+from ssl_kd.validation import Settings, about, fits, must_fit, types_of
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
-    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130."""
-    try:
-        return run(argv)
-    except UserError as error:
-        print(f"{name}: {_joined(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"{name}: {_joined(error) or 'stopped'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    """Run a command; a person's mistake becomes one line and exit code 2, a stop signal 130.
+
+    A standard output that is full is a mistake of that kind. One whose reader has left ends the command in silence, with
+    exit code 1. One that was closed from the beginning, and what standard error does not take, ends nothing.
+    """
+    with _streams():
+        try:
+            try:
+                return run(argv)
+            finally:
+                sys.stdout.flush()  # now: at the interpreter's end it would be a traceback
+        except UserError as error:
+            print(f"{name}: {_joined(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as error:
+            print(f"{name}: {_joined(error) or 'stopped'}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            return 1
+
+
+class _Output:
+    """A stream of text: what its encoding lacks is spelt out, and what cannot be written is one line, or is dropped."""
+
+    def __init__(self, stream: Any, drops: bool):
+        self._stream, self._drops = stream, drops
+
+    def write(self, text: str) -> int:
+        """Write text; UserError, or nothing, where it cannot be."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:
+            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except OSError as error:
+            self._failed(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what is held back, likewise."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        with contextlib.suppress(OSError, ValueError):  # whatever is held back would be tried again at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if self._drops:
+            return
+        if isinstance(error, BrokenPipeError):
+            raise error
+        raise UserError(f"standard output could not be written ({error.strerror}); the command was ended") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Standard output and error that say in one line, or in silence, what they cannot write."""
+    before = sys.stdout, sys.stderr
+    with contextlib.ExitStack() as opened:
+
+        def there(stream: Any) -> Any:  # None if the descriptor was closed when Python began
+            return opened.enter_context(open(os.devnull, "w")) if stream is None else stream
+
+        sys.stdout, sys.stderr = _Output(there(before[0]), drops=False), _Output(there(before[1]), drops=True)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def _joined(error: BaseException) -> str:
@@ -39,73 +106,163 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
+        told = re.fullmatch(r"argument (?:-\w/)?--([\w-]+): expected one argument", message)
+        message = f"{told[1]}: expected a value behind --{told[1]}" if told else message
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parse(settings: type, argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Any:
+def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Settings:
     """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins, wherever it stands.
 
-    Unknown keys, unreadable files and values of a wrong type raise UserError with one line. `--help` lists every field
-    with its unit and default.
+    A first argument that ends in .yaml or .yml is a file, too; of several files the later wins. Unknown keys, unreadable
+    files and values of a wrong type raise UserError with one line. `--help` lists every field with its unit and default.
     """
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+    argv = _spelled(argv)
+    if argv and argv[0].endswith((".yaml", ".yml")) and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    parser = _parser(settings, prog, examples)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(_unknown(unknown[0], settings, prog))
+    known = {f.name: f for f in fields(settings)}
+    kinds = types_of(settings)
+    values: dict[str, Any] = {}
+    for file in given.config:
+        values |= _from_file(file, known, kinds, prog)
+    for name, text in vars(given).items():
+        if name != "config":
+            values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
+    for name, value in values.items():
+        if value is None and known[name].default is not None:
+            raise UserError(f"{name}: expected a value, got null; leave it out for its default (see {prog} --help)")
+    return settings(**values)
 
-    parser = ArgumentParser(
+
+# ----------------------------------------------------------------------------------------------- the options
+
+
+def _parser(settings: type, prog: str, examples: Sequence[str]) -> OneLineParser:
+    parser = OneLineParser(
         prog=prog,
+        usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
         description=(settings.__doc__ or "").split("\n")[0],
-        epilog="examples:  " + "   |   ".join(examples) if examples else None,
-        exit_on_error=False,
+        epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
-    parser.add_class_arguments(settings, fail_untyped=False)
-    try:
-        values: Namespace = parser.parse_args(_files_first(_spelled(argv, settings)))
-    except (ArgumentError, TypeError, ValueError, OSError) as error:
-        raise UserError(_plain(str(error), [f.name for f in fields(settings)], prog)) from error
-    for f in fields(settings):
-        if values[f.name] is None and f.default is not None:  # the parser lets null through for any type
-            raise UserError(f"{f.name}: expected a value, got null; leave it out for its default (see {prog} --help)")
-    return settings(**{f.name: values[f.name] for f in fields(settings)})
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file with any of the settings below"
+    )
+    kinds, described = types_of(settings), _docstring(settings)
+    for title, group in _groups(settings).items():
+        place = parser.add_argument_group(title)
+        for one in group:
+            text = about(one).help or described.get(one.name, "")
+            text = f"{text}{_default(one)}".replace("%", "%%")
+            if kinds[one.name] is bool:
+                place.add_argument(f"--{one.name}", metavar="true|false", nargs="?", const="true", help=text)
+            else:
+                place.add_argument(f"--{one.name}", metavar=_metavar(kinds[one.name]), help=text)
+    return parser
 
 
-def _spelled(argv: Sequence[str], settings: type) -> list[str]:
-    """Accept `--batch-size` for `--batch_size`, and a bare `--quiet` for `--quiet true`."""
-    switches = {f.name for f in fields(settings) if f.type in (bool, "bool")}
-    out: list[str] = []
-    for arg, after in zip(argv, [*argv[1:], "--"], strict=False):
+def _groups(settings: type) -> dict[str, list[Field[Any]]]:
+    """The fields under the titles of their groups: what people set first, then by the class that has the field."""
+    groups: dict[str, list[Field[Any]]] = {}
+    for one in fields(settings):
+        home = next(kind for kind in settings.__mro__ if one.name in vars(kind).get("__annotations__", {}))
+        title = "settings" if home is settings else (home.__doc__ or home.__name__).split("\n")[0].rstrip(".")
+        groups.setdefault("set these first" if about(one).first else title, []).append(one)
+    first = groups.pop("set these first", [])
+    return ({"set these first": first} if first else {}) | groups
+
+
+def _docstring(settings: type) -> dict[str, str]:
+    """What a docstring's `Args:` say, one line per field: for settings that are no `setting`."""
+    return dict(re.findall(r"^ {8}(\w+): (.+)$", settings.__doc__ or "", re.MULTILINE))
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(str(choice) for choice in typing.get_args(kind) if choice != "") + "}"
+    names = {str: "TEXT", int: "N", float: "X"}
+    return names.get(kind, "YAML")
+
+
+def _default(one: Field[Any]) -> str:
+    value = one.default_factory() if one.default_factory is not MISSING else one.default
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return "" if value in ("", None, {}) else f" (default: {shown})"
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """Accept `--batch-size` for `--batch_size`."""
+    out = []
+    for arg in argv:
         if arg.startswith("--"):
             name, equals, value = arg[2:].partition("=")
             arg = f"--{name.replace('-', '_')}{equals}{value}"
-            out.append(arg)
-            if arg[2:] in switches and after.startswith("--"):
-                out.append("true")
-        else:
-            out.append(arg)
+        out.append(arg)
     return out
 
 
-def _files_first(argv: Sequence[str]) -> list[str]:
-    """Every `--config FILE` moved to the front in its order: the parser lets whatever comes later win."""
-    files: list[str] = []
-    others: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            files += [word, *itertools.islice(words, 1)]
-        else:
-            (files if word.startswith("--config=") else others).append(word)
-    return files + others
+def _unknown(arg: str, settings: type, prog: str) -> str:
+    if not arg.startswith("--"):
+        return f"expected --setting value, got {arg!r} (see {prog} --help)"
+    key, known = arg[2:].partition("=")[0], [f.name for f in fields(settings)]
+    return f"no setting {key!r}.{nearest(key, known)} See {prog} --help"
 
 
-def _plain(message: str, known: list[str], prog: str) -> str:
-    """The parser's complaint in one line, with the nearest setting's name where a key is unknown."""
-    text = " ".join(message.split())
-    wrong = re.search(
-        r"[Kk]ey '([\w.]+)'|[Uu]nrecognized arguments: --([\w.-]+)|Option '([\w.]+)' is not accepted", text
-    )
-    if wrong:
-        key = next(g for g in wrong.groups() if g)
+# ------------------------------------------------------------------------------------------------ the values
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """An argument as a value: text where text is asked for, else what YAML reads in it."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    if kind is str or any(isinstance(choice, str) for choice in choices):
+        return text
+    value = _yaml(text, "", text)
+    meant = fits(kind, value) or isinstance(
+        value, list | dict
+    )  # whoever writes [weak] means a list, though a wrong one
+    return text if fits(kind, text) and not meant else value
+
+
+def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, Any], prog: str) -> dict[str, Any]:
+    """The settings of a YAML file. UserError for one that is none, and for a value that names code to be run."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = _yaml(file, f"{path}: not readable as YAML") or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config: cannot read {path}: {one_line(error, 160)} (see {prog} --help)") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: expected settings as in `epochs: 10`, got {one_line(repr(found))}")
+    for key, value in found.items():
         if key not in known:
-            return f"no setting {key!r}.{nearest(key, known)} See {prog} --help"
-    return f"{text[:400]} (see {prog} --help)"
+            raise UserError(f"no setting {key!r}.{nearest(key, list(known))} See {prog} --help")
+        if about(known[key]).code and names_code(value):
+            raise UserError(
+                f"{key}: {path} names code ({value}), and a file's settings run none; give it as --{key} {value}"
+            )
+    return {
+        key: value if value is None else must_fit(key, value, kinds[key], about(known[key]).expects)
+        for key, value in found.items()
+    }
+
+
+def _yaml(source: str | IO[str], complaint: str, otherwise: Any = None) -> Any:
+    """YAML as data, where 1e-3 is a number (to PyYAML it is text). What is no YAML is `otherwise`, or a UserError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    try:
+        return yaml.load(source, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-99
+        if not complaint:
+            return otherwise
+        raise UserError(f"{complaint}: {one_line(' '.join(str(error).split()), 200)}") from error

@@ -25,7 +25,7 @@ RUNS = 8  # of each type in the probe
 def bf16_pays(device_type: str = "cpu") -> bool:
     """True where a bf16 network step beats its fp32 twin by a tenth or more (about 50 ms, once per process)."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if device_type != "cpu":
         return False
     with torch.random.fork_rng(devices=[]):  # its weights must not change what a seed draws afterwards
@@ -65,7 +65,7 @@ def make_fabric(accelerator: str, precision: str) -> tuple[Fabric, str]:
     import os
 
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     kind = device_kind(accelerator)
     if kind == "cpu":

@@ -68,7 +68,7 @@ def gather_views(x: Tensor, views: int, sizes: list[int]) -> Tensor:
     """View-major rows (V x b_r, D) of every rank -> view-major rows of the whole batch (V x B, D)."""
     if len(sizes) == 1:
         return x
-    by_sample = x.unflatten(0, (views, -1)).transpose(0, 1)
+    by_sample = x.reshape(views, -1, *x.shape[1:]).transpose(0, 1)
     return gather(by_sample, sizes).transpose(0, 1).flatten(0, 1)
 
 
@@ -123,7 +123,7 @@ def _normalise(module: _BatchNorm, x: Tensor) -> Tensor:
     dims = [0, *range(2, x.ndim)]
     shape = [1, -1] + [1] * (x.ndim - 2)
     here = torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])])
-    everywhere = _Sum.apply(here)
+    everywhere: Tensor = _Sum.apply(here)
     count = everywhere[-1].detach()
     mean = everywhere[:-1] / count
     # Two passes, as in one process: the mean of squares minus the square of the mean loses digits.
@@ -136,7 +136,7 @@ def _normalise(module: _BatchNorm, x: Tensor) -> Tensor:
         with torch.no_grad():
             module.running_mean.lerp_(mean, rate)
             module.running_var.lerp_(var * count / (count - 1), rate)
-    out = centred * torch.rsqrt(var + module.eps).view(shape)
+    out: Tensor = centred * torch.rsqrt(var + module.eps).view(shape)
     if module.weight is not None:
         out = out * module.weight.view(shape) + module.bias.view(shape)
     return out.to(kind)

@@ -2,15 +2,16 @@
 
 The bytes go to `FILE.part`. Only when the length and every known digest agree is it renamed to FILE, in one step. A
 broken connection is tried again from where it broke; a killed download is taken up by the next call, if the server
-says (by ETag or date) that the file is still the same one, or a digest will tell. Only the standard library is used.
+says (by ETag or date) that the file is still the same one and what came is as it was written, or a digest will tell.
+`FILE.part.json` says that the part is ours; another's is left alone. Only the standard library is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
+import re
 import shutil
 import ssl
 import time
@@ -24,12 +25,14 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, one_line, shown_name
+from ssl_kd.runtime.files import atomic_text, put_in_place, sealed, sweep, unsealed
 from ssl_kd.runtime.progress import Progress
 
 CHUNK = 1 << 20
 TRIES = 4  # connections that bring nothing new before giving up
 MB = 1_000_000
+NOTED_EVERY = 64 * MB  # what a kill may cost of a download for which no digest is known
 GONE = (404, 410)
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 NETWORK_ERRORS = (OSError, http.client.HTTPException)  # OSError covers URLError, time-outs and resets
@@ -51,6 +54,11 @@ class Check:
     sha256: str | None = None
     md5: str | None = None
 
+    @property
+    def knows_the_bytes(self) -> bool:
+        """Whether a digest tells if the file is the right one."""
+        return bool(self.sha256 or self.md5)
+
 
 class _BrokenError(Exception):
     """A connection that failed in a way that may pass."""
@@ -66,25 +74,42 @@ def download(
     """
     check = check or Check()
     part = target.with_name(target.name + ".part")
-    web = urllib.parse.urlsplit(url).scheme in ("http", "https")
+    web = _scheme(url) in ("http", "https")
     if web and offline():
-        raise DownloadError(f"{url}: not fetched, for SSL_KD_OFFLINE is set; unset it, or name a copy on this disk")
+        raise DownloadError(
+            f"{shown_name(url)}: not fetched, for SSL_KD_OFFLINE is set; unset it, or name a copy on this disk"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         before = _stamp(target)
         with alone(target):
             if _stamp(target) != before:  # another process brought and checked it while this one waited
                 return digest_of(target)
+            _must_be_ours(part)
+            sweep(target.parent, (_note(part).name,))
             if web:
                 _fetch(url, part, check, quiet, timeout, pause)
             else:
                 _copy(url, part)
             sha256 = _verified(url, part, check)
-            os.replace(part, target)
+            put_in_place(part, target)
             _drop(part)
             return sha256
     except OSError as error:
-        raise DownloadError(f"{target}: cannot be written: {error.strerror or error}") from None
+        raise DownloadError(f"{target}: cannot be written: {one_line(error.strerror or error)}") from None
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urllib.parse.urlsplit(url).scheme
+    except ValueError as error:
+        raise DownloadError(f"{shown_name(url)}: not an address: {one_line(error)}") from None
+
+
+def _must_be_ours(part: Path) -> None:
+    """DownloadError, and nothing touched, where a part lies in the way that no note of ours vouches for."""
+    if os.path.lexists(part) and not _read_note(part):
+        raise DownloadError(f"{part}: is in the way, and {_note(part).name} does not say that it is ours; remove it")
 
 
 def offline() -> bool:
@@ -112,22 +137,20 @@ def _fetch(url: str, part: Path, check: Check, quiet: bool, timeout: float, paus
         left = TRIES if _length(part) > before else left - 1
         if left == 0:
             kept = f"; {_length(part):,} bytes are kept, the same command goes on from there" if _length(part) else ""
-            raise DownloadError(f"{url}: {TRIES} tries brought nothing: {trouble}{kept}")
+            raise DownloadError(f"{shown_name(url)}: {TRIES} tries brought nothing: {trouble}{kept}")
         time.sleep(pause * 2 ** (TRIES - left))
 
 
 def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) -> bool:
     """Run one connection; return whether `part` is now as long as the server's file."""
-    have = _length(part)
     request = urllib.request.Request(url, headers={"User-Agent": "ssl-kd", "Accept-Encoding": "identity"})
     note = _read_note(part)
     validator = note.get("validator") if note.get("url") == url else None
-    if have and (validator or check.sha256 or check.md5):
+    have, digest = _trusted(part, note, check) if validator or check.knows_the_bytes else (0, hashlib.sha256())
+    if have:
         request.add_header("Range", f"bytes={have}-")
         if validator:
-            request.add_header("If-Range", validator)
-    else:
-        have = 0
+            request.add_header("If-Range", str(validator))
     with _connect(request, timeout) as answer:
         if answer.status == 416:  # nothing behind what we have: all of it, or not a beginning of it
             if answer.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
@@ -135,18 +158,64 @@ def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) ->
             _drop(part)
             return False
         if answer.headers.get_content_type() == "text/html":
-            raise DownloadError(f"{url}: expected a file, but the server sent a web page (a login or a notice?)")
+            raise DownloadError(
+                f"{shown_name(url)}: expected a file, but the server sent a web page (a login or a notice?)"
+            )
         start, total = _extent(answer.status, answer.headers)
         if answer.status == 206 and start != have:
             _drop(part)
             return False
         _refuse_size(url, total, start, check, part)
-        _note(part).write_text(json.dumps({"url": url, "validator": _validator(answer.headers)}))
+        came = _Came(part, {"url": url, "validator": _validator(answer.headers)}, start, digest if start else None)
         with open(part, "r+b" if start else "wb") as file:
             file.seek(start)
             file.truncate()
-            _pour(answer, file, start, total, part.name.removesuffix(".part"), quiet)
+            _pour(answer, file, came, total, part.name.removesuffix(".part"), quiet)
+        if total is None and not (answer.chunked or check.size or check.knows_the_bytes):
+            _drop(part)
+            raise DownloadError(
+                f"{shown_name(url)}: the server does not say how long the file is and no digest of it is known: "
+                f"{came.length:,} bytes came, which may be a part of it; nothing is kept. Take it from elsewhere"
+            )
     return total is None or _length(part) == total
+
+
+class _Came:
+    """What came of a file: its length, its digest where that is known from the first byte on, and the note of both."""
+
+    def __init__(self, part: Path, note: dict[str, str], length: int, digest: Any):
+        self.part, self.note, self.length = part, note, length
+        self.digest = hashlib.sha256() if length == 0 else digest
+        self.noted = length
+        self.write_note()
+
+    def add(self, block: bytes) -> None:
+        """Count a block that was written."""
+        self.length += len(block)
+        if self.digest is not None:
+            self.digest.update(block)
+
+    def write_note(self) -> None:
+        """Say what the part is, and how many of its bytes are vouched for."""
+        sure = {} if self.digest is None else {"bytes": self.length, "sha256": self.digest.hexdigest()}
+        atomic_text(_note(self.part), sealed(self.note | sure))
+        self.noted = self.length
+
+
+def _trusted(part: Path, note: dict[str, Any], check: Check) -> tuple[int, Any]:
+    """How many bytes of a part are a beginning to go on from, and the digest of those, or None where a check will tell."""
+    if check.knows_the_bytes:
+        return _length(part), None
+    left = int(note.get("bytes", 0))
+    digest = hashlib.sha256()
+    if left and _length(part) >= left:
+        with open(part, "rb") as file:
+            for _ in range(-(-left // CHUNK)):
+                digest.update(file.read(min(CHUNK, left)))
+                left -= min(CHUNK, left)
+        if digest.hexdigest() == note.get("sha256"):
+            return int(note["bytes"]), digest
+    return 0, hashlib.sha256()
 
 
 def _connect(request: urllib.request.Request, timeout: float) -> Any:
@@ -158,34 +227,48 @@ def _connect(request: urllib.request.Request, timeout: float) -> Any:
         if error.code == 416:
             return error
         error.close()
-        trouble = f"the server answered {error.code} {' '.join(str(error.reason).split())}"
+        trouble = f"the server answered {error.code} {one_line(error.reason)}"
         if error.code in GONE:
-            raise MissingError(f"{url}: {trouble}") from None
+            raise MissingError(f"{shown_name(url)}: {trouble}") from None
         if error.code in PASSING:
             raise _BrokenError(trouble) from None
-        raise DownloadError(f"{url}: {trouble}") from None
+        raise DownloadError(f"{shown_name(url)}: {trouble}") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            text = error.reason.verify_message
-            raise DownloadError(f"{url}: the server's certificate is not trusted: {text}") from None
-        raise _BrokenError(str(error.reason)) from None
+            text = one_line(error.reason.verify_message)
+            raise DownloadError(f"{shown_name(url)}: the server's certificate is not trusted: {text}") from None
+        raise _BrokenError(_said(error.reason)) from None
     except NETWORK_ERRORS as error:
-        raise _BrokenError(str(error) or type(error).__name__) from None
+        raise _BrokenError(_said(error)) from None
+    except DownloadError:
+        raise
+    except (ValueError, OverflowError) as error:  # ports and hosts that are none, here or where a redirect leads
+        raise DownloadError(f"{shown_name(url)}: it, or where it leads, is no address: {one_line(error)}") from None
 
 
-def _pour(answer: Any, file: BinaryIO, have: int, total: int | None, title: str, quiet: bool) -> None:
-    shown, whole = have // MB, -(-total // MB) if total else 0
+def _said(error: object) -> str:
+    return one_line(error, 160) or type(error).__name__
+
+
+def _pour(answer: Any, file: BinaryIO, came: _Came, total: int | None, title: str, quiet: bool) -> None:
+    shown, whole = came.length // MB, -(-total // MB) if total else 0
     with Progress(title, whole, "MB", quiet or not total, start=shown) as bar:
         while True:
             try:
                 block = answer.read(CHUNK)
             except NETWORK_ERRORS as error:
-                raise _BrokenError(str(error) or type(error).__name__) from None
+                file.flush()
+                came.write_note()
+                raise _BrokenError(_said(error)) from None
+            if block:
+                file.write(block)
+                came.add(block)
+            if not block or came.length >= came.noted + NOTED_EVERY:
+                file.flush()
+                came.write_note()
             if not block:
                 return
-            file.write(block)
-            have += len(block)
-            step = whole if have == total else have // MB
+            step = whole if came.length == total else came.length // MB
             bar.advance(step - shown)
             shown = step
 
@@ -200,10 +283,13 @@ def _extent(status: int, headers: Message) -> tuple[int, int | None]:
     """Return where the answer starts in the file, and the file's length where it is said."""
     if status == 206:
         span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        start = span.partition("-")[0]
-        return (int(start) if start.isdigit() else 0), (int(total) if total.isdigit() else None)
-    length = headers.get("Content-Length", "")
-    return 0, (int(length) if length.isdigit() else None)
+        return _number(span.partition("-")[0]) or 0, _number(total)
+    return 0, _number(headers.get("Content-Length", ""))
+
+
+def _number(text: str) -> int | None:
+    """A length as servers write it; None for anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _refuse_size(url: str, total: int | None, have: int, check: Check, part: Path) -> None:
@@ -211,7 +297,7 @@ def _refuse_size(url: str, total: int | None, have: int, check: Check, part: Pat
         return
     if check.size is not None and total != check.size:
         raise DownloadError(
-            f"{url}: expected {check.size:,} bytes, but the server has {total:,}: not the published file"
+            f"{shown_name(url)}: expected {check.size:,} bytes, but the server has {total:,}: not the published file"
         )
     free = shutil.disk_usage(part.parent).free
     if total - have > free:
@@ -223,10 +309,11 @@ def _refuse_size(url: str, total: int | None, have: int, check: Check, part: Pat
 def _copy(url: str, part: Path) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("", "file") and len(parts.scheme) > 1:  # one letter is a Windows drive
-        raise DownloadError(f"{url}: only http, https and file addresses are read, not {parts.scheme}")
+        raise DownloadError(f"{shown_name(url)}: only http, https and file addresses are read, not {parts.scheme}")
     source = Path(urllib.request.url2pathname(parts.path)) if parts.scheme == "file" else Path(url)
     if not source.is_file():
-        raise MissingError(f"{source}: no such file")
+        raise MissingError(f"{shown_name(str(source))}: no such file")
+    atomic_text(_note(part), sealed({"url": url, "validator": ""}))
     shutil.copyfile(source, part)
 
 
@@ -240,7 +327,7 @@ def _verified(url: str, part: Path, check: Check) -> str:
         if want and not agrees:
             _drop(part)
             raise DownloadError(
-                f"{url}: {kind} is {found[kind]}, expected {want}: damaged or another file, and thrown away; try again"
+                f"{shown_name(url)}: {kind} is {found[kind]}, expected {want}: damaged or another file, and thrown away; try again"
             )
     return sha256
 
@@ -251,8 +338,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
         """Return the next request, or raise for an insecure one."""
         if req.type == "https" and not newurl.startswith("https:"):
-            raise DownloadError(f"{req.full_url}: redirected from https to {newurl}, which is not followed")
+            raise DownloadError(
+                f"{shown_name(req.full_url)}: redirected from https to {one_line(newurl, 160)}, which is not followed"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(self, req, fp, code, msg, headers):  # type: ignore[no-untyped-def]
+        """Follow, or close the connection that led elsewhere."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -279,7 +378,7 @@ def alone(target: Path) -> Iterator[None]:
     except ImportError:  # Windows: two at once may spoil the .part, which the check then refuses
         yield
         return
-    with open(target.with_name(target.name + ".lock"), "w") as file:
+    with open(target.with_name(target.name + ".lock"), "a") as file:  # another's file of that name keeps its bytes
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -301,7 +400,8 @@ def _note(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read_note(part: Path) -> dict[str, str]:
+def _read_note(part: Path) -> dict[str, Any]:
+    """What is known of a part; nothing where there is no note of ours, or a damaged one."""
     with suppress(OSError, ValueError):
-        return dict(json.loads(_note(part).read_text()))
+        return unsealed(_note(part).read_text(), older=("url", "validator"))
     return {}

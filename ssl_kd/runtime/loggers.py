@@ -5,6 +5,9 @@
     log: csv,tensorboard      several; events in the run folder: tensorboard --logdir runs/x
     log: wandb                project ssl_kd; WANDB_PROJECT, WANDB_MODE=offline and the like are obeyed
 
+From Python any Lightning `Logger` will do beside the names, log=["csv", MLFlowLogger()]; on the command line
+`package.module:name`, which is such a logger or what makes one when it is called.
+
 Only the standard library is imported here: the command line checks the names before anything heavy wakes.
 """
 
@@ -16,13 +19,30 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ssl_kd.errors import UserError, one_of
+from ssl_kd.errors import UserError, one_line, one_of
 from ssl_kd.runtime.files import append_line, atomically
+from ssl_kd.runtime.objects import imported, is_record, names_code
+from ssl_kd.validation import setting
 
 METRICS = "metrics.jsonl"
+
+
+@dataclass
+class LogSettings:
+    """Logging."""
+
+    log: str = setting(
+        "csv",
+        "where the figures of metrics.jsonl go as well: csv, tensorboard, wandb (several with commas), or jsonl for nowhere else",
+        first=True,
+        code=True,
+    )
+    log_every: int = setting(20, "steps between lines of metrics.jsonl", least=1)
+    measure_gradients: bool = setting(False, "log each term's gradient norm at the student's features as well")
 
 
 class Log(Protocol):
@@ -70,10 +90,20 @@ def _csv_line(cells: list[Any]) -> str:
     return text.getvalue()
 
 
-class Lightning:
-    """A logger of Lightning's behind our face."""
+class LightningLogger(Protocol):
+    """What is asked of a logger of Lightning's, or of anybody else's."""
 
-    def __init__(self, logger: Any):
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take the figures of a step."""
+
+    def finalize(self, status: str) -> None:
+        """The run is over."""
+
+
+class Lightning:
+    """A logger of Lightning's as a `Log`."""
+
+    def __init__(self, logger: LightningLogger):
         self.logger = logger
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -82,22 +112,22 @@ class Lightning:
         self.logger.log_metrics(numbers, step=int(record["step"]))
 
     def close(self) -> None:
-        """Say that the run is over."""
+        """Tell it that the run is over."""
         self.logger.finalize("success")
 
 
 def _tensorboard(home: Path, first: int) -> Log:
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-    # purge_step: what a killed process said about steps that are done again is hidden.
+    # purge_step: what a killed process logged about steps that are done again is hidden.
     return Lightning(TensorBoardLogger(home.parent, name="", version="tensorboard", purge_step=first))
 
 
 def _wandb(home: Path, first: int) -> Log:
-    from pytorch_lightning.loggers import WandbLogger
+    from pytorch_lightning.loggers.wandb import WandbLogger
 
     folder = home.parent.resolve()
-    # The same run folder goes on with the same run there; one that was begun anew is another.
+    # The same run folder resumes the same run there; one that was begun anew is another.
     begun = (folder / "config.yaml").stat().st_mtime_ns
     name = hashlib.sha256(f"{folder} {begun}".encode()).hexdigest()[:16]
     project = os.environ.get("WANDB_PROJECT", "ssl_kd")
@@ -114,16 +144,40 @@ EXTRAS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}  
 
 
 def names(log: str) -> list[str]:
-    """The logs that a setting such as `csv,tensorboard` names. UserError for an unknown one or a missing package."""
-    wanted = [one_of("log", name.strip(), LOGS) for name in log.split(",")]
+    """The logs that a setting such as `csv,tensorboard` names, without objects (`logger_of` and `record_of` are theirs).
+
+    UserError for an unknown one or a missing package.
+    """
+    parts = [name.strip() for name in log.split(",")]
+    wanted = [one_of("log", name, LOGS) for name in parts if not (names_code(name) or is_record(name))]
     for name in wanted:
         if name in EXTRAS and not any(importlib.util.find_spec(package) for package in EXTRAS[name]):
             raise UserError(f"log: {name} needs a package that is not installed: pip install 'ssl-kd[{name}]'")
     return list(dict.fromkeys(wanted))
 
 
+def logger_of(given: Any) -> LightningLogger:
+    """A logger given as an object or as `package.module:name`. UserError for what takes no metrics."""
+    found = imported("log", given) if isinstance(given, str) else given
+    if isinstance(given, str) and (isinstance(found, type) or not hasattr(found, "log_metrics")) and callable(found):
+        found = _made(given, found)
+    if not (hasattr(found, "log_metrics") and hasattr(found, "finalize")):
+        raise UserError(
+            f"log: expected names ({', '.join(LOGS)}) and Lightning loggers, got "
+            f"{given if isinstance(given, str) else type(given).__name__}"
+        )
+    return found  # type: ignore[no-any-return]  # whatever has the two methods is one
+
+
+def _made(name: str, maker: Callable[[], Any]) -> Any:
+    try:
+        return maker()
+    except Exception as error:  # whatever anybody's class or function raises
+        raise UserError(f"log: {name} cannot be made: {type(error).__name__}: {one_line(error, 160)}") from error
+
+
 def open_logs(log: str, home: Path, first: int) -> list[Log]:
-    """The logs of a setting, beside metrics.jsonl, before the record of step `first` is added to them."""
+    """The logs that a setting names, beside metrics.jsonl, before the record of step `first` is added to them."""
     return [make(home, first) for name in names(log) if (make := LOGS[name]) is not None]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -18,8 +19,9 @@ LINE_EVERY = 60.0  # seconds between plain lines when the output is not a termin
 class Progress:
     """Counts work done and shows rate and time left on standard error; silent with `quiet=True`.
 
-    `advance(n, **notes)` adds n units and shows the notes (loss, learning rate, ...) behind the bar; `keep` shows notes
-    from now on; `warn` says a line at once, also when quiet.
+    `advance(n, **notes)` adds n units and shows the notes (loss, learning rate, ...) on a line of their own below the
+    bar, cut where the terminal ends, so that they never push count, rate and time left away; `keep` shows notes from now
+    on; `warn` prints a line at once, also when quiet.
     """
 
     def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, start: int = 0):
@@ -31,22 +33,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
-
-            self._bar = RichProgress(
-                TextColumn("{task.description}", markup=False),  # a name like t[v2] is no markup
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[notes]}", markup=False),
-                console=Console(stderr=True),
-            )
+            self._bar = _two_lines(self.title, self.total, self.unit)
             self._bar.start()
+            # A name like t[v2] is no markup.
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, rate="", notes="")
         return self
 
@@ -68,17 +57,17 @@ class Progress:
         self.done += n
         text = "  ".join(f"{k} {v}" for k, v in (notes | self._kept).items())
         if self._bar is not None:
-            self._bar.update(self._task, advance=n, rate=f"{self.rate:.0f} {self.unit}/s", notes=text)
+            self._bar.update(self._task, advance=n, rate=f"{self.rate:.0f}/s", notes=text)
         elif not self.quiet and time.monotonic() - self.spoke > LINE_EVERY:
             self.spoke = time.monotonic()
             self._line(text)
 
     def keep(self, **notes: object) -> None:
-        """Show these notes behind the bar from now on, until they are given anew."""
+        """Show these notes from now on, until they are given anew."""
         self._kept |= notes
 
     def warn(self, text: str) -> None:
-        """Say one line on standard error, above the bar where there is one."""
+        """Print one line on standard error, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=True)
         else:
@@ -94,3 +83,32 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _two_lines(title: str, total: int, unit: str) -> Any:
+    """A bar of rich's whose notes stand on a second line; it has the room that count, rate and times leave."""
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class TwoLines(RichProgress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield Text(str(self.tasks[0].fields["notes"]), no_wrap=True, overflow="ellipsis") if self.tasks else ""
+
+    console = Console(stderr=True)
+    # What stands beside the bar: title, both counts, unit, rate, two times, and the spaces between them.
+    beside = len(title) + 2 * len(str(total)) + len(unit) + 44
+    bar = [BarColumn(bar_width=min(24, console.width - beside))] if console.width - beside >= 4 else []
+    return TwoLines(
+        TextColumn("{task.description}", markup=False),
+        *bar,
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -7,8 +7,11 @@ last.ckpt            student, heads, queues, optimiser, position: enough to go o
 student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
 student_best.safetensors  the student whose held-out images had the most neighbours in common with the teacher's
 README.md            what this folder is and how to reproduce it
+unreadable.json      only after a run that stopped at too many unreadable images: which ones
+.ssl_kd.json         which of these names are ours to replace and to remove
 
-A process may be killed at any moment: what it leaves is whole, or is swept up by the next one.
+A process may be killed at any moment: what it leaves is whole, or is swept up by the next one. A folder of somebody
+else's is refused before a byte of it is touched, also with overwrite.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import json
 import os
 import pickle
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,13 +29,16 @@ import torch
 import yaml
 
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.runtime.files import append_line, atomic_text, sweep
+from ssl_kd.runtime.files import append_line, atomic_text, sealed, unsealed
 from ssl_kd.runtime.loggers import METRICS, Log, open_logs, records
+from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.state import load_state, save_state
 
 LAST = "last.ckpt"
 STUDENT = "student.safetensors"
 BEST = "student_best.safetensors"
+UNREADABLE_IMAGES = "unreadable.json"
+MADE_BY = "made_by"  # of a state: the settings of its run that decide what is learned, as YAML
 BEGIN_ANEW = "put a copy in its place, or remove it to begin anew"
 # What torch.load raises for a file that is damaged, or none of its own.
 UNREADABLE = (
@@ -50,12 +55,61 @@ UNREADABLE = (
 FREE = frozenset(
     {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
 )
+# What the config.yaml of every version says: how a run's folder without a marker is recognised.
+ALWAYS_SET = frozenset(
+    {
+        "student",
+        "student_args",
+        "objective",
+        "images",
+        "out",
+        "views",
+        "epochs",
+        "batch_size",
+        "precision",
+        "save_minutes",
+    }
+)
+HEX = "[0-9a-f]" * 16
+
+
+def _is_older_run(folder: Path) -> bool:
+    try:
+        return ALWAYS_SET <= _settings(folder / "config.yaml").keys()
+    except (OSError, UserError):
+        return False
+
+
+# In the order in which they are removed: config.yaml last, so that a kill in between leaves a run that begins anew.
+RUN = Kind(
+    "run",
+    "out",
+    "a run's folder",
+    (
+        LAST,
+        STUDENT,
+        BEST,
+        METRICS,
+        "metrics.csv",
+        f"targets/{HEX}.crc",
+        f"targets/{HEX}.f16",
+        f"targets/{MARKER}",
+        "tensorboard/events.out.tfevents.*",
+        UNREADABLE_IMAGES,
+        "README.md",
+        "environment.json",
+        "config.yaml",
+    ),
+    _is_older_run,
+)
 
 
 class RunDir:
     """One run's folder, locked while in use.
 
     A folder with a state inside is gone on with if the settings that matter are equal; otherwise UserError names them.
+    overwrite: begin anew, and remove what an earlier run left there. UserError, and nothing touched, for a folder that is
+    neither empty nor a run's.
     """
 
     def __init__(
@@ -72,6 +126,7 @@ class RunDir:
         self.writes = writes  # of several processes only the first writes
         if not writes:
             return
+        self._look(overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,38 +134,45 @@ class RunDir:
         self._lock = _lock(self.path)
         self._logs: list[Log] | None = None  # opened by the first line, when lost work has been forgotten
         try:
+            self._look(overwrite)  # again: another process may have been here meanwhile
             self._open(overwrite)
+        except OSError as error:
+            self.close()
+            raise UserError(f"out: cannot write in {self.path} ({error.strerror}); choose another folder") from error
         except BaseException:
             self.close()
             raise
 
-    def _open(self, overwrite: bool) -> None:
+    def _look(self, overwrite: bool) -> None:
+        """UserError, and nothing touched, where the folder is somebody else's, or another run's and not to be replaced."""
+        require_ours(self.path, RUN)
         config = self.path / "config.yaml"
-        sweep(self.path)
-        if overwrite:
-            for name in ("targets", "tensorboard"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            told = ("README.md", "environment.json") if config.exists() else ()  # a stranger's README.md is not ours
-            for name in (LAST, STUDENT, BEST, METRICS, "metrics.csv", *told, "config.yaml"):
-                (self.path / name).unlink(missing_ok=True)
-        if config.exists():
+        if not overwrite and config.exists():
             self._same_question(_settings(config))
-        elif any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
-            raise UserError(
-                f"out: {self.path} is not empty and not a run's folder; choose another, or pass overwrite to use it"
-            )
-        else:
+
+    def _open(self, overwrite: bool) -> None:
+        mark(self.path, RUN)
+        if overwrite:
+            remove_ours(self.path, RUN)
+        config = self.path / "config.yaml"
+        if not config.exists():
             atomic_text(config, yaml.safe_dump(self.settings, sort_keys=False))
         atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
 
     def _same_question(self, before: Mapping[str, Any]) -> None:
-        before = self.defaults | dict(before)  # a setting that is younger than the run had its default
-        keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
-        if keys:
-            changed = ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
+        if changed := self._changed(before):
             raise UserError(
                 f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite"
             )
+
+    def _decisive(self) -> str:
+        return yaml.safe_dump({k: v for k, v in self.settings.items() if k not in FREE}, sort_keys=False)
+
+    def _changed(self, before: Mapping[str, Any]) -> str:
+        """The first settings that were others and that decide what is learned, in words; empty if there are none."""
+        before = self.defaults | dict(before)  # a setting that is younger than the run had its default
+        keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
+        return ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
 
     def restore(self) -> dict[str, Any] | None:
         """The last saved state, or None for a fresh run. Metric lines of work that was lost since are dropped."""
@@ -121,14 +183,37 @@ class RunDir:
             raise UserError(f"{path}: the saved state is damaged ({one_line(error)}); {BEGIN_ANEW}") from error
         if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
             raise UserError(f"{path}: expected the saved state of a run, got another's torch file; {BEGIN_ANEW}")
+        made_by = state.pop(MADE_BY, None) if state else None  # states of older versions do not say
+        if made_by and (changed := self._changed(yaml.safe_load(made_by))):
+            raise UserError(f"{path}: is the state of a run with other settings ({changed}); {BEGIN_ANEW}")
         self._forget_after(state["step"] if state else 0)
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace last.ckpt, atomically."""
+        """Replace last.ckpt, atomically; it says by which settings it was made."""
         if not self.writes:
             return
-        save_state(self.path / LAST, state)
+        save_state(self.path / LAST, dict(state) | {MADE_BY: self._decisive()})
+
+    def keep_unreadable(self, images: Mapping[str, str]) -> None:
+        """Write down which images a run stopped at, id -> reason: giving the command again does not forget them."""
+        if self.writes:
+            atomic_text(self.path / UNREADABLE_IMAGES, sealed({"images": dict(images)}))
+
+    def kept_unreadable(self) -> dict[str, str]:
+        """What `keep_unreadable` wrote, or nothing. UserError where it is damaged."""
+        path = self.path / UNREADABLE_IMAGES
+        if not path.exists():
+            return {}
+        try:
+            return {str(name): str(reason) for name, reason in unsealed(path.read_text())["images"].items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is damaged ({one_line(error)}); remove it") from error
+
+    def forget_unreadable(self) -> None:
+        """Remove what `keep_unreadable` wrote: the state has it now, or the images can be read again."""
+        if self.writes:
+            (self.path / UNREADABLE_IMAGES).unlink(missing_ok=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, and to the other logs that were asked for."""
@@ -166,7 +251,7 @@ def _lock(folder: Path) -> IO[bytes]:
     import fcntl
 
     try:
-        file = open(folder / ".lock", "wb")  # noqa: SIM115 - held for the life of the run
+        file = open(folder / ".lock", "ab")  # noqa: SIM115 - held for the life of the run
     except OSError as error:
         raise UserError(f"out: cannot write in {folder} ({error.strerror}); choose another folder") from error
     try:
@@ -202,7 +287,7 @@ def _settings(config: Path) -> Mapping[str, Any]:
     """What a run's config.yaml says; UserError where somebody's hand left something else in it."""
     try:
         found = yaml.safe_load(config.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{config} is no YAML ({one_line(error)}); mend it, choose another out, or pass overwrite"
         ) from error

@@ -1,7 +1,14 @@
-"""The saved state of a run: written whole or not at all, read back as data."""
+"""The saved state of a run: written whole or not at all, read back as data, with a digest of every byte.
+
+A state is an ordinary torch file. The SHA-256 of its bytes stands in the comment at the end of the zip, where torch does
+not look. States of older versions have none; of those the checksums of the zip's members are tried.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +17,82 @@ import torch
 
 from ssl_kd.runtime.files import atomically
 
+CHUNK = 1 << 20
+_LABEL = b"ssl_kd sha256 "
+_COMMENT = len(_LABEL) + 64
+_LENGTH = _COMMENT.to_bytes(2, "little")
+_NO_COMMENT = b"\0\0"  # the length of the comment, the last two bytes of a zip without one
+
+
+class _Digested:
+    """A file that is written from beginning to end, and the digest of what was written."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.digest, self.length = hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        """Pass on the bytes."""
+        self.digest.update(data)
+        self.length += len(data)
+        return int(self._file.write(data))
+
+    def flush(self) -> None:
+        """Pass on the wish."""
+        self._file.flush()
+
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
-    atomically(path, lambda file: torch.save(dict(state), file))
+
+    def write(file: Any) -> None:
+        digested: Any = _Digested(file)
+        torch.save(dict(state), digested)
+        file.seek(digested.length - len(_NO_COMMENT))
+        file.write(_LENGTH + _LABEL + digested.digest.hexdigest().encode())
+
+    atomically(path, write)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read back what `save_state` wrote, as plain data on the CPU. Foreign files go through `ssl_kd.checkpoints.loading`."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Read back what `save_state` wrote, as plain data on the CPU. Foreign files go through `ssl_kd.checkpoints.loading`.
+
+    ValueError, or what torch raises, for a damaged file.
+    """
+    _check(path)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _check(path: Path) -> None:
+    """ValueError where a byte is not the one that was written."""
+    with open(path, "rb") as file:
+        body = file.seek(0, os.SEEK_END) - _COMMENT - len(_NO_COMMENT)
+        file.seek(max(body, 0))
+        length, comment = file.read(len(_NO_COMMENT)), file.read()
+        if body > 0 and (length == _LENGTH or comment.startswith(_LABEL)):  # one damaged byte spoils one of them
+            file.seek(0)
+            if length + comment != _LENGTH + _LABEL + _digest(file, body).encode():
+                raise ValueError("its checksum does not match")
+        elif zipfile.is_zipfile(file):
+            _check_members(file)
+
+
+def _digest(file: Any, length: int) -> str:
+    """SHA-256 of the next `length` bytes and of what stood behind them before there was a comment."""
+    digest = hashlib.sha256()
+    while length and (block := file.read(min(CHUNK, length))):
+        digest.update(block)
+        length -= len(block)
+    digest.update(_NO_COMMENT)
+    return digest.hexdigest()
+
+
+def _check_members(file: Any) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise ValueError(f"its zip is damaged: {error}") from error
+    if bad is not None:
+        raise ValueError("a checksum does not match")

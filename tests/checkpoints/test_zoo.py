@@ -13,6 +13,7 @@ import pytest
 
 from ssl_kd.checkpoints import zoo
 from ssl_kd.checkpoints.zoo_entries import ZOO
+from ssl_kd.cli import zoo as command
 from ssl_kd.errors import CheckpointError
 from ssl_kd.runtime.download import DownloadError
 
@@ -213,20 +214,72 @@ def test_a_non_commercial_licence_is_said_when_the_file_comes(publish, capsys):
     assert "dino_vits16: licence" not in said
 
 
-def test_damage_in_the_cache_is_noticed(publish):
+# What may happen to a fetched file and its record, and what is said then; None: fetched again.
+DAMAGE = {
+    "a flipped bit": (lambda path: path.write_bytes(BODY[:-1] + bytes([BODY[-1] ^ 1])), "its digest is .*remove .*zoo download"),
+    "cut": (lambda path: path.write_bytes(BODY[:-1]), "is 6,999 bytes, was 7,000"),
+    "emptied": (lambda path: path.write_bytes(b""), "is 0 bytes"),
+    "swapped": (lambda path: path.write_bytes(BODY[::-1]), "its digest is"),
+    "a folder in its place": (lambda path: (path.unlink(), path.mkdir()), "is 4,096 bytes|cannot be read"),
+    "deleted": (Path.unlink, None),
+    "record: emptied": (lambda path: path.with_name("origin.json").write_text(""), "origin.json: is damaged"),
+    "record: not ours": (lambda path: path.with_name("origin.json").write_text('{"sha256": 1}'), "origin.json: is damaged"),
+    "record: no text": (lambda path: path.with_name("origin.json").write_bytes(b"\xff"), "origin.json: is damaged"),
+    "record: deleted": (lambda path: path.with_name("origin.json").unlink(), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_in_the_cache_is_noticed(damage, publish):
     publish("dino_vits16")
     path = zoo.fetch("dino_vits16", quiet=True)
-    path.write_bytes(BODY[:-1] + b"!")
-    assert zoo.fetch("dino_vits16") == path  # the length agrees; loading need not read the file twice
-    with pytest.raises(CheckpointError, match=r"its digest is .*remove .*zoo download dino_vits16"):
-        zoo.main(["download", "dino_vits16"])
-    path.write_bytes(BODY[:-1])
-    with pytest.raises(CheckpointError, match="is 6,999 bytes, was 7,000"):
+    act, said = DAMAGE[damage]
+    act(path)
+    for bring in (zoo.fetch, lambda name: command.main(["download", "--quiet", name])):
+        if said is None:
+            bring("dino_vits16")
+            assert path.read_bytes() == BODY
+            continue
+        with pytest.raises(CheckpointError, match=said) as caught:
+            bring("dino_vits16")
+        assert "\n" not in str(caught.value)
+
+
+def test_no_flipped_bit_of_a_record_makes_another_file_trusted(publish):
+    publish("dino_vits16")
+    path = zoo.fetch("dino_vits16", quiet=True)
+    record = path.with_name("origin.json")
+    sound = record.read_bytes()
+    path.write_bytes(BODY[::-1])
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        record.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"damaged|digest"):
+            zoo.fetch("dino_vits16")
+
+
+def test_a_record_of_an_older_version_still_counts(publish):
+    publish("dino_vits16")
+    path = zoo.fetch("dino_vits16", quiet=True)
+    record = json.loads(path.with_name("origin.json").read_text())
+    del record["check"]
+    path.with_name("origin.json").write_text(json.dumps(record))
+    assert zoo.fetch("dino_vits16") == path
+    path.write_bytes(BODY[::-1])
+    with pytest.raises(CheckpointError, match="its digest is"):
         zoo.fetch("dino_vits16")
-    path.write_bytes(BODY)
-    path.with_name("origin.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"origin.json: is damaged"):
-        zoo.fetch("dino_vits16")
+
+
+def test_what_a_record_says_never_reaches_the_terminal_raw(publish, capsys):
+    publish("dino_vits16")
+    path = zoo.fetch("dino_vits16", quiet=True)
+    record = json.loads(path.with_name("origin.json").read_text())
+    del record["check"]
+    path.with_name("origin.json").write_text(json.dumps(record | {"url": "\x1b[31mred\nnote: all is well"}))
+    command.main(["show", "dino_vits16"])
+    assert "\x1b" not in (said := capsys.readouterr().out)
+    assert not any(line.startswith("note: all") for line in said.splitlines())
 
 
 def test_a_file_put_there_by_hand_is_taken_and_recorded(publish):
@@ -239,7 +292,7 @@ def test_a_file_put_there_by_hand_is_taken_and_recorded(publish):
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     assert zoo.fetch(entry.name) == path
-    assert "put there by hand" in zoo.show(entry.name)
+    assert "put there by hand" in command.show(entry.name)
     wrong = zoo.place(zoo.find("moco_v2_r50_800ep"))
     wrong.parent.mkdir(parents=True)
     wrong.write_bytes(BODY)
@@ -331,19 +384,19 @@ def test_the_cache_follows_the_platform(monkeypatch, tmp_path):
 def test_the_list_has_a_line_for_each_teacher_and_can_be_narrowed(publish, capsys):
     publish("dino_vits16")
     zoo.fetch("dino_vits16", quiet=True)
-    assert zoo.main(["list"]) == 0
+    assert command.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(ZOO) + 2
     assert next(line for line in lines if line.startswith("dino_vits16 ")).endswith("cached")
-    zoo.main(["list", "swav", "W2"])
+    command.main(["list", "swav", "W2"])
     assert "vissl_swav_r50w2_400ep" in (narrow := capsys.readouterr().out)
     assert len(narrow.splitlines()) == 4
     with pytest.raises(CheckpointError, match="has all of: swav, vit"):
-        zoo.main(["list", "swav", "vit"])
+        command.main(["list", "swav", "vit"])
 
 
 def test_show_says_licence_scores_source_and_advice(capsys):
-    zoo.main(["show", "swav_r50w5_400ep"])
+    command.main(["show", "swav_r50w5_400ep"])
     said = capsys.readouterr().out
     for part in (
         "linear 78.5",
@@ -357,17 +410,17 @@ def test_show_says_licence_scores_source_and_advice(capsys):
 
 
 def test_json_is_complete(capsys):
-    zoo.main(["list", "--json"])
+    command.main(["list", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(ZOO)
-    zoo.main(["show", "--json", "facebook/dino-vits8"])
+    command.main(["show", "--json", "facebook/dino-vits8"])
     assert json.loads(capsys.readouterr().out)["knn"] == 78.3
 
 
 def test_download_prints_the_paths(publish, capsys):
     for name in ("dino_vits16", "dino_vits8"):
         publish(name)
-    assert zoo.main(["download", "--quiet", "dino_vits16", "dino_vits8"]) == 0
+    assert command.main(["download", "--quiet", "dino_vits16", "dino_vits8"]) == 0
     out, err = capsys.readouterr()
     assert [line.rsplit("/", 1)[1] for line in out.split()] == [
         "dino_deitsmall16_pretrain.pth",
@@ -377,7 +430,7 @@ def test_download_prints_the_paths(publish, capsys):
 
 
 def test_the_zoo_answers_without_numpy_or_torch():
-    code = "import sys; from ssl_kd import zoo; zoo.list_table(); sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys; from ssl_kd.cli import zoo; zoo.list_table(); sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -387,10 +440,10 @@ def test_the_page_on_the_zoo_runs(publish, capsys):
     commands = [
         c.split("#")[0].split() for c in re.search(r"```console\n(.*?)```", page, re.DOTALL).group(1).splitlines()
     ]
-    assert {command[2] for command in commands} == {"list", "show", "download"}
-    for command in commands:
-        assert command[:2] == ["ssl-kd", "zoo"]
-        assert zoo.main(command[2:]) == 0
+    assert {words[2] for words in commands} == {"list", "show", "download"}
+    for words in commands:
+        assert words[:2] == ["ssl-kd", "zoo"]
+        assert command.main(words[2:]) == 0
         assert capsys.readouterr().out
     for name in re.findall(r"`((?:facebook|vit_)[^`]+)`", page):
         assert zoo.known(name)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -41,11 +42,37 @@ def test_the_overview_names_every_command(capsys):
     assert all(f"  {name}" in shown for name in COMMANDS)
 
 
+def test_help_has_the_settings_that_people_set_first_on_top_and_groups_below(capsys):
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    shown = capsys.readouterr().out
+    first, below = shown.partition("set these first:")[2].split("\nTeacher:", 1)
+    named = [line.split()[0][2:] for line in first.splitlines() if line.startswith("  --")]
+    assert {"teacher", "student", "images", "out", "objective", "epochs", "batch_size", "lr"} <= set(named)
+    assert 8 <= len(named) <= 14
+    titles = ["Student:", "Images and views:", "Objective, optimiser and schedule:", "Monitoring on held-out images:"]
+    titles += ["Run folder:", "Logging:", "Machine and reproducibility:", "examples:"]
+    places = [below.index(f"\n{title}") for title in titles]
+    assert places == sorted(places)
+    assert all(shown.count(f"  --{one.name} ") == 1 for one in fields(DistillConfig))
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    from importlib.metadata import version
+
+    import ssl_kd
+
+    assert ssl_kd.__version__ == version("ssl-kd")
+    assert ssl_kd.load_encoder is ssl_kd.load_teacher
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ssl-kd {ssl_kd.__version__}\n"
+
+
 def test_help_wakes_no_heavy_library():
     code = (
         "import sys; from ssl_kd.cli.main import main\n"
         "try: main(['distill', '--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'timm', 'numpy', 'sklearn', 'faiss') if m in sys.modules])"
+        "print([m for m in ('torch', 'timm', 'numpy', 'yaml', 'rich', 'jsonargparse') if m in sys.modules])"
     )
     began = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -63,6 +90,9 @@ def mistakes(tmp_path, folder):
     (words / "a.txt").write_text("a")
     bad = tmp_path / "bad.yaml"
     bad.write_text("epochz: 3\n")
+    torn, listed = tmp_path / "torn.yaml", tmp_path / "listed.yaml"
+    torn.write_text("epochs: [\n")
+    listed.write_text("- epochs\n")
     out = str(tmp_path / "run")
     good = ["distill", "--teacher", str(text), "--images", str(folder), "--out", out]
     return {
@@ -76,7 +106,12 @@ def mistakes(tmp_path, folder):
         "unknown key": ([*good, "--epochz", "3"], "Did you mean epochs"),
         "unknown key in a file": (["distill", "--config", str(bad)], "Did you mean epochs"),
         "missing config": (["distill", "--config", str(tmp_path / "none.yaml")], "none.yaml"),
-        "wrong type": ([*good, "--epochs", "many"], "epochs"),
+        "wrong type": ([*good, "--epochs", "ten"], "epochs: expected a whole number, got 'ten'\n"),
+        "a device of another name": ([*good, "--accelerator", "gpu"], "cpu or cuda, got 'gpu'. Did you mean cuda?\n"),
+        "no value": ([*good[:-1]], "out: expected a value behind --out (see"),
+        "a stray argument": ([*good, "photos"], "expected --setting value, got 'photos'"),
+        "no YAML": (["distill", str(torn)], "torn.yaml: not readable as YAML"),
+        "YAML that is no mapping": (["distill", "--config", str(listed)], "expected settings as in `epochs: 10`"),
         "inspect a missing file": (["inspect", str(tmp_path / "none.pth")], "none.pth"),
         "inspect text": (["inspect", str(text)], "notes.pth"),
         "eval without anything": (["eval"], "eval"),
@@ -99,6 +134,11 @@ def mistakes(tmp_path, folder):
         "unknown key in a file",
         "missing config",
         "wrong type",
+        "a device of another name",
+        "no value",
+        "a stray argument",
+        "no YAML",
+        "YAML that is no mapping",
         "inspect a missing file",
         "inspect text",
         "eval without anything",
@@ -149,6 +189,79 @@ def test_of_several_files_the_later_wins(tmp_path):
     assert (config.epochs, config.lr) == (2, 0.3)
     with pytest.raises(UserError, match="config"):
         parse(DistillConfig, ["--epochs", "3", "--config"], "ssl-kd distill")
+
+
+WRONG = {
+    "epochs": ("ten", "a whole number"),
+    "lr": ("fast", "a number"),
+    "quiet": ("maybe", "true or false"),
+    "student_args": ("[1]", "a mapping"),
+    "teachers": ("3", "a mapping"),
+    "objective": ("[1]", "a preset's name or a list of terms"),
+    "views": ("[weak]", "a scheme's name or a list of recipes"),
+    "precision": ("half", "auto, 32-true or bf16-mixed"),
+    "mix": ("cutmixup", "none, mixup or cutmix, or nothing"),
+    "batch_size": ("1", "at least 2 (samples are related to each other)"),
+    "teacher_drop": ("1.0", "from 0 to below 1"),
+    "lr ": ("0", "above 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_value_gets_the_same_line_from_the_command_line_a_file_and_python(case, tmp_path, capsys):
+    import yaml
+
+    from ssl_kd.distillation.trainer import distill
+
+    name, (text, expected) = case.strip(), WRONG[case]
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{name}: {text}\n")
+    given = ["--images", "i", "--out", str(tmp_path / "run"), *(["--teacher", "t"] if name != "teachers" else [])]
+    lines = []
+    for argv in (["--config", str(file)], [f"--{name}", text]):
+        assert main(["distill", *given, *argv]) == 2
+        lines.append(capsys.readouterr().err.removeprefix("ssl-kd distill: "))
+    with pytest.raises(UserError) as caught:
+        distill("t", images="i", out=tmp_path / "run", **{name: yaml.safe_load(text)})
+    lines.append(f"{caught.value}\n")
+    assert len(set(lines)) == 1
+    assert lines[0].startswith(f"{name}: expected {expected}, got ")
+
+
+@pytest.mark.parametrize(
+    ("words", "setting", "value"),
+    [
+        (["--lr", "1e-3"], "lr", 1e-3),
+        (["--lr", "1"], "lr", 1.0),
+        (["--out", "10"], "out", "10"),
+        (["--student", "none"], "student", "none"),
+        (["--objective", "seed"], "objective", "seed"),
+        (["--objective", "[{term: alignment, weight: 1e-1}]"], "objective", [{"term": "alignment", "weight": 0.1}]),
+        (["--student-args", "{channels: [8, 16]}"], "student_args", {"channels": [8, 16]}),
+        (["--quiet", "--out", "a"], "quiet", True),
+        (["--quiet=false"], "quiet", False),
+        (["--mix", ""], "mix", ""),
+        (["--seed=3"], "seed", 3),
+    ],
+)
+def test_arguments_are_read_as_the_setting_has_it(words, setting, value):
+    found = getattr(parse(DistillConfig, words, "x"), setting)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_first_argument_may_be_the_file(tmp_path):
+    (tmp_path / "a.yml").write_text("epochs: 3\nlr: 1e-2\n")
+    config = parse(DistillConfig, [str(tmp_path / "a.yml"), "--seed", "1"], "x")
+    assert (config.epochs, config.lr, config.seed) == (3, 0.01, 1)
+
+
+def test_a_command_ends_with_the_next_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("ssl_kd.pretraining.trainer.pretrain", lambda config: "t.pth")
+    assert main(["pretrain", "--images", "photos", "--out", "t.pth"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Next: ssl-kd distill --teacher t.pth --images photos --out runs/student"
+    )
 
 
 @pytest.mark.parametrize("line", ["epochs: null", "student_args: null", "teacher: null", "quiet: ~"])

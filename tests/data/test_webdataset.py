@@ -190,17 +190,16 @@ def test_an_epoch_shows_every_picture_once_and_goes_on_at_the_very_batch(three, 
     assert [v.index.tolist() for v in rest] == [v.index.tolist() for v in whole[1:]]
     parts = []
     for rank in range(2):
-        loader.share = (rank, 2)
-        parts.append(list(loader.epoch(1)))
+        parts.append(list(loader.epoch(1, share=(rank, 2))))
     for both, one in zip(zip(*parts, strict=True), whole, strict=True):
         assert np.concatenate([v.index for v in both]).tolist() == one.index.tolist()
 
 
 def test_what_is_held_out_leaves_the_rest_in_its_order_by_shard(three, monkeypatch):
-    from ssl_kd.data import open as door
+    from ssl_kd.data.sources import base
     from ssl_kd.data.subset import Subset
 
-    monkeypatch.setattr(door, "WINDOW", 1)
+    monkeypatch.setattr(base, "WINDOW", 1)
     whole = open_images(f"stream:{three}/train-{{00..02}}.tar")
     held = np.array([0, 5, 6, 11])
     for part in (Subset(whole, held, others=True), Subset(whole, held)):
@@ -211,12 +210,12 @@ def test_what_is_held_out_leaves_the_rest_in_its_order_by_shard(three, monkeypat
 
 
 def test_images_are_held_out_of_a_few_shards_where_these_are_streamed(three, monkeypatch):
-    from ssl_kd.distillation import monitor
+    from ssl_kd.data import subset
 
-    monkeypatch.setattr(monitor, "FEWEST", 2)
-    monkeypatch.setattr(monitor, "FEW_SHARDS", 1)
+    monkeypatch.setattr(subset, "FEWEST", 2)
+    monkeypatch.setattr(subset, "FEW_SHARDS", 1)
     for spelling, webdataset in ((f"stream:{three}/train-{{00..02}}.tar", 1), (three, 2)):
-        held = monitor.hold_out(open_images(spelling), 2)[1]
+        held = subset.hold_out(open_images(spelling), 2)[1]
         assert len({name.partition("/")[0] for name in held.ids}) == webdataset
 
 

@@ -1,6 +1,6 @@
 """What a call gives: any images, paths and numpy's numbers become a config that YAML keeps; other types are one line."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,7 @@ from small_runs import SMALL, small_teacher
 
 import ssl_kd
 from ssl_kd.data.open import open_images
-from ssl_kd.distillation.arguments import KINDS, merge
-from ssl_kd.distillation.config import DistillConfig
+from ssl_kd.distillation.arguments import merge
 from ssl_kd.distillation.setup import prepare
 from ssl_kd.errors import UserError
 
@@ -40,11 +39,7 @@ def two_shards(folder):
 
 def merged(**given):
     named = {name: given.pop(name, None) for name in ("teacher", "student", "images")}
-    return merge(None, **named, settings=given)
-
-
-def test_a_field_of_a_new_type_needs_a_row():
-    assert {str(f.type) for f in fields(DistillConfig)} == set(KINDS)
+    return merge(None, **named, settings=given)[0]
 
 
 @pytest.mark.parametrize("kind", ["data set", "array", "list of shards", "path"])
@@ -93,19 +88,18 @@ def test_paths_and_numbers_of_numpy_become_what_yaml_keeps():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"epochs": "2"}, r"epochs: expected a whole number, got '2' \(str\)"),
+        ({"epochs": "2"}, r"^epochs: expected a whole number, got '2'$"),
         ({"epochs": 1.5}, "epochs: expected a whole number"),
         ({"epochs": True}, "epochs: expected a whole number"),
         ({"batch_size": None}, "batch_size: expected a whole number"),
         ({"lr": "fast"}, "lr: expected a number"),
-        ({"out": None}, "out: expected text or a path, got None"),
+        ({"out": None}, "out: expected text, got None"),
         ({"quiet": 1}, "quiet: expected true or false"),
         ({"student_args": [1]}, "student_args: expected a mapping"),
-        ({"student_args": {"act": torch.nn.ReLU}}, "student_args: expected words, numbers.* got type"),
+        ({"student_args": {"act": torch.nn.ReLU}}, "student_args: expected text, numbers.* got type"),
         ({"objective": [1]}, "objective: expected a preset's name or a list of terms"),
         ({"lr": np.ones(2)}, "lr: expected a number"),
-        ({"teacher": 3}, "teacher: expected a file, a name or an Encoder, got int"),
-        ({"teacher": torch.nn.Flatten()}, "teacher: .* Encoder.from_module wraps"),
+        ({"teacher": 3}, "teacher: expected a file, a name, an Encoder or a module, got int"),
         ({"student": 3}, "student: expected an architecture's name, an Encoder or a module, got int"),
     ],
 )

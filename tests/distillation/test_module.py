@@ -43,18 +43,18 @@ def test_the_average_moves_by_one_minus_momentum_towards_the_student():
 
 def test_objectives_find_the_average_among_the_layers_and_only_if_they_ask(teacher):
     views = ViewBatch(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
-    seen = module(TWO_QUEUES).look(views)
+    seen = module(TWO_QUEUES).embed(views)
     assert seen.layers[AVERAGE].shape == (4, 8)
     assert not seen.layers[AVERAGE].requires_grad
     plain = module("simreg")
     assert plain.average is None
-    assert not plain.look(views).layers
+    assert not plain.embed(views).layers
 
 
 def test_tokens_travel_only_where_the_objective_reads_them():
     views = ViewBatch(np.arange(4), 0, (torch.rand(4, 3, 32, 32),))
-    assert module("trg").look(views).tokens is not None
-    assert module("simreg").look(views).tokens is None
+    assert module("trg").embed(views).tokens is not None
+    assert module("simreg").embed(views).tokens is None
 
 
 def test_a_loss_reaches_the_student_and_its_heads(teacher):

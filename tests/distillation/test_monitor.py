@@ -223,7 +223,7 @@ def test_a_look_moves_nothing(module):
     objective = build_objective("default", student.dim, teacher.dim).train()
     before = {k: v.clone() for k, v in [*student.state_dict().items(), *objective.state_dict().items()]}
     random = torch.get_rng_state()
-    found = monitor().look(2, student, says(teacher), objective)
+    found = monitor().measure(2, student, says(teacher), objective)
     assert all(torch.equal(v, before[k]) for k, v in [*student.state_dict().items(), *objective.state_dict().items()])
     assert all(m.training for m in [*student.modules(), *objective.modules()])
     assert torch.equal(random, torch.get_rng_state())
@@ -240,7 +240,7 @@ def test_the_teacher_is_asked_once_and_agrees_with_its_copy(module):
 
     looking = monitor()
     for step in (2, 4):
-        found = looking.look(step, teacher, outputs).figures
+        found = looking.measure(step, teacher, outputs).figures
         assert found["health/neighbour_overlap"] == 1
         assert found["health/cka"] == pytest.approx(1)
     assert sum(asked) == 64
@@ -278,7 +278,7 @@ def test_the_best_look_is_remembered_and_patience_runs_out(module, monkeypatch):
     )
     seen = []
     for step in (2, 4, 6, 8):
-        look = looking.look(step, student, says(teacher))
+        look = looking.measure(step, student, says(teacher))
         seen.append((look.better, looking.enough))
         again = monitor(patience=2)
         again.restore(looking.state())  # as after a kill
@@ -299,16 +299,16 @@ def test_a_student_that_stays_collapsed_stops_the_run_and_one_that_recovers_does
     torch.nn.init.zeros_(student.backbone.conv1.weight)
     looking = monitor()
     for step in (2, 4):
-        look = looking.look(step, student, says(teacher))
+        look = looking.measure(step, student, says(teacher))
         assert "in one place" in look.alarm
         assert look.figures["health/collapsed"] == 1
         assert not look.better
     recovered = monitor()
     recovered.restore(looking.state())
-    assert recovered.look(6, teacher, says(teacher)).alarm == ""
+    assert recovered.measure(6, teacher, says(teacher)).alarm == ""
     assert recovered.course.ill == 0
-    with pytest.raises(Collapsed, match="3 looks in a row, the last at step 6; lower lr"):
-        looking.look(6, student, says(teacher))
+    with pytest.raises(Collapsed, match="3 measurements in a row, the last at step 6; lower lr"):
+        looking.measure(6, student, says(teacher))
 
 
 # ---------------------------------------------------------------- in a run
@@ -386,8 +386,8 @@ def test_several_teachers_are_one_for_health(teacher, tmp_path):
 
 def test_a_collapsing_run_warns_and_then_stops(teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ssl_kd.distillation.monitor.collapsed", lambda ours, theirs: "one place")
-    with pytest.raises(Collapsed, match=r"one place.* at 3 looks in a row, the last at step 6"):
+    with pytest.raises(Collapsed, match=r"one place.* in 3 measurements in a row, the last at step 6"):
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | {"epochs": 5})
-    assert capsys.readouterr().err.count("the student looks collapsed: one place") == 2
+    assert capsys.readouterr().err.count("the student seems collapsed: one place") == 2
     assert [line["health/collapsed"] for line in looks(tmp_path / "run")] == [1, 1]
     assert not (tmp_path / "run/student.safetensors").exists()

@@ -108,7 +108,7 @@ def test_what_is_no_number_never_reaches_a_memory(teacher, tmp_path, monkeypatch
             teacher_outputs[""].embedding[0, 0] = torch.nan
         return teacher_outputs
 
-    monkeypatch.setattr(TeacherGroup, "say", poisoned)
+    monkeypatch.setattr(TeacherGroup, "outputs", poisoned)
     settings = QUICK | {"objective": [{"term": "correlation", "relation": "queue", "size": 64}]}
     ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", skip_nonfinite=1, **settings)
     module = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["pair"]

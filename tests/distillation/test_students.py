@@ -116,7 +116,7 @@ def test_the_width_of_a_module_is_found_out_without_a_trace(answer, width):
     [
         (Says(lambda x: (x, x)), r"Says gives tuple for 2 images"),
         (Says(lambda x: x.sum()), r"Says gives \(\) for 2 images"),
-        (nn.Linear(5, 5), "Linear cannot look at images of 32 px"),
+        (nn.Linear(5, 5), "Linear cannot take images of 32 px"),
         (nn.Flatten(), "no parameter of module/Flatten asks for a gradient"),
     ],
 )

@@ -1,12 +1,16 @@
 """Stored targets: the same student as asking the teacher each time, whole rows or none, never another question's answer."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.distillation.target_cache import TargetCache, flattened, layout_of, unflattened
+from ssl_kd.distillation import target_cache
+from ssl_kd.distillation.target_cache import MADE_BY, TargetCache, flattened, layout_of, unflattened
 from ssl_kd.distillation.trainer import fill_targets
 from ssl_kd.errors import UserError
 from ssl_kd.types import Features
@@ -40,16 +44,106 @@ def test_another_question_is_another_file(tmp_path):
         assert TargetCache(tmp_path, question, *shape).filled() == 0
 
 
-def test_a_torn_or_flipped_row_is_found(tmp_path):
-    store = TargetCache(tmp_path, "q", 1, 5, 3)
-    store.put(0, np.arange(5), torch.ones(5, 3))
+def stored(folder, question, rows):
+    """A store of one view with these rows (N, width)."""
+    store = TargetCache(folder, question, 1, len(rows), rows.shape[1])
+    store.put(0, np.arange(len(rows)), rows)
     store.flush()
-    data = bytearray(store.path.read_bytes())
-    data[2 * 3 * 2] ^= 1
-    store.path.write_bytes(data)
+    return store.path, store.path.with_suffix(".crc")
+
+
+def turn(path, by):
+    """Move the first bytes of a file to its end."""
+    path.write_bytes(path.read_bytes()[by:] + path.read_bytes()[:by])
+
+
+# What may happen to a store's two files, given another store's of the same shape.
+DAMAGE = {
+    "rows cut": lambda rows, sums, other: os.truncate(rows, 7),
+    "rows emptied": lambda rows, sums, other: os.truncate(rows, 0),
+    "rows deleted": lambda rows, sums, other: rows.unlink(),
+    "rows longer": lambda rows, sums, other: rows.write_bytes(rows.read_bytes() + b"more"),
+    "sums cut": lambda rows, sums, other: os.truncate(sums, 7),
+    "sums deleted": lambda rows, sums, other: sums.unlink(),
+    "sums zero": lambda rows, sums, other: sums.write_bytes(bytes(20)),
+    "rows of another store": lambda rows, sums, other: shutil.copy(other[0], rows),
+    "both files of another store": lambda rows, sums, other: [shutil.copy(o, f) for o, f in zip(other, (rows, sums), strict=True)],
+    "rows moved by one place": lambda rows, sums, other: (turn(rows, 6), turn(sums, 4)),
+    "the marker deleted": lambda rows, sums, other: (rows.parent / ".ssl_kd.json").unlink(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_no_damage_gives_another_row(damage, tmp_path):
+    given = torch.arange(15.0).view(5, 3) / 7 + 1
+    other = stored(tmp_path, "r", -given)
+    DAMAGE[damage](*stored(tmp_path, "q", given), other)
     again = TargetCache(tmp_path, "q", 1, 5, 3)
-    assert again.get(0, np.array([2])) is None
-    assert again.get(0, np.array([0, 1, 3, 4])) is not None
+    for i in range(5):
+        row = again.get(0, np.array([i]))
+        assert row is None or torch.equal(row[0], given[i].half().float())
+    again.recheck()
+    assert again.filled() in ((1,) if damage == "the marker deleted" else (0,))
+    again.put(0, np.arange(5), given)
+    assert torch.equal(TargetCache(tmp_path, "q", 1, 5, 3).get(0, np.arange(5)), given.half().float())
+
+
+def test_no_flipped_bit_gives_another_row(tmp_path):
+    given = torch.arange(15.0).view(5, 3) / 7 + 1
+    for path in stored(tmp_path, "q", given):
+        sound = path.read_bytes()
+        for bit in range(0, 8 * len(sound), 5):
+            damaged = bytearray(sound)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            again = TargetCache(tmp_path, "q", 1, 5, 3)
+            rows = [again.get(0, np.array([i])) for i in range(5)]
+            assert sum(row is None for row in rows) == 1
+            assert all(row is None or torch.equal(row[0], given[i].half().float()) for i, row in enumerate(rows))
+            again.recheck()
+            assert again.filled() == 4 / 5
+            path.write_bytes(sound)
+            del again
+            stored(tmp_path, "q", given)
+
+
+@pytest.mark.parametrize("package", MADE_BY)
+def test_another_version_of_what_made_them_is_another_store(package, tmp_path, monkeypatch):
+    known = TargetCache(tmp_path, "q", 1, 5, 3).key
+    real = target_cache.version
+    monkeypatch.setattr(target_cache, "version", lambda name: "0.0" if name == package else real(name))
+    assert TargetCache(tmp_path, "q", 1, 5, 3).key != known
+
+
+@pytest.mark.parametrize("held", [0, 32])
+def test_pictures_replaced_by_others_of_equal_size_get_targets_of_their_own(teacher, tmp_path, held):
+    def paint(seed):
+        for i in range(64):
+            image = small_images(64, seed).read(i)
+            image.save(tmp_path / f"photos/{i}.bmp")
+            os.utime(tmp_path / f"photos/{i}.bmp", (1e9 + seed, 1e9 + seed))
+
+    (tmp_path / "photos").mkdir()
+    settings = QUICK | {"epochs": 1, "replay": 1, "health_images": held, "images": str(tmp_path / "photos")}
+    asked = []
+    hook = teacher.register_forward_hook(lambda *_: asked.append(1))
+    counts = []
+    for seed in (0, 0, 1):
+        paint(seed)
+        asked.clear()
+        fill_targets(teacher, out=tmp_path / f"run{len(counts)}", targets=str(tmp_path / "shared"), **settings)
+        counts.append(len(asked))
+    hook.remove()
+    assert counts[0] == counts[2] > counts[1] == 1  # the trial before a run
+
+
+def test_a_folder_of_somebody_else_is_not_written_into(teacher, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/thesis.txt").write_text("years of work")
+    settings = QUICK | {"replay": 1, "images": small_images(), "targets": str(tmp_path / "shared")}
+    with pytest.raises(UserError, match=r"targets: .*not a folder of stored targets .it holds thesis\.txt"):
+        fill_targets(teacher, out=tmp_path / "run", **settings)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["shared", "thesis.txt"]
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path):
@@ -82,7 +176,7 @@ def test_the_teacher_is_asked_once_per_view_and_the_student_is_the_same(teacher,
 def test_filling_what_is_full_cuts_no_view_again(teacher, tmp_path, monkeypatch):
     settings = {"images": small_images(), "out": tmp_path / "ahead", "replay": 2, **QUICK}
     fill_targets(teacher, **settings)
-    monkeypatch.setattr("ssl_kd.data.augment.ViewLoader.epoch", None)
+    monkeypatch.setattr("ssl_kd.data.loader.ViewLoader.epoch", None)
     assert fill_targets(teacher, **settings)[""].filled() == 1.0
 
 
@@ -167,4 +261,4 @@ def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     hook.remove()
     assert same(first.student, second.student)
     assert not (tmp_path / "second" / "targets").exists()
-    assert max(asked) == 2  # the dry look at made-up images alone
+    assert max(asked) == 2  # the dry pass on made-up images alone

@@ -155,7 +155,7 @@ def test_views_are_only_resized_where_a_teacher_wants_another_size():
         ({"teachers": {1: "x.pth"}}, "name without dots"),
         ({"teachers": {1: "x.pth"}, "teacher": "y.pth"}, "several as teachers, not both"),
         *(({"teachers": {"a": file}}, "a needs a file") for file in (3, None, True, ["x.pth"], {"file": 3})),
-        *(({"teachers": {"a": {"file": "x.pth", k: 3}}}, f"{k} of a: expected a word") for k in ("feature", "digest")),
+        *(({"teachers": {"a": {"file": "x.pth", k: 3}}}, f"{k} of a: expected text") for k in ("feature", "digest")),
         ({"teachers": {"a": "x.pth"}, "teacher_drop": 1.0}, "teacher_drop: expected"),
     ],
 )

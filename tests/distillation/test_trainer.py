@@ -50,7 +50,7 @@ def test_a_run_brings_the_student_to_the_teacher_and_explains_itself(teacher, tm
     assert [line["step"] for line in lines] == list(range(1, 37))
     assert np.mean([line["loss"] for line in lines[-3:]]) < 0.5 * lines[0]["loss"]
     assert {"alignment", "correlation_queue", "lr", "images_per_s", "wait_share"} <= lines[0].keys()
-    names = {p.name for p in (tmp_path / "run").iterdir()} - {".lock"}
+    names = {p.name for p in (tmp_path / "run").iterdir()} - {".lock", ".ssl_kd.json"}
     assert names == {
         "config.yaml",
         "environment.json",
@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path):
 
 def test_a_run_that_was_begun_by_overwriting_goes_on_without(teacher, tmp_path):
     stopped = pytest.raises(
-        KeyboardInterrupt, match="after step 1 of 6; give the same command without overwrite to go on"
+        KeyboardInterrupt, match="after step 1 of 6; give the same command without overwrite to resume"
     )
     with signal_in_step(0, signal.SIGINT), stopped:
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", overwrite=True, **QUICK)
@@ -254,8 +254,10 @@ def test_one_image_is_refused_before_anything_is_written(teacher, tmp_path):
 def test_every_setting_has_a_description_and_round_trips_through_yaml(tmp_path):
     from dataclasses import asdict, fields
 
+    from ssl_kd.validation import about
+
     for field in fields(DistillConfig):
-        assert f"        {field.name}: " in DistillConfig.__doc__, f"{field.name} is not described"
+        assert about(field).help, f"{field.name} is not described"
     config = DistillConfig(
         teacher="t", images="i", out="o", student_args={"channels": [8, 16]}, objective=[{"term": "alignment"}]
     )

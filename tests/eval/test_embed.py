@@ -79,5 +79,10 @@ def test_a_file_that_is_there_stays(lab, tmp_path, capsys):
     words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--out", str(out), "--quiet"]
     assert main(words) == 2
     assert out.read_text() == "mine"
+    assert main([*words, "--overwrite", "true"]) == 2
+    assert "is not ours to replace" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    out.unlink()
+    assert main(words) == 0
     assert main([*words, "--overwrite", "true", "--size", "48"]) == 0
     assert len(load_bank(out)) == 5

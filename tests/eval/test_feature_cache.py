@@ -82,10 +82,10 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(network, pixels, store, mo
     expected = extract(network, ArrayImages(pixels), quiet=True)
 
     class Stops(ArrayImages):
-        def read(self, i, shorter=None):
+        def prepared(self, i, preprocessing):
             if i == 5:
                 raise KeyboardInterrupt
-            return super().read(i, shorter)
+            return super().prepared(i, preprocessing)
 
     with pytest.raises(KeyboardInterrupt):
         store.bank(network, Stops(pixels), quiet=True, batch_size=2, threads=0)

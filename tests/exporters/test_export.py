@@ -1,5 +1,6 @@
 """Export: what leaves for other programs says what the Encoder says, with its card; what does not is never kept."""
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -152,14 +153,72 @@ def torn(encoder, path, card):
     ("write", "words"), [(wrong_by_a_percent, "not kept: it differs from the encoder by"), (torn, "No space left")]
 )
 def test_what_differs_or_breaks_leaves_nothing(write, words, tmp_path, monkeypatch):
-    monkeypatch.setitem(TARGETS, "timm", replace(TARGETS["timm"], write=write))
-    kept = tmp_path / "out" / "student.safetensors"
-    kept.parent.mkdir()
-    kept.write_text("an older export")
+    monkeypatch.setitem(TARGETS.built_in, "timm", replace(TARGETS["timm"], write=write))
+    ssl_kd.export(network("half a resnet for small images"), "safetensors", tmp_path / "out" / "student.safetensors")
+    older = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with pytest.raises(ssl_kd.UserError, match=words):
         ssl_kd.export(network("vit"), ["safetensors", "timm"], tmp_path / "out")
-    assert list(kept.parent.iterdir()) == [kept]
-    assert kept.read_text() == "an older export"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == older
+
+
+# What lies where `model` and `model.json` will be written, and whether that may be replaced.
+IN_THE_WAY = {
+    "an export of ours": ({}, True),
+    "of an older version, whose card has no digest": ({"model.json": lambda card: without(card, "sha256")}, True),
+    "the card alone": ({"model": None}, True),
+    "the file alone": ({"model.json": None}, False),
+    "another's file": ({"model": lambda file: b"theirs", "model.json": None}, False),
+    "another's file beside our card": ({"model": lambda file: file + b"x"}, False),
+    "another's card": ({"model.json": lambda card: b'{"lr": 1}'}, False),
+    "a card of another file": ({"model.json": lambda card: card.replace(b'"model"', b'"other"')}, False),
+    "a card that is no text": ({"model.json": lambda card: b"\xff{"}, False),
+}
+
+
+def without(card, key):
+    return json.dumps({k: v for k, v in json.loads(card).items() if k != key}).encode()
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+def test_only_an_export_of_ours_is_replaced(case, tmp_path):
+    changes, replaced = IN_THE_WAY[case]
+    ssl_kd.export(network("vit"), "timm", tmp_path / "model")
+    for name, change in changes.items():
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink() if change is None else (tmp_path / name).write_bytes(change(content))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    if replaced:
+        ssl_kd.export(network("vit"), "torchscript", tmp_path / "model")
+        assert json.loads((tmp_path / "model.json").read_text())["format"] == "torchscript"
+        return
+    with pytest.raises(
+        ssl_kd.UserError, match=r"^out: .*(not ours to replace|cannot be read).*choose another"
+    ) as caught:
+        ssl_kd.export(network("vit"), "torchscript", tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("moment", ["card_of", "put_in_place"])
+def test_an_export_that_was_killed_is_swept_by_the_next_one(moment, tmp_path, monkeypatch):
+    """Before the card is there, and between the card and the file; on top of an older export."""
+    file = ssl_kd.save_student(network("vit"), tmp_path / "s.safetensors")
+    out = tmp_path / "out"
+    ssl_kd.export(file, ["timm", "safetensors"], out)
+    pid = os.fork()
+    if not pid:
+        monkeypatch.setattr(export, moment, lambda *_: os.kill(os.getpid(), 9))
+        ssl_kd.export(file, ["timm", "safetensors"], out, feature="cls2")
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 9
+    assert [p.name for p in out.iterdir() if p.name.endswith(".part")]
+    (out / "film.mkv.part").write_bytes(b"theirs")
+    ssl_kd.export(file, ["timm", "safetensors"], out, feature="cls2")
+    names = ("timm.safetensors", "student.safetensors")
+    assert {p.name for p in out.iterdir()} == {*names, *(f"{name}.json" for name in names), "film.mkv.part"}
+    for name in names:
+        card = json.loads((out / f"{name}.json").read_text())
+        assert card["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("form", ["timm", "safetensors", "torchscript"])
@@ -172,7 +231,7 @@ def test_a_disk_without_room_is_one_line(form, tmp_path):
 
 
 def test_a_state_of_other_shapes_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setitem(TARGETS, "timm", replace(TARGETS["timm"], write=of_another_width))
+    monkeypatch.setitem(TARGETS.built_in, "timm", replace(TARGETS["timm"], write=of_another_width))
     with pytest.raises(ssl_kd.UserError, match="does not load strictly"):
         ssl_kd.export(network("vit"), "timm", tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -388,3 +388,12 @@ def test_state_dicts_hold_weights_and_nothing_of_the_preprocessing():
     other = build("vit_tiny_patch16_224", **SMALL_VIT)
     other.load_state_dict(torch.load(data, weights_only=True))
     assert other.digest == encoder.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_floating_point_pixels_in_0_to_255_are_refused(dtype):
+    encoder = build("resnet18", channels=[8, 8, 8, 8])
+    pixels = torch.full((2, 3, 32, 32), 200, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"expected pixels in \[0, 1\], or uint8; got values up to 200"):
+        encoder(pixels.to(dtype))
+    assert torch.equal(encoder.normalise(pixels), encoder.normalise(pixels.float() / 255))

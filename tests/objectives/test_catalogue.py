@@ -1,6 +1,7 @@
 """A walk over the whole catalogue: laws that every objective keeps, and what the page says about it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from ssl_kd.errors import UserError
 from ssl_kd.objectives import PRESETS, build_objective, taps
 from ssl_kd.objectives.auxiliary import Residual
 from ssl_kd.objectives.correlation import RELATIONS, Correlation, options_of
-from ssl_kd.objectives.memory_bank import TeacherQueue
+from ssl_kd.objectives.memory_bank import MemoryBank
+from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.docs_table import page
-from ssl_kd.objectives.presets.papers import CATALOGUE
 from ssl_kd.objectives.presets.preset import EVIDENCE
 from ssl_kd.objectives.projectors import KEEPS_WIDTH
 from ssl_kd.objectives.target_norms import TARGET_NORMS
@@ -123,9 +124,10 @@ def without_heads(objective):
             term.assistant = Nothing()
         if isinstance(term, Correlation):
             term.view_of_teacher = nn.Identity()
-            term.tau_student = term.tau_teacher = max(term.tau_student, term.tau_teacher)
-            if type(term.relation) is TeacherQueue:
-                term.relation = TeacherQueue(10, 64, term.relation.batch)
+            if hasattr(term.divergence, "taus"):
+                term.divergence = replace(term.divergence, tau_student=max(term.divergence.taus), tau_teacher=None)
+            if type(term.relation) is MemoryBank:
+                term.relation = MemoryBank(64, term.relation.batch, dim=10)
     return objective
 
 
@@ -155,7 +157,9 @@ def test_every_objective_is_at_rest_and_lowest_at_a_match(name):
         if name == "smd":
             assert terms["hard_pairs"].item() == pytest.approx(0.6931472, abs=1e-3)
         return
-    assert total.item() == pytest.approx(0.6931472 * learned, abs=2e-3)
+    # Published with 1e-8 beside the lengths: columns of little mass fall short of a correlation of 1.
+    allowed = 2e-2 if name == "dist" else 2e-3
+    assert total.item() == pytest.approx(0.6931472 * learned, abs=allowed)
     assert all(g is None or g.abs().max() < 0.05 for g in gradients)
     for size in (0.3, 1.0):
         moved = {k: leaf + size * rand(*leaf.shape, seed=7) for k, leaf in teacher.items()}

@@ -74,6 +74,6 @@ def test_null_stands_for_not_given_only_where_that_is_the_default():
     build_objective([{**QUEUE, "size": None, "teacher_width": None}], 6, 10)
     for kind in TERMS:
         parameters = inspect.signature(TERMS[kind].__init__).parameters
-        assert parameters["projector_name"].default is not None
+        assert parameters["projector"].default is not None
         with pytest.raises(UserError, match="projector: expected a name; got None"):
             terms_of([{"term": kind, "projector": None}])

@@ -150,7 +150,7 @@ def test_an_interrupted_teacher_goes_on_to_the_same_bits(tmp_path, method):
     ("settings", "words"),
     [
         ({"method": "mocov2"}, "Did you mean moco"),
-        ({"views": "weak"}, "needs a scheme of two views"),
+        ({"views": "weak"}, "needs two views of an image"),
         ({"arch": "vit_tiny_patch16_224"}, "trains resnet18, "),
         ({"arch": "test_efficientnet"}, "trains ResNets, whose head is called fc"),
         ({"arch": "torchvision/resnet18"}, "trains resnet18, "),
@@ -158,7 +158,7 @@ def test_an_interrupted_teacher_goes_on_to_the_same_bits(tmp_path, method):
         ({"arch_args": {"foo": 1}}, "resnet18: cannot be built with"),
         ({"method": "moco_v3"}, "trains ViTs of 12 heads"),
         ({"method": "moco_v3", "arch": "vit_tiny_patch16_224"}, "num_heads: 12 goes into arch_args"),
-        (DINO | {"arch_args": TINY_VIT | {"img_size": 48}}, "size: .* cannot look at 32 px .*img_size in arch_args"),
+        (DINO | {"arch_args": TINY_VIT | {"img_size": 48}}, "size: .* cannot take 32 px .*img_size in arch_args"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
     ],
 )

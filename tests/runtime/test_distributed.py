@@ -99,8 +99,7 @@ def test_a_batch_is_shared_out_whole():
     parts = []
     for rank in range(2):
         loader = ViewLoader(images, SCHEMES["weak"], 8, 5)
-        loader.share = (rank, 2)
-        parts.append([v.index.tolist() for v in loader.epoch(0)])
+        parts.append([v.index.tolist() for v in loader.epoch(0, share=(rank, 2))])
     for batch, left, right in zip(whole.epoch(0), *parts, strict=True):
         assert batch.index.tolist() == left + right
 
@@ -113,8 +112,7 @@ def test_over_all_processes_each_image_comes_once_an_epoch(count, batch_size, pr
     seen = []
     for rank in range(processes):
         loader = ViewLoader(images, SCHEMES["weak"], 8, batch_size)
-        loader.share = (rank, processes)
-        seen.append([batch.index.tolist() for batch in loader.epoch(3)])
+        seen.append([batch.index.tolist() for batch in loader.epoch(3, share=(rank, processes))])
     assert len({len(batches) for batches in seen}) == 1  # all take the same number of steps
     flat = [i for batches in seen for batch in batches for i in batch]
     assert sorted(flat) == list(range(count))

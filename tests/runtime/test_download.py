@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ssl_kd.runtime.download import TRIES, Check, DownloadError, MissingError, digest_of, download
+from ssl_kd.runtime.files import sealed
 
 BODY = bytes(range(256)) * 12_000  # 3,072,000 bytes: several blocks
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -87,8 +87,45 @@ class Handler(BaseHTTPRequestHandler):
     def serve_page(self, n):
         self.answer(200, b"<html>please log in</html>", Content_Type="text/html; charset=utf-8")
 
-    def serve_chunked(self, n):
+    def serve_endless(self, n):
         self.answer(200, BODY, length=False)
+
+    def serve_half(self, n):
+        self.answer(200, BODY[:1_000_000], length=False)
+
+    def serve_in_chunks(self, n, end=b"0\r\n\r\n"):
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:5000], BODY[5000:]))
+        self.answer(200, chunks + end, length=False, Transfer_Encoding="chunked")
+
+    def serve_cut_chunks(self, n):
+        self.serve_in_chunks(n, b"")
+
+    def raw(self, text):
+        self.wfile.write(text.encode("latin-1"))
+
+    def serve_colours(self, n):
+        self.raw("HTTP/1.1 403 \x1b[31mred\x07\x9b31m\r\n\r\n")
+
+    def serve_two_lines(self, n):
+        self.raw("HTTP/1.1 200 fine\rssl-kd: all is well\r\nContent-Length: x\r\n\r\n")
+
+    def serve_long_number(self, n):
+        self.raw(f"HTTP/1.1 200 OK\r\nContent-Length: {'9' * 5000}\r\n\r\n")
+
+    def serve_odd_number(self, n):
+        self.raw("HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n")
+
+    def serve_far_port(self, n):
+        self.answer(302, Location="http://127.0.0.1:99999999/file")
+
+    def serve_odd_host(self, n):
+        self.answer(302, Location="http://[::1/file")
+
+    def serve_long_label(self, n):
+        self.answer(302, Location=f"http://{'a' * 80}.invalid/file")
+
+    def serve_colourful_redirect(self, n):
+        self.raw("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\x1b[31mred\r\n\r\n")
 
     def serve_busy(self, n):
         self.answer(503) if n < 3 else self.ranged(BODY)
@@ -147,6 +184,13 @@ def get(url, target, check=None):
     return download(url, target, check, quiet=True, timeout=0.5, pause=0.0)
 
 
+def leave_part(target, part, url, **about):
+    """What a killed download leaves: the part, and the note that says whose it is and what of it is sure."""
+    target.with_name("file.pth.part").write_bytes(part)
+    note = {"url": url, "validator": '"one"', "bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+    target.with_name("file.pth.part.json").write_text(sealed(note | about))
+
+
 def leftovers(target):
     return sorted(p.name for p in target.parent.iterdir() if p.suffix != ".lock")
 
@@ -174,9 +218,7 @@ def test_a_connection_that_keeps_breaking_is_taken_up_where_it_broke(server, tar
 
 def test_a_killed_download_is_taken_up_by_the_next_call(server, target):
     target.parent.mkdir()
-    target.with_name("file.pth.part").write_bytes(BODY[:1000])
-    note = json.dumps({"url": f"{server.url}/stalls/file", "validator": '"one"'})
-    target.with_name("file.pth.part.json").write_text(note)
+    leave_part(target, BODY[:1000], f"{server.url}/stalls/file")
     with pytest.raises(DownloadError, match="1,000 bytes are kept"):
         get(f"{server.url}/stalls/file", target)
     assert {(asked, same) for _, asked, same in server.asked} == {("bytes=1000-", '"one"')}
@@ -188,21 +230,21 @@ def test_a_killed_download_is_taken_up_by_the_next_call(server, target):
 
 def test_a_part_that_nothing_vouches_for_is_begun_again(server, target):
     target.parent.mkdir()
-    target.with_name("file.pth.part").write_bytes(b"something else")
+    leave_part(target, b"something else", f"{server.url}/good/other")
     assert get(f"{server.url}/good/file", target) == SHA256
     assert server.asked == [("/good/file", None, None)]
 
 
 def test_a_complete_part_is_not_fetched_again(server, target):
     target.parent.mkdir()
-    target.with_name("file.pth.part").write_bytes(BODY)
+    leave_part(target, BODY, "elsewhere")
     assert get(f"{server.url}/good/file", target, Check(sha256=SHA256)) == SHA256
     assert target.read_bytes() == BODY
 
 
 def test_a_part_longer_than_the_file_is_begun_again(server, target):
     target.parent.mkdir()
-    target.with_name("file.pth.part").write_bytes(BODY + b"more")
+    leave_part(target, BODY + b"more", "elsewhere")
     assert get(f"{server.url}/good/file", target, Check(sha256=SHA256)) == SHA256
 
 
@@ -224,8 +266,107 @@ def test_the_wrong_part_is_not_glued_on(server, target):
     assert get(f"{server.url}/wrong-part/file", target) == SHA256
 
 
-def test_a_server_that_does_not_say_the_length_is_read_to_the_end(server, target):
-    assert get(f"{server.url}/chunked/file", target, Check(sha256=SHA256)) == SHA256
+def flipped(data, at=500):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+# A part that cannot be gone on from, with its note: the file must be fetched from its beginning, or the part left alone.
+SPOILT = {
+    "a flipped bit": (flipped(BODY[:1000]), {"sha256": hashlib.sha256(BODY[:1000]).hexdigest()}),
+    "cut": (BODY[:999], {"bytes": 1000, "sha256": hashlib.sha256(BODY[:1000]).hexdigest()}),
+    "of an older version": (BODY[:1000], {"bytes": 0}),
+    "of another address": (BODY[:1000], {"url": "http://127.0.0.1/elsewhere"}),
+    "of another version": (BODY[:1000], {"validator": '"two"'}),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_part_is_never_glued_on(what, server, target):
+    """No digest is known: only the note can tell."""
+    part, about = SPOILT[what]
+    target.parent.mkdir()
+    leave_part(target, part, **{"url": f"{server.url}/good/file"} | about)
+    assert get(f"{server.url}/good/file", target) == SHA256
+
+
+def test_bytes_behind_those_that_are_sure_are_fetched_again(server, target):
+    target.parent.mkdir()
+    leave_part(target, BODY[:1000] + b"written, not noted", f"{server.url}/good/file", bytes=1000,
+               sha256=hashlib.sha256(BODY[:1000]).hexdigest())  # fmt: skip
+    assert get(f"{server.url}/good/file", target) == SHA256
+    assert server.asked == [("/good/file", "bytes=1000-", '"one"')]
+
+
+@pytest.mark.parametrize(
+    "note", [None, "{}", "[]", "theirs", flipped(sealed({"url": "x", "validator": "y"}).encode(), 9)]
+)
+@pytest.mark.parametrize("source", ["web", "disk"])
+def test_a_part_of_somebody_else_is_left_alone(note, source, server, target, tmp_path):
+    target.parent.mkdir()
+    target.with_name("file.pth.part").write_bytes(b"half of another program's download")
+    if note is not None:
+        target.with_name("file.pth.part.json").write_bytes(note if isinstance(note, bytes) else note.encode())
+    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
+    (tmp_path / "copy").write_bytes(BODY)
+    with pytest.raises(DownloadError, match=r"file\.pth\.part: is in the way.* remove it"):
+        get(f"{server.url}/good/file" if source == "web" else str(tmp_path / "copy"), target, Check(sha256=SHA256))
+    assert {p.name: p.read_bytes() for p in target.parent.iterdir() if p.suffix != ".lock"} == before
+
+
+def test_a_file_that_bears_the_locks_name_keeps_its_bytes(server, target):
+    target.parent.mkdir()
+    target.with_name("file.pth.lock").write_text("theirs")
+    get(f"{server.url}/good/file", target)
+    assert target.with_name("file.pth.lock").read_text() == "theirs"
+
+
+# What vouches that all of it came, where the server does not say how long the file is; the connection always ends.
+VOUCHED = {
+    "a digest": ("endless", Check(sha256=SHA256), True),
+    "the first digits of one": ("endless", Check(md5=MD5[:8]), True),
+    "the published size": ("endless", Check(size=len(BODY)), True),
+    "chunks with an end": ("in-chunks", None, True),
+    "nothing": ("endless", None, False),
+    "nothing, and half of it came": ("half", None, False),
+    "a digest, and half of it came": ("half", Check(sha256=SHA256), False),
+    "a size, and half of it came": ("half", Check(size=len(BODY)), False),
+    "chunks without an end": ("cut-chunks", None, False),
+}
+
+
+@pytest.mark.parametrize("what", VOUCHED)
+def test_that_the_connection_ended_does_not_make_a_file_whole(what, server, target):
+    mode, check, whole = VOUCHED[what]
+    if whole:
+        assert get(f"{server.url}/{mode}/file", target, check) == SHA256
+        assert leftovers(target) == ["file.pth"]
+        return
+    with pytest.raises(DownloadError) as caught:
+        get(f"{server.url}/{mode}/file", target, check)
+    assert "\n" not in str(caught.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["colours", "long-number", "odd-number", "far-port", "odd-host", "long-label", "colourful-redirect", "status/404",
+     "two-lines"],
+)  # fmt: skip
+def test_nothing_that_a_server_says_reaches_the_terminal_raw_or_as_a_traceback(mode, server, target):
+    with pytest.raises(DownloadError) as caught:
+        get(f"{server.url}/{mode}/file", target)
+    assert str(caught.value).isprintable()
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://host:port/x", "http://a\x1b[31mb/x", "\x1b[31m.pth", "ftp://\x1b]0;x"]
+)
+def test_an_address_that_is_none_is_one_printable_line(url, target, monkeypatch):
+    monkeypatch.delenv("SSL_KD_OFFLINE", raising=False)
+    with pytest.raises(DownloadError) as caught:
+        get(url, target)
+    assert str(caught.value).isprintable()
 
 
 def test_a_busy_server_is_asked_again(server, target):

@@ -9,7 +9,7 @@ import torch
 from small_disk import files_end_at
 
 from ssl_kd.errors import UserError
-from ssl_kd.runtime.files import append_line, atomically, probe, sweep
+from ssl_kd.runtime.files import append_line, atomically, probe, sealed, sweep, unsealed
 
 WRITERS = {
     "bytes": lambda file: file.write(b"x" * 100_000),
@@ -88,8 +88,66 @@ def test_a_line_that_does_not_fit_is_not_begun(tmp_path):
     assert path.read_text() == "a" * 60 + "\nc\n"
 
 
-def test_sweeping_takes_only_unfinished_files(tmp_path):
-    for name in ("last.ckpt", "last.ckpt.123.part", "participants.txt"):
+# Names in a folder where a file `last.ckpt` is written, and whether they are what a killed writer of it left.
+DEAD = 2**22 + 1  # larger than any process's number
+BESIDE = {
+    "last.ckpt": False,
+    "last.ckpt.part": False,  # a browser's
+    "last.ckpt.x.part": False,
+    f"other.ckpt.{DEAD}.part": False,
+    f"my last.ckpt.{DEAD}.part": False,
+    f"last.ckpt.{DEAD}.part.zip": False,
+    f"last.ckpt.{os.getpid()}.part": False,  # being written
+    f"last.ckpt.{os.getppid()}.part": False,  # by another process that lives
+    f"last.ckpt.{DEAD}.part": True,
+    f".last.ckpt.{DEAD}.part": True,
+    f".last.ckpt.{DEAD}.part.{DEAD}.part": True,
+    f"last.ckpt.{DEAD}.trial.part": True,
+    f"last.ckpt.{10**18}.part": True,
+}
+
+
+def test_sweeping_takes_only_what_killed_writers_of_these_files_left(tmp_path):
+    for name in BESIDE:
         (tmp_path / name).write_text("")
-    sweep(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "participants.txt"]
+    sweep(tmp_path, ["last.ckpt"])
+    assert set(os.listdir(tmp_path)) == {name for name, swept in BESIDE.items() if not swept}
+
+
+def test_the_number_of_a_process_that_began_later_vouches_for_nothing(tmp_path):
+    """In a container the same few numbers come round again."""
+    old = tmp_path / f"last.ckpt.{os.getpid()}.part"
+    old.write_text("")
+    os.utime(old, (1e9, 1e9))
+    sweep(tmp_path, ["last.ckpt"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_and_links_are_never_swept(tmp_path):
+    (tmp_path / f"last.ckpt.{DEAD}.part").mkdir()
+    (tmp_path / f".last.ckpt.{DEAD}.part").symlink_to(tmp_path)
+    sweep(tmp_path, ["last.ckpt"])
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_the_first_look_at_a_place_sweeps_what_a_killed_writer_left_there(tmp_path):
+    (tmp_path / f"o.npz.{DEAD}.part").write_text("")
+    (tmp_path / f"p.npz.{DEAD}.part").write_text("")
+    probe(tmp_path / "o.npz")
+    assert os.listdir(tmp_path) == [f"p.npz.{DEAD}.part"]
+
+
+def test_a_record_comes_back_and_damage_to_it_is_noticed():
+    record = {"a": [1, "\udcff"], "b": {"c": None}}
+    text = sealed(record)
+    assert unsealed(text) == record
+    assert unsealed('{"a": 1}', older=["a"]) == {"a": 1}
+    for foreign in ('{"a": 1}', "[1]", "text"):
+        with pytest.raises(ValueError, match=r"checksum|record|Expecting"):
+            unsealed(foreign, older=["b"])
+    for at in range(len(text)):
+        damaged = text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :]
+        try:
+            assert unsealed(damaged) == record  # a space became something else that JSON passes over
+        except ValueError:
+            continue

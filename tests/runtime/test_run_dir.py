@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from small_disk import files_end_at
 
 import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.errors import UserError
-from ssl_kd.runtime.run_dir import BEST, LAST, RunDir
+from ssl_kd.runtime.files import sealed
+from ssl_kd.runtime.run_dir import ALWAYS_SET, BEST, LAST, RUN, RunDir
 
 NOBODY = 65534
 
@@ -46,18 +48,25 @@ def opened(path, **settings):
     return RunDir(path, {"log": "csv"} | settings)
 
 
-# What a SIGKILL can leave behind, by moment; each must be gone on with.
+# What a SIGKILL can leave behind, by moment; each must be gone on with. DEAD is larger than any process's number.
+DEAD = 2**22 + 1
+OURS = {".lock": b"", ".ssl_kd.json": sealed({"run": sorted(RUN.names)}).encode()}
 LEFT = {
     "before anything": {},
     "after the lock": {".lock": b""},
-    "while config.yaml was written": {".lock": b"", "config.yaml.77.part": b"lo"},
-    "while environment.json was written": {".lock": b"", "config.yaml": b"log: csv\n", "environment.json.77.part": b""},
-    "before the first state": {
+    "while the marker was written": {".lock": b"", f".ssl_kd.json.{DEAD}.part": b"{"},
+    "after the marker": OURS,
+    "while config.yaml was written": OURS | {f"config.yaml.{DEAD}.part": b"lo"},
+    "while config.yaml was written by an older version": {".lock": b"", f"config.yaml.{DEAD}.part": b"lo"},
+    "while environment.json was written": OURS | {"config.yaml": b"log: csv\n", f"environment.json.{DEAD}.part": b""},
+    "before the first state": OURS
+    | {
         "config.yaml": b"log: csv\n",
         "metrics.jsonl": b'{"step": 1, "loss": 1}\n{"step"',
         "metrics.csv": b"step,loss\n",
     },
-    "while the first state was written": {"config.yaml": b"log: csv\n", "last.ckpt.77.part": b"PK"},
+    "while the first state was written": OURS | {"config.yaml": b"log: csv\n", f"last.ckpt.{DEAD}.part": b"PK"},
+    "in the middle of overwriting": OURS | {"README.md": b"the old run"},
 }
 
 
@@ -85,7 +94,7 @@ def test_a_kill_while_a_later_state_is_written_leaves_the_earlier_one(tmp_path):
     run = opened(tmp_path / "run")
     run.save({"step": 4})
     run.close()
-    (tmp_path / "run/last.ckpt.77.part").write_bytes(b"PK half a state")
+    (tmp_path / f"run/last.ckpt.{DEAD}.part").write_bytes(b"PK half a state")
     run = opened(tmp_path / "run")
     assert run.restore() == {"step": 4}
     run.close()
@@ -173,6 +182,7 @@ def test_a_run_whose_disk_fills_up_is_one_line_and_goes_on_later(tmp_path, capsy
     assert said.count("\n") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {
         ".lock",
+        ".ssl_kd.json",
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
@@ -193,13 +203,85 @@ def test_overwrite_begins_anew(tmp_path):
     run = RunDir(tmp_path / "run", {"log": "jsonl", "lr": 1}, overwrite=True)
     assert run.restore() is None
     run.close()
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "environment.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        ".lock",
+        ".ssl_kd.json",
+        "config.yaml",
+        "environment.json",
+    }
 
 
-def test_overwriting_a_strangers_folder_leaves_its_readme(tmp_path):
-    (tmp_path / "README.md").write_text("years of work")
-    RunDir(tmp_path, {"log": "jsonl"}, overwrite=True).close()
-    assert (tmp_path / "README.md").read_text() == "years of work"
+def test_overwriting_a_run_leaves_what_somebody_else_put_there(tmp_path):
+    opened(tmp_path / "run").close()
+    theirs = {"notes.md": b"mine", "targets/mine.txt": b"mine", "tensorboard/other": b"mine", "film.part": b"mine"}
+    for name in theirs:
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"mine")
+    for name in ("targets/0123456789abcdef.f16", "targets/0123456789abcdef.crc", "metrics.jsonl"):
+        (tmp_path / "run" / name).write_bytes(b"ours")
+    RunDir(tmp_path / "run", {"log": "jsonl"}, overwrite=True).close()
+    left = {str(p.relative_to(tmp_path / "run")): p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert left.keys() == theirs.keys() | {".lock", ".ssl_kd.json", "config.yaml", "environment.json"}
+    assert all(left[name] == content for name, content in theirs.items())
+
+
+@pytest.mark.parametrize("listed", ["../thesis.txt", "/etc/hostname", "thesis.txt", "targets/*"])
+def test_a_marker_cannot_name_what_is_none_of_ours(tmp_path, listed):
+    RunDir(tmp_path / "run", {}).close()
+    (tmp_path / "run/targets").mkdir()
+    for folder in (tmp_path, tmp_path / "run", tmp_path / "run/targets"):
+        (folder / "thesis.txt").write_text("years of work")
+    (tmp_path / "run/.ssl_kd.json").write_text(sealed({"run": [*RUN.names, listed]}))
+    RunDir(tmp_path / "run", {}, overwrite=True).close()
+    assert len(list(tmp_path.rglob("thesis.txt"))) == 3
+
+
+def test_a_link_to_a_shared_folder_of_targets_is_not_followed_by_overwrite(tmp_path):
+    RunDir(tmp_path / "run", {}).close()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/0123456789abcdef.f16").write_bytes(b"stored")
+    (tmp_path / "run/targets").symlink_to(tmp_path / "shared")
+    RunDir(tmp_path / "run", {}, overwrite=True).close()
+    assert (tmp_path / "shared/0123456789abcdef.f16").read_bytes() == b"stored"
+
+
+def test_a_run_of_an_older_version_is_known_by_its_settings(tmp_path):
+    settings = dict.fromkeys(ALWAYS_SET, "x") | {"lr": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="lr was 1, now 2"):
+        RunDir(tmp_path, settings | {"lr": 2})
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "last.ckpt", "thesis.txt"}
+    RunDir(tmp_path, settings | {"lr": 2}, overwrite=True).close()
+    assert not (tmp_path / "last.ckpt").exists()
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_state_of_another_run_is_one_line(tmp_path):
+    for lr in (1, 2):
+        run = RunDir(tmp_path / str(lr), {"lr": lr, "out": str(lr)})
+        run.save({"step": lr})
+        run.close()
+    (tmp_path / "1" / LAST).write_bytes((tmp_path / "2" / LAST).read_bytes())
+    run = RunDir(tmp_path / "1", {"lr": 1, "out": "1"})
+    with pytest.raises(UserError, match=r"last\.ckpt: is the state of a run with other settings \(lr was 2, now 1\)"):
+        run.restore()
+    run.close()
+
+
+def test_unreadable_images_outlive_the_run_and_damage_to_them_is_one_line(tmp_path):
+    run = opened(tmp_path / "run")
+    assert run.kept_unreadable() == {}
+    run.keep_unreadable({"bad\udcff.jpg": "empty"})
+    assert run.kept_unreadable() == {"bad\udcff.jpg": "empty"}
+    path = tmp_path / "run/unreadable.json"
+    path.write_text(path.read_text().replace("empty", "fully"))
+    with pytest.raises(UserError, match=r"unreadable\.json: is damaged"):
+        run.kept_unreadable()
+    run.forget_unreadable()
+    assert run.kept_unreadable() == {}
+    run.close()
 
 
 @pytest.mark.parametrize("foreign", ["text", {"a": 1}, [1], {"step": "x"}, {1: torch.zeros(2)}], ids=str)

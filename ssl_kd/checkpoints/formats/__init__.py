@@ -17,6 +17,7 @@ from ssl_kd.checkpoints.formats.student import STUDENT, refuse_module
 from ssl_kd.checkpoints.formats.swav import SWAV, VISSL
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Weights, shown
 from ssl_kd.errors import UnknownCheckpoint, UserError, nearest
+from ssl_kd.registry import Registry
 
 __all__ = ["FORMATS", "Contents", "Format", "Weights", "recognise"]
 
@@ -47,7 +48,7 @@ ROWS = (
     IMAGENET_EXAMPLE,
     STUDENT,
 )
-FORMATS: dict[str, Format] = {row.name: row for row in ROWS}
+FORMATS: Registry[Format] = Registry("formats", {row.name: row for row in ROWS}, group="ssl_kd.formats", kind=Format)
 
 
 def recognise(file: Contents, name: str | None = None) -> Format:
@@ -58,7 +59,7 @@ def recognise(file: Contents, name: str | None = None) -> Format:
         return FORMATS[name]
     refuse_module(file)  # however much its tensors look like those of a lab
     # Our own record in the header is conclusive: a student's weights may look like anybody's.
-    claims = [STUDENT] if STUDENT.matches(file) else [row for row in ROWS if row.matches(file)]
+    claims = [STUDENT] if STUDENT.matches(file) else [row for row in FORMATS.values() if row.matches(file)]
     if len(claims) == 1:
         return claims[0]
     if claims:

@@ -1,48 +1,80 @@
-"""What every source of pictures is: numbered RGB pictures without labels."""
+"""What every source of pictures is: a data set of numbered RGB pictures without labels."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 
 from ssl_kd.data.samplers import WINDOW, ByShard, Order, Shuffled
-from ssl_kd.data.sources.decode import UnreadableError
-from ssl_kd.data.sources.listing import (
-    NAMED_IN_ERRORS,
-    Names,
-)
-from ssl_kd.errors import ImagesError, shown_name
+from ssl_kd.data.sources.decode import UnreadableError, is_temporary
+from ssl_kd.data.sources.fingerprint import spread
+from ssl_kd.data.sources.listing import NAMED_IN_ERRORS, Names, passed_over_line
+from ssl_kd.errors import ImagesError, UserError, shown_name
 
-if TYPE_CHECKING:
-    pass
+LOG = logging.getLogger("ssl_kd.data")
+SAMPLED = 64  # pictures that the content digest of a source looks at which has no better sign of its own
+
+Prepared = TypeVar("Prepared")
 
 
-class ImageSource(ABC):
-    """Numbered RGB pictures: `len`, `ids`, `read(i)`, `digest`, and `unreadable` (id -> reason) as it is found out.
+class ImageSource(Dataset[Image.Image], ABC):
+    """Numbered RGB pictures: `len`, `ids`, `read(i)`, two digests, and `unreadable` (id -> reason) as it is found out.
 
-    Reading is safe from several threads. Subclasses say how picture i is loaded and what identifies the whole.
+    A map-style data set, so a plain `DataLoader` takes it: `images[i]` is picture i as a PIL image, after `transform`
+    if there is one, and ImagesError where it cannot be read; `read(i)` gives None there. Reading is safe from several
+    threads and processes. Subclasses say how picture i is loaded and what identifies the whole.
+
+    digest: names ids and sizes (pixels, where there are no files); the same wherever the pictures lie.
+    content_digest: tells in addition whether pictures were replaced or painted over; caches are keyed by it. What each
+    source checks for it is in docs/images.md; `verify` makes it check every byte.
+    passed_over: files that were not taken, counted by ending.
     """
 
-    def __init__(self, name: str, ids: Sequence[str], max_unreadable: float = 0.01):
+    transform: Callable[[Image.Image], Any] | None = None
+    verify = False
+
+    def __init__(
+        self, name: str, ids: Sequence[str], max_unreadable: float = 0.01, passed_over: Counter[str] | None = None
+    ):
         if not 0 <= max_unreadable <= 1:
             raise ImagesError(f"max_unreadable: expected a share from 0 to 1, got {max_unreadable}")
         self.name, self.ids, self.max_unreadable = name, ids, max_unreadable
         self.unreadable: dict[str, str] = {}
+        self.passed_over = Counter() if passed_over is None else passed_over
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, i: int) -> Any:
+        """Picture i as RGB (or what `transform` makes of it). ImagesError, with its id, where it cannot be read."""
+        i = range(len(self))[i]  # negative numbers and IndexError as for a list
+        picture = self.read(i) if self.transform is None else self.prepared(i, self.transform)
+        if picture is None:
+            name = self.ids[i]
+            raise ImagesError(f"{shown_name(self.name)}: {shown_name(name)} cannot be read: {self.unreadable[name]}")
+        return picture
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self):,} images)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without locks, so that a loader's processes can be given it."""
+        return {key: value for key, value in self.__dict__.items() if not isinstance(value, type(threading.Lock()))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()
 
     def read(self, i: int, shorter: int | None = None) -> Image.Image | None:
         """Return picture i as RGB, or None when it is unreadable; its id and the reason are then in `unreadable`.
@@ -57,12 +89,28 @@ class ImageSource(ABC):
             self._remember(self.ids[i], str(reason))
             return None
 
+    def prepared(
+        self, i: int, prepare: Callable[[Image.Image], Prepared], shorter: int | None = None
+    ) -> Prepared | None:
+        """Return prepare(picture i), or None when it is unreadable or cannot be prepared (too large, say)."""
+        picture = self.read(i, shorter)
+        if picture is None:
+            return None
+        try:
+            return prepare(picture)
+        except UserError:
+            raise
+        except (ValueError, OverflowError, MemoryError, OSError) as error:
+            reason = shown_name(" ".join(str(error).split())[:200]) or type(error).__name__
+            self._remember(self.ids[i], f"{picture.width} x {picture.height} pixels cannot be prepared: {reason}")
+            return None
+
     def order(self, seed: int, epoch: int) -> Order:
         """The shuffle of an epoch, a function of (seed, epoch): of all pictures, or run by run where there are runs."""
         runs = self.runs()
         if runs is None:
             return Shuffled(len(self), seed, epoch)
-        order = ByShard(runs, WINDOW, seed, epoch)
+        order = ByShard(runs, self.window(), seed, epoch)
         self.coming(order.shards)
         return order
 
@@ -70,7 +118,11 @@ class ImageSource(ABC):
         """Sizes of the runs of pictures that should be read together (shards), or None where any may follow any."""
         return None
 
-    def coming(self, runs: np.ndarray) -> None:  # noqa: B027 - only what is fetched has a use for it
+    def window(self) -> int:
+        """How many runs are shuffled together: so many are read in turns."""
+        return WINDOW
+
+    def coming(self, runs: np.ndarray) -> None:
         """Hear in which order the runs will be read, so that they can be fetched ahead."""
 
     @property
@@ -82,15 +134,52 @@ class ImageSource(ABC):
     @cached_property
     def digest(self) -> str:
         """Hexadecimal name of what is in here, equal for equal content wherever it lies."""
-        digest = hashlib.sha256()
-        for part in self._identity():
-            digest.update(part)
-        return digest.hexdigest()
+        return _hashed(self._identity())
+
+    @property
+    def content_digest(self) -> str:
+        """Hexadecimal name of the very pictures, as strict as this source can be without reading all of them.
+
+        Computed once. With `verify` it is `full_digest`.
+        """
+        return self.full_digest if self.verify else self._quick_digest
+
+    @cached_property
+    def full_digest(self) -> str:
+        """Hexadecimal name of every byte of the pictures: one pass over all of them."""
+        return _hashed([self.digest.encode()], self._content(full=True))
+
+    @cached_property
+    def _quick_digest(self) -> str:
+        return _hashed([self.digest.encode()], self._content(full=False))
+
+    def passed_over_line(self) -> str:
+        """Say in one line which files that look like pictures were not taken; empty where there are none."""
+        line = passed_over_line(self.passed_over)
+        return f"{shown_name(self.name)}: {line}" if line else ""
 
     def recall(self, unreadable: Mapping[str, str]) -> None:
-        """Take up what an earlier process found out, so that a run that goes on skips and names the same pictures."""
+        """Take up what an earlier process found out, so that a run that goes on skips and names the same pictures.
+
+        Those with a temporary reason (`is_temporary`) are not: they are tried again when their turn comes. ImagesError
+        where more are unreadable than `allowed`: a command given again does not begin to count anew.
+        """
         with self._lock:
-            self.unreadable.update(unreadable)
+            self.unreadable.update({name: why for name, why in unreadable.items() if not is_temporary(why)})
+        self._must_be_borne()
+
+    def readable_now(self, unreadable: Mapping[str, str]) -> list[str]:
+        """Try those of the unreadable pictures again whose reason is temporary; return the ids of those that can be read.
+
+        For caches: an answer that was made without these pictures is not served any more.
+        """
+        again = {name for name, why in unreadable.items() if is_temporary(why)}
+        if not again:
+            return []
+        with self._lock:
+            for name in again & set(self.unreadable):
+                del self.unreadable[name]
+        return [name for i, name in enumerate(self.ids) if name in again and self.read(i) is not None]
 
     @abstractmethod
     def _load(self, i: int, shorter: int | None) -> Image.Image:
@@ -100,16 +189,25 @@ class ImageSource(ABC):
     def _identity(self) -> Iterator[bytes]:
         """Yield the bytes that the digest is made of."""
 
+    def _content(self, full: bool) -> Iterable[bytes]:
+        """Yield what tells pictures of equal ids and sizes apart; full: of every picture. Here: pixels, decoded."""
+        return pixels_of(self, range(len(self)) if full else spread(len(self), SAMPLED))
+
     def _remember(self, name: str, reason: str) -> None:
         with self._lock:
             self.unreadable[name] = reason
+        self._must_be_borne()
+
+    def _must_be_borne(self) -> None:
+        if len(self.unreadable) <= self.allowed:  # the list is made for the message only: costs stay linear
+            return
+        with self._lock:
             bad = list(self.unreadable.items())
-        if len(bad) > self.allowed:
-            shown = "; ".join(f"{shown_name(name)} ({why})" for name, why in bad[:NAMED_IN_ERRORS])
-            raise ImagesError(
-                f"{self.name}: {len(bad)} of {len(self)} images are unreadable, {self.allowed} would be borne: {shown}"
-                f"{'; ...' if len(bad) > NAMED_IN_ERRORS else ''}. Mend or remove them, or raise max_unreadable"
-            )
+        shown = "; ".join(f"{shown_name(name)} ({why})" for name, why in bad[:NAMED_IN_ERRORS])
+        raise ImagesError(
+            f"{shown_name(self.name)}: {len(bad)} of {len(self)} images are unreadable, {self.allowed} would be borne: "
+            f"{shown}{'; ...' if len(bad) > NAMED_IN_ERRORS else ''}. Mend or remove them, or raise max_unreadable"
+        )
 
 
 class Numbers(Names):
@@ -126,23 +224,25 @@ class Numbers(Names):
         return str(i)
 
 
-def content_key(images: Any) -> str:
-    """Name the content of images more strictly than their digest, which knows files by name and size only.
-
-    Archives add their members' checksums, folders the times of the last change: a picture painted over in place is
-    another picture.
-    """
-    extra = b""
-    if (checksums := getattr(images, "crcs", None)) is not None:
-        extra = np.asarray(checksums).tobytes()
-    elif (folder := getattr(images, "folder", None)) is not None:
-        times = (_changed(f"{folder}/{name}") for name in images.ids)
-        extra = np.fromiter(times, np.int64, len(images)).tobytes()
-    return hashlib.sha256(images.digest.encode() + extra).hexdigest()
+def content_key(images: ImageSource) -> str:
+    """The name under which caches know the pictures: their content digest."""
+    return images.content_digest
 
 
-def _changed(path: str) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return -1
+def pixels_of(images: ImageSource, numbers: Iterable[int]) -> Iterator[bytes]:
+    """Yield size and pixels of these pictures, as decoded; nothing is counted as unreadable for it."""
+    for i in numbers:
+        try:
+            picture = images._load(i, None)
+        except UnreadableError:
+            yield b"unreadable"
+        else:
+            yield repr(picture.size).encode() + picture.tobytes()
+
+
+def _hashed(*parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for some in parts:
+        for part in some:
+            digest.update(part)
+    return digest.hexdigest()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.data.sources.decode import MAX_BYTES, UnreadableError, decode
+from ssl_kd.data.sources.decode import MAX_BYTES, UnreadableError, decode, not_this_time
+from ssl_kd.data.sources.fingerprint import files_content, read_bytes
 from ssl_kd.data.sources.listing import (
+    Names,
     PackedNames,
     files_identity,
     no_images,
@@ -31,21 +34,39 @@ class FolderImages(ImageSource):
 
     def __init__(self, folder: str | Path, max_unreadable: float = 0.01):
         self.folder = os.fspath(folder)
-        ids = PackedNames(picture_paths(self.folder))
+        passed_over: Counter[str] = Counter()
+        ids = PackedNames(picture_paths(self.folder, passed_over))
         if not len(ids):
             raise ImagesError(no_images(self.folder, some_files(self.folder)))
-        super().__init__(self.folder, ids, max_unreadable)
+        super().__init__(self.folder, ids, max_unreadable, passed_over)
 
     def _load(self, i: int, shorter: int | None) -> Image.Image:
+        path = f"{self.folder}/{self.ids[i]}"
         try:
-            with open(f"{self.folder}/{self.ids[i]}", "rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                    raise UnreadableError(f"larger than {MAX_BYTES >> 20} MiB")
-                data = file.read()
+            if os.stat(path).st_size > MAX_BYTES:
+                raise UnreadableError(f"larger than {MAX_BYTES >> 20} MiB")
+            data = read_bytes(path, 0, MAX_BYTES)
         except OSError as error:
-            raise UnreadableError(error.strerror or str(error)) from None
+            raise not_this_time(error) from None
         return decode(data, shorter)
 
     def _identity(self) -> Iterator[bytes]:
         sizes = np.fromiter((size_of(f"{self.folder}/{name}") for name in self.ids), np.int64, len(self))
         yield from files_identity(self.ids, sizes)
+
+    def _content(self, full: bool) -> Iterator[bytes]:
+        return files_content(_Below(self.folder, self.ids), full)
+
+
+class _Below(Names):
+    """Paths of names below a folder."""
+
+    def __init__(self, folder: str, names: Sequence[str]):
+        self._folder, self._names = folder, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, i: int) -> str:
+        """See Names."""
+        return f"{self._folder}/{self._names[i]}"

@@ -1,7 +1,8 @@
 """Remote shards as whole files in a folder of bounded size, fetched ahead of whoever reads them.
 
-A fetched file is checked against the SHA-256 that it had when it was indexed. Connections that break are taken up where
-they broke (`download`); a shard that cannot be had is one line that names it and the byte it came to.
+A fetched file is checked against the SHA-256 that it had when it was indexed, and a stored one once more by each process
+that reads it, which costs one pass over the file; a damaged one is fetched anew. Connections that break are taken up
+where they broke (`download`); a shard that cannot be had is one line that names it and the byte it came to.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from ssl_kd.data.samplers import WINDOW
-from ssl_kd.errors import ImagesError, UserError
-from ssl_kd.runtime.download import Check, download
+from ssl_kd.errors import ImagesError, UserError, shown_name
+from ssl_kd.runtime.download import Check, digest_of, download
+from ssl_kd.runtime.files import atomic_text, sealed, unsealed
 
 LOADERS = 4  # shards fetched or indexed at once
 PAUSE = 1.0  # seconds before a broken connection is tried again, doubled after each
@@ -32,13 +35,22 @@ class Fetched:
     def __init__(self, home: Path, urls: Mapping[int, str], shards: int):
         self.home, self.urls = home, urls
         self.known: dict[int, str] = {}  # sha256 of each, once indexed
+        self._sound: dict[int, tuple[int, int, int]] = {}  # size, date and inode of files that this process has checked
         self.limit = _limit()
         self._plan = self._place = np.arange(shards)
         self._window = -1
         self._waiting: deque[int] = deque()
         self._lock = threading.Lock()
 
-    def learn(self, notes: Sequence[Mapping[str, str] | None]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its lock, so that a loader's processes can be given it."""
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()
+
+    def learn(self, notes: Sequence[Mapping[str, Any] | None]) -> None:
         """Take over what was noted of each shard that is indexed."""
         self.known = {i: note["sha256"] for i, note in enumerate(notes) if note and "sha256" in note}
 
@@ -53,16 +65,39 @@ class Fetched:
 
     def fetch(self, shard: int) -> Path:
         """Return the file of a shard, fetching it if it is not here. Raises ImagesError with its name and the byte."""
-        name = unquote(urlsplit(self.urls[shard]).path).rpartition("/")[2]
         target = self.home / f"{shard:06d}.tar"
-        if not target.exists():
+        if not self._is_sound(shard, target):
             try:
-                download(self.urls[shard], target, Check(sha256=self.known.get(shard)), quiet=True, pause=PAUSE)
+                sha256 = download(
+                    self.urls[shard], target, Check(sha256=self.known.get(shard)), quiet=True, pause=PAUSE
+                )
+                if shard not in self.known:  # then nobody else fetches it; later the index has its digest
+                    atomic_text(_digest_file(target), sealed({"sha256": sha256}))
+                self._sound[shard] = _stamp(target)
             except UserError as error:
+                name = unquote(urlsplit(self.urls[shard]).path).rpartition("/")[2]
                 part = target.with_name(target.name + ".part")
                 came = part.stat().st_size if part.exists() else 0
-                raise ImagesError(f"shard {name} failed at byte {came:,}: {error}") from None
+                raise ImagesError(f"shard {shown_name(name)} failed at byte {came:,}: {error}") from None
+            except FileNotFoundError:  # put away by another process already: the reader comes again
+                pass
         return target
+
+    def _is_sound(self, shard: int, target: Path) -> bool:
+        """Whether the file is here, as it was when it came; a damaged one is removed."""
+        try:
+            stamp = _stamp(target)
+            if self._sound.get(shard) == stamp:
+                return True
+            # A shard that is not indexed yet has its digest beside it only; one of an older version has none.
+            wanted = self.known.get(shard) or _noted_digest(target)
+            if wanted and digest_of(target) != wanted:
+                target.unlink()
+                return False
+        except FileNotFoundError:
+            return False
+        self._sound[shard] = stamp
+        return True
 
     def make_room(self, keep: set[int]) -> None:
         """Remove the indexed shards fetched longest ago, beyond the limit and except `keep`."""
@@ -78,6 +113,7 @@ class Fetched:
         for _, size, file in sorted(files):
             if used > limit and int(file.stem) not in keep and int(file.stem) in known:
                 file.unlink(missing_ok=True)
+                _digest_file(file).unlink(missing_ok=True)
                 used -= size
 
     def _ahead(self, window: int) -> None:
@@ -105,6 +141,22 @@ class Fetched:
                 self.fetch(shard)
             except (UserError, OSError):
                 return  # whoever reads the shard will meet it too, and say so
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _digest_file(target: Path) -> Path:
+    return target.with_suffix(".sha256.json")
+
+
+def _noted_digest(target: Path) -> str | None:
+    try:
+        return str(unsealed(_digest_file(target).read_text())["sha256"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _limit() -> int:

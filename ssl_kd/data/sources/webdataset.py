@@ -24,6 +24,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -31,16 +32,25 @@ from PIL import Image
 
 from ssl_kd.data.prefetch import prefetch
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.data.sources.decode import EXTENSIONS, MAX_BYTES, UnreadableError, decode
-from ssl_kd.data.sources.listing import PackedNames, is_picture_path, no_images
+from ssl_kd.data.sources.decode import EXTENSIONS, MAX_BYTES, THIS_TIME, UnreadableError, decode, not_this_time
+from ssl_kd.data.sources.fingerprint import files_content, read_bytes, stamp
+from ssl_kd.data.sources.listing import (
+    NAMED_IN_ERRORS,
+    Names,
+    PackedNames,
+    count_ending,
+    is_hidden_path,
+    is_picture_path,
+    no_images,
+)
 from ssl_kd.data.sources.shard_cache import LOADERS, Fetched
 from ssl_kd.data.sources.tar_index import BLOCK, Member, TarError, is_header, members
-from ssl_kd.errors import ImagesError
+from ssl_kd.errors import ImagesError, shown_name
 from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.download import alone, digest_of
 from ssl_kd.runtime.progress import Progress
 
-VERSION = 1  # raise it when a change of code changes which pictures a shard holds
+VERSION = 2  # raise it when a change of code changes which pictures a shard holds
 HELD = 1 << 25  # pictures whose entries are in memory at once, some 45 bytes each; above it, read shard by shard
 TOLD = 32  # so many shards to index are worth a line of progress
 MOST_SHARDS = 1_000_000
@@ -52,6 +62,7 @@ REASONS = {
     "large": -5,
 }  # stands in for the size of what is unreadable
 STREAM = "stream:"
+BESIDE = "(beside the picture of its sample)"  # masks and other pictures of one key; counted like an ending
 
 
 class Entries:
@@ -59,6 +70,7 @@ class Entries:
 
     def __init__(self, names: PackedNames, offsets: np.ndarray, sizes: np.ndarray):
         self.names, self.offsets, self.sizes = names, offsets, sizes
+        self.passed_over: Counter[str] = Counter()  # members that are no pictures of ours, by ending; kept in the notes
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -69,16 +81,15 @@ class Entries:
         parts = (self.names.block, self.names.ends.astype("<i8").tobytes(), self.sizes.astype("<i4").tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
-    def save(self, path: Path, **notes: str) -> None:
+    def save(self, path: Path, **notes: Any) -> None:
         """Write to `path`, whole or not at all."""
+        stated = {"count": len(self), "digest": self.digest, "passed_over": self.passed_over}
         part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         try:
             with open(part, "wb") as file:
                 np.savez(
                     file,
-                    notes=np.frombuffer(
-                        json.dumps({"count": len(self), "digest": self.digest} | notes).encode(), np.uint8
-                    ),
+                    notes=np.frombuffer(json.dumps(stated | notes).encode(), np.uint8),
                     block=np.frombuffer(self.names.block, np.uint8),
                     ends=self.names.ends,
                     offsets=self.offsets,
@@ -95,8 +106,11 @@ class Entries:
             return cls(PackedNames.of(file["block"].tobytes(), file["ends"]), file["offsets"], file["sizes"])
 
 
-def notes_of(path: Path) -> dict[str, str] | None:
-    """Return what was noted beside the entries (count, digest, sha256 of a remote shard), or None for no such file."""
+def notes_of(path: Path) -> dict[str, Any] | None:
+    """Return what was noted beside the entries (count, digest, passed_over, sha256 of a remote shard), or None.
+
+    None: there is no such file, or it is damaged.
+    """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(json.loads(file["notes"].tobytes()))
@@ -106,16 +120,18 @@ def notes_of(path: Path) -> dict[str, str] | None:
 
 def entries_of(path: str) -> Entries:
     """Read the headers of the tar at `path`. Raises ImagesError, with the name and the byte, for a broken archive."""
-    offsets, sizes = array("q"), array("i")
+    offsets, sizes, passed_over = array("q"), array("i"), Counter[str]()
     try:
         with open(path, "rb", buffering=0) as file:
-            found = pictures(members(file.fileno(), os.fstat(file.fileno()).st_size))
-            names = PackedNames(_noted(member, offsets, sizes) for member in found)
+            found = pictures(members(file.fileno(), os.fstat(file.fileno()).st_size), passed_over)
+            names = PackedNames(_each_its_own(_noted(member, offsets, sizes) for member in found))
     except TarError as error:
-        raise ImagesError(f"{path}: {error}. Mend the shard, or leave it out of the list") from None
+        raise ImagesError(f"{shown_name(path)}: {error}. Mend the shard, or leave it out of the list") from None
     except OSError as error:
-        raise ImagesError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return Entries(names, np.array(offsets, np.int64), np.array(sizes, np.int32))
+        raise ImagesError(f"{shown_name(path)}: cannot be read: {error.strerror or error}") from None
+    entries = Entries(names, np.array(offsets, np.int64), np.array(sizes, np.int32))
+    entries.passed_over = passed_over
+    return entries
 
 
 def _noted(member: Member, offsets: array[int], sizes: array[int]) -> str:
@@ -126,19 +142,43 @@ def _noted(member: Member, offsets: array[int], sizes: array[int]) -> str:
     return _text(member.name)
 
 
-def pictures(found: Iterable[Member]) -> Iterator[Member]:
+def _each_its_own(names: Iterable[str]) -> Iterator[str]:
+    """Names as they are; the second member of one name (`tar -r`, two folders packed flat) is called NAME#2."""
+    seen: set[int] = set()  # hashes: 30 bytes a name less than the names; equal ones of two names cost a "#2"
+    times: Counter[str] = Counter()
+    for name in names:
+        if hash(name) in seen:
+            times[name] += 1
+            yield f"{name}#{times[name] + 1}"
+        else:
+            seen.add(hash(name))
+            yield name
+
+
+def pictures(found: Iterable[Member], passed_over: Counter[str] | None = None) -> Iterator[Member]:
     """Yield the picture of each run of members with one key: `a.jpg` and not its mask `a.png` or `a.seg.png`.
 
     Only where no member is just key and extension are all of them taken, so that `IMG.01.jpg`, `IMG.02.jpg` are two.
+    Members of one name are pictures each. passed_over: counts the others by ending.
     """
-    endings = tuple(e.encode() for e in EXTENSIONS)
-    seen = (
-        m for m in found if m.kind != "folder" and m.name.lower().endswith(endings) and is_picture_path(_text(m.name))
-    )
+    counted: Counter[str] = Counter() if passed_over is None else passed_over
+    seen = (m for m in found if m.kind != "folder" and _is_taken(m.name, counted))
     for key, group in itertools.groupby(seen, lambda m: _key(m.name)):
         run = list(group)
         plain = [m for m in run if b"." not in m.name[len(key) + 1 :]]
-        yield from plain[:1] or run
+        taken = [m for m in plain if m.name == plain[0].name] or run
+        yield from taken
+        if len(run) > len(taken):
+            counted[BESIDE] += len(run) - len(taken)
+
+
+def _is_taken(name: bytes, counted: Counter[str]) -> bool:
+    path = _text(name)
+    if is_picture_path(path):
+        return True
+    if not is_hidden_path(path):
+        count_ending(path, counted)
+    return False
 
 
 def _key(name: bytes) -> bytes:
@@ -158,7 +198,7 @@ def expand(pattern: str) -> list[str]:
         choices = [_choices(p) if p.startswith("{") else [p] for p in pieces]
         count = int(np.prod([len(c) for c in choices], dtype=object))
         if count > MOST_SHARDS:
-            raise ImagesError(f"{part}: names {count:,} shards, more than {MOST_SHARDS:,}")
+            raise ImagesError(f"{shown_name(part)}: names {count:,} shards, more than {MOST_SHARDS:,}")
         found += ["".join(choice) for choice in itertools.product(*choices)]
     return found
 
@@ -178,7 +218,7 @@ def is_remote(shard: str) -> bool:
     return shard.lower().startswith(("http://", "https://"))
 
 
-class ShardIds(Sequence[str]):
+class ShardIds(Names):
     """`shard.tar/name in it` for each picture, read from the entries when asked for."""
 
     def __init__(self, images: ShardImages):
@@ -187,10 +227,9 @@ class ShardIds(Sequence[str]):
     def __len__(self) -> int:
         return int(self._images.ends[-1])
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        shard, row = self._images.locate(range(len(self))[i])
+    def name(self, i: int) -> str:
+        """See Names."""
+        shard, row = self._images.locate(i)
         return f"{_basename(self._images.shards[shard])}/{self._images.entries(shard).names[row]}"
 
 
@@ -203,7 +242,7 @@ class ShardImages(ImageSource):
 
     def __init__(self, shards: Sequence[str], max_unreadable: float = 0.01, name: str = "", streamed: bool = False):
         if not shards:
-            raise ImagesError(f"{name}: names no shard")
+            raise ImagesError(f"{shown_name(name)}: names no shard")
         self.shards = list(shards)
         self.name = name or (self.shards[0] if len(shards) == 1 else f"{self.shards[0]} and {len(shards) - 1} more")
         self.remote = any(map(is_remote, shards))
@@ -216,12 +255,19 @@ class ShardImages(ImageSource):
         self._holding = threading.Lock()
         notes = self._index()
         self.ends = np.cumsum([int(note["count"]) for note in notes], dtype=np.int64)
-        self._digests = [note["digest"] for note in notes]
+        self._digests = [str(note["digest"]) for note in notes]
         self._fetched.learn(notes)
         if not self.ends[-1]:
-            raise ImagesError(no_images(self.name, []))
+            raise ImagesError(no_images(self.name, self._some_members()))
         self.streamed = streamed or self.remote or int(self.ends[-1]) > HELD
-        super().__init__(self.name, ShardIds(self), max_unreadable)
+        passed_over: Counter[str] = Counter()
+        for note in notes:
+            passed_over.update(note["passed_over"])
+        super().__init__(self.name, ShardIds(self), max_unreadable, passed_over)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._holding = threading.Lock()
 
     def runs(self) -> np.ndarray | None:
         """Pictures of each shard where they are streamed."""
@@ -245,13 +291,26 @@ class ShardImages(ImageSource):
             try:
                 self._held[shard] = Entries.load(self._files[shard])
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise ImagesError(f"{self._files[shard]}: was damaged or removed ({error}); start again") from None
+                raise ImagesError(
+                    f"{shown_name(str(self._files[shard]))}: was damaged or removed ({error}); start again"
+                ) from None
             self._rows += len(self._held[shard])
             while self._rows > HELD and len(self._held) > 1:
                 self._rows -= len(self._held.popitem(last=False)[1])
             return self._held[shard]
 
-    def _index(self) -> list[dict[str, str]]:
+    def _some_members(self) -> list[str]:
+        """Names of a few members of the first shard, where none is a picture."""
+        path = self._path(0)
+        with open(path, "rb", buffering=0) as file:
+            found = members(file.fileno(), os.fstat(file.fileno()).st_size)
+            return [_text(m.name) for m in itertools.islice(found, NAMED_IN_ERRORS) if m.kind != "folder"]
+
+    def _path(self, shard: int) -> str:
+        """The file of a shard, fetched if it lies at a URL."""
+        return str(self._fetched.path(shard)) if is_remote(self.shards[shard]) else self.shards[shard]
+
+    def _index(self) -> list[dict[str, Any]]:
         """Return the notes of every shard, reading the headers of those that have none yet."""
         try:
             self._home.mkdir(parents=True, exist_ok=True)
@@ -286,7 +345,8 @@ class ShardImages(ImageSource):
             self._fetched.known[shard] = sha256
         except ImagesError as error:
             path.unlink(missing_ok=True)  # fetched anew next time: it may have been mended
-            raise ImagesError(f"{self.shards[shard]}: {str(error).removeprefix(f'{path}: ')}") from None
+            reason = str(error).removeprefix(f"{shown_name(str(path))}: ")
+            raise ImagesError(f"{shown_name(self.shards[shard])}: {reason}") from None
         self._fetched.make_room(set())
 
     def _load(self, i: int, shorter: int | None) -> Image.Image:
@@ -307,19 +367,25 @@ class ShardImages(ImageSource):
 
     def _bytes(self, shard: int, offset: int, length: int) -> bytes:
         while True:
-            path = self._fetched.path(shard) if is_remote(self.shards[shard]) else self.shards[shard]
+            path = self._path(shard)
             try:
-                with open(path, "rb", buffering=0) as file:  # opened anew: no file is shared by threads or processes
-                    return os.pread(file.fileno(), length, offset)
+                return read_bytes(path, offset, length)
             except FileNotFoundError:
                 if not is_remote(self.shards[shard]):
-                    raise UnreadableError("the shard is gone") from None
+                    raise UnreadableError(f"{THIS_TIME}the shard is gone") from None
             except OSError as error:  # a fetched one may have been put away by another process: it is fetched again
-                raise UnreadableError(error.strerror or str(error)) from None
+                raise not_this_time(error) from None
 
     def _identity(self) -> Iterator[bytes]:
         for shard, digest in zip(self.shards, self._digests, strict=True):
             yield f"{_basename(shard)}\n{digest}\n".encode("utf-8", "surrogateescape")
+
+    def _content(self, full: bool) -> Iterator[bytes]:
+        """Of shards on disk what `files_content` says; of those at a URL the SHA-256 that every fetch is held to."""
+        for i, shard in enumerate(self.shards):
+            if is_remote(shard):
+                yield self._fetched.known[i].encode()
+        yield from files_content([shard for shard in self.shards if not is_remote(shard)], full)
 
 
 def open_shards(source: str | Sequence[str], max_unreadable: float) -> ShardImages:
@@ -330,10 +396,10 @@ def open_shards(source: str | Sequence[str], max_unreadable: float) -> ShardImag
     shards = [shard for pattern in patterns for shard in _under(pattern)]
     twice = [shard for shard, times in Counter(shards).items() if times > 1]
     if twice:
-        raise ImagesError(f"{twice[0]}: named twice among the shards")
+        raise ImagesError(f"{shown_name(twice[0])}: named twice among the shards")
     gone = [shard for shard in shards if not is_remote(shard) and not os.path.isfile(shard)]
     if gone:
-        raise ImagesError(f"{gone[0]}: no such shard ({len(gone)} of {len(shards)} are missing)")
+        raise ImagesError(f"{shown_name(gone[0])}: no such shard ({len(gone)} of {len(shards)} are missing)")
     name = patterns[0] if len(patterns) == 1 else f"{patterns[0]} and {len(patterns) - 1} more"
     return ShardImages(shards, max_unreadable, name, streamed)
 
@@ -364,11 +430,9 @@ def _place(shard: str) -> str:
 
 
 def _stamp(shard: str) -> str:
-    """What names this very file: a URL, or the path with size and date. A file that is not there has no stamp."""
-    if is_remote(shard):
-        return f"{VERSION} {shard}"
-    found = os.stat(shard)
-    return f"{VERSION} {_place(shard)} {found.st_size} {found.st_mtime_ns}"
+    """What names this very file, and which pictures are read of it: a URL, or the path with its `stamp`."""
+    rules = f"{VERSION} {' '.join(EXTENSIONS)}"
+    return f"{rules} {shard}" if is_remote(shard) else f"{rules} {_place(shard)} {stamp(shard)}"
 
 
 def _short(text: str) -> str:

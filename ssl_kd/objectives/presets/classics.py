@@ -16,7 +16,7 @@ CLASSICS: dict[str, Preset] = {
         "third-party",
         "100 MSE(regressor(hint of a middle layer), teacher's layer)",
         "the same, and 100 MSE of the last maps, without which nothing would teach the layers behind the hint",
-        differs="the second of four stages is the middle; a linear map per cell instead of a convolution",
+        differs="the second of four stages is the middle; a linear map per cell, where the regressor is a convolution, batch norm and ReLU",
     ),
     "at": Preset(
         tuple(
@@ -39,7 +39,8 @@ CLASSICS: dict[str, Preset] = {
         f"flow of solution procedure; {_REPDISTILLER}",
         "third-party",
         "50 MSE of the channel products (mean over cells) of neighbouring stages",
-        differs="the last pair of stages; a linear map per student layer where widths differ (published: equal widths only)",
+        differs="the last pair of stages; a linear map per student layer where widths differ (published: equal widths only); "
+        "the published script trains this term before the others, and its weight of 50 never reaches that loss",
     ),
     "sp": Preset(
         (correlation("products", "identity", comparison="row_unit_l2", weight=3000.0),),
@@ -56,7 +57,7 @@ CLASSICS: dict[str, Preset] = {
         f"relational distillation; {_REPDISTILLER}",
         "third-party",
         "25 Huber(distances / their mean) + 50 Huber(cosines of the angles of all triplets)",
-        differs="angles among the first 128 samples of a batch",
+        differs="angles among the first 128 samples of a batch; two equal samples have no direction, and count as a right angle",
     ),
     "pkt": Preset(
         (correlation("gram", "identity", comparison="pkt", weight=30000.0),),

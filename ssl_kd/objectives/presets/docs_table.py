@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from ssl_kd.objectives.presets.classics import CLASSICS, SYSTEMS
-from ssl_kd.objectives.presets.papers import OURS, SELF_SUPERVISED
+from ssl_kd.objectives.presets.ours import OURS
+from ssl_kd.objectives.presets.papers import SELF_SUPERVISED
 from ssl_kd.objectives.presets.preset import EVIDENCE, Preset
 
 BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"

@@ -1,20 +1,19 @@
-"""The catalogue of objectives: ours, those of self-supervised distillation, and the classics in a form without labels."""
+"""Objectives of self-supervised distillation, each as published, or with the difference stated."""
 
 from __future__ import annotations
 
-from ssl_kd.objectives.presets.classics import CLASSICS, SYSTEMS
 from ssl_kd.objectives.presets.preset import Preset, alignment, correlation
 
-_DLKD_ALIGNMENT = alignment("dlkd", weight=20.0)
-_DLKD_CORRELATION = correlation("views", "square", tau=0.5, weight=50.0)
-_SIMREG = alignment("simreg")
-_QUEUE = correlation("queue", "simreg", size=8192)
+DLKD_ALIGNMENT = alignment("dlkd", weight=20.0)
+DLKD_CORRELATION = correlation("views", "square", tau=0.5, weight=50.0)
+SIMREG = alignment("simreg")
+QUEUE = correlation("queue", "simreg", size=8192)
 
-# Empty slots as zeros and no image hidden from itself, which we would do otherwise: see TeacherQueue.
-_LIGHTLY = correlation("queue", "linear", batch="inside", size=8192, every_slot=True)
+# Empty slots as zeros and no image hidden from itself, which we would do otherwise: see MemoryBank.
+LIGHTLY = correlation("queue", "linear", batch="inside", size=8192, every_slot=True)
 
 _DLKD = Preset(
-    (_DLKD_ALIGNMENT, _DLKD_CORRELATION),
+    (DLKD_ALIGNMENT, DLKD_CORRELATION),
     "Ding et al., DLKD (first MLKD), TNNLS 35(2):2425-2435; ifding/DLKD",
     "code",
     "CE + 50 L_corr + SupCon + 20 L_align; L_align = 2 - 2 cos(g(s), t), g: Ds -> 16 Dt -> Dt; L_corr = row-softmax KL of "
@@ -25,79 +24,12 @@ _DLKD = Preset(
     views="multi",
 )
 
-# A head that can bend, and one that cannot: the second keeps the teacher's neighbours in the student's own embedding.
-_STANDARDISED = (
-    alignment("mlp", "mse", space="standardised"),
-    alignment("bn", "mse", space="standardised"),
-)
-
-OURS: dict[str, Preset] = {
-    "default": Preset(
-        (*_STANDARDISED, alignment("mlp", "mse", of="tokens", space="standardised")),
-        "chosen by the comparison below",
-        "ours",
-        "-",
-        "MSE(g1(s), t) + MSE(g2(s), t) + MSE(g3(patches of s), patches of t), t standardised; g1, g3: two layers, g2: linear "
-        "and batch norm",
-        "each dimension of the teacher counts equally; patches make stored targets large: `default_light` then",
-    ),
-    "default_light": Preset(
-        _STANDARDISED,
-        "`default` without patches: for teachers that have none, and for stored targets",
-        "ours",
-        "-",
-        "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
-        "-",
-    ),
-    "simreg_queue": Preset(
-        (_SIMREG, _QUEUE),
-        "our combination of `simreg` and `queue`",
-        "ours",
-        "-",
-        "L_simreg + L_queue",
-        "the default before the comparison",
-    ),
-    "queue": Preset(
-        (_QUEUE,),
-        "the family of SEED, CompRess-1q and LightlyTrain's distillation v1",
-        "ours",
-        "-",
-        "KL(softmax(t Q / tau), softmax(g(s) Q / tau)), tau 0.07, Q: the batch and the 8,192 last teacher embeddings",
-        "empty slots never take part; an older view of the own image is masked; SimReg's head",
-    ),
-    "dlkd_light": Preset(
-        ({**_DLKD_ALIGNMENT, "projector": "simreg"}, _DLKD_CORRELATION),
-        "`dlkd` with SimReg's head",
-        "ours",
-        "-",
-        "20 L_align + 50 L_corr",
-        "16 Dt hidden units are 84 M parameters for a ResNet-50 teacher; SimReg's head is 3.7 M",
-        views="multi",
-    ),
-    "knn_soft": Preset(
-        (correlation("queue", "simreg", comparison="nearest", batch="none", size=8192, neighbours=20),),
-        "k-NN soft targets, after OSAKD (2108.11798)",
-        "abstract",
-        "posterior soft labels from k-NN density in the output features, online",
-        "KL over the teacher's 20 nearest in the queue, each by itself, and all others as one outcome; tau 0.07",
-        "class posteriors need labels; neighbours of a frozen teacher take their place",
-    ),
-    "target_ratio": Preset(
-        (correlation("queue", "simreg", comparison="target_ratio", batch="none", size=8192, strength=1.0),),
-        "proposal after AEKT (2409.01679) and DKD; not AEKT",
-        "ours",
-        "AEKT: transfer of the teacher's confidence in the target class, its strength by the teacher/student ratio "
-        "(abstract; formula not available). DKD: alpha T^2 KL(b_t || b_s) + beta T^2 KL(p_t || p_s) off target",
-        "y = the teacher's nearest in the queue; KL of the renormalised others + (log p_y - log q_y)^2 / 2; tau 0.07",
-        "the nearest prototype plays the target class; the gradient on it is -log(p_y / q_y) (1 - q_y)",
-    ),
-}
 
 SELF_SUPERVISED: dict[str, Preset] = {
     "dlkd": _DLKD,
     "mlkd": _DLKD,
     "simreg": Preset(
-        (_SIMREG,),
+        (SIMREG,),
         "Navaneet et al., SimReg, BMVC 2021",
         "code",
         "2 - 2 cos(g(s), t), g: Ds -> 2 Ds -> Ds -> 2 Ds -> Dt",
@@ -138,10 +70,10 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "code",
         "CE(softmax(h(t) Q / 0.1), softmax(g(s) Q / 0.02)), g, h linear to 128; the batch joins Q first",
         differs="KL instead of CE; h is frozen at random, which is what its detached targets come to, and has no bias; "
-        "queue length ours; used beside CE in the paper",
+        "queue length ours; temperatures of the class, the training scripts set others; used beside CE in the paper",
     ),
     "lightly_v1": Preset(
-        (_LIGHTLY,),
+        (LIGHTLY,),
         "LightlyTrain, distillation v1",
         "code",
         "KL(softmax(t Q / 0.07) || softmax(g(s) Q / 0.07)), g linear, Q: 8,192 with the batch in it",
@@ -149,7 +81,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         mix="mixup",
     ),
     "lightly_v3": Preset(
-        (_LIGHTLY, correlation("tokens", "linear", sampled=True)),
+        (LIGHTLY, correlation("tokens", "linear", sampled=True)),
         "LightlyTrain, distillation v3",
         "code",
         "v1 + per image KL of row softmaxes of the patch Gram matrices, tau 0.07; g(s) laid over the teacher's grid bilinearly",
@@ -164,7 +96,8 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "EGA (2211.13264), BMVC 2022",
         "code",
         "|C_ts - I|_F + 0.3 |C_tt - C_ss|_F, C: Pearson correlations between samples, one linear head",
-        differs="used beside CE in the paper. Not lowest at a match: other samples shall be uncorrelated",
+        differs="used beside CE in the paper; weights of the class, the training scripts set 0.8 and 0.24; no head on the teacher's side. "
+        "Not lowest at a match: other samples shall be uncorrelated",
     ),
     "smd": Preset(
         (
@@ -183,14 +116,16 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "Proteus",
         "code",
         "MSE(class token) + MSE(all tokens) + MSE(masked tokens), heads LayerNorm + Linear",
-        differs="no third term: it needs a student that takes masked patches",
+        differs="no third term: it needs a student that takes masked patches; the mean over all tokens leaves the class token out, "
+        "which has a term of its own",
     ),
     "theia": Preset(
         (alignment("mlp", "theia", of="tokens", space="standardised"),),
         "Theia",
         "code",
         "0.9 (1 - cos) + 0.1 smooth L1 on standardised teacher maps, convolutional translators",
-        differs="running mean and variance instead of a pass over the data before; a two-layer head per patch",
+        differs="running mean and variance instead of a pass over the data before; a two-layer head per patch; the cosine is of the "
+        "whole map as one vector, as there",
     ),
     "unic": Preset(
         (
@@ -200,7 +135,8 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "Sariyildiz et al., UNIC, ECCV 2024; naver/unic",
         "code",
         "mean over class token and patches of 0.5 (1 - cos) + 0.5 smooth L1 to standardised teachers, heads on every block",
-        differs="heads on the last features only; constant momentum of the statistics; one teacher",
+        differs="heads on the last features only, Linear, batch norm, ReLU, Linear of width 2 Dt where theirs is Linear, GELU, Linear "
+        "of width 3,072; running statistics of constant momentum, theirs of one that changes over the run; one teacher",
     ),
     "attn_distill": Preset(
         (
@@ -218,8 +154,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "AttnDistill, BMVC 2022",
         "code",
         "MSE(g(CLS), CLS) + 0.1 KL(A_t || A_s), A: what the last class token looks at, per head",
-        differs="ViT to ViT; clamped rows are renormalised",
+        differs="ViT to ViT; the KL is a mean over images and heads, theirs a sum over heads; SimReg's head (batch norm, ReLU), theirs "
+        "LayerNorm and GELU",
     ),
 }
-
-CATALOGUE: dict[str, Preset] = OURS | SELF_SUPERVISED | CLASSICS | SYSTEMS

@@ -107,7 +107,7 @@ def test_an_object_is_a_column_as_a_name_is(what, tmp_path):
     assert "b" in found.markdown()
     assert len(list((tmp_path / "cells").iterdir())) == (4 if kept else 2)
     record = json.loads((tmp_path / "facts.json").read_text())["facts"][f"evaluator {title}"]
-    assert ("test_objects" in record) == ("stranger" in what)
+    assert ("test_eval_objects" in record) == ("stranger" in what)
     again = evaluate_encoders(encoders, [task()], ["knn/dino", given], quiet=True, out=tmp_path)
     if kept:
         assert again.jsonl() == found.jsonl()

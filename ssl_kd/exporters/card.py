@@ -1,0 +1,127 @@
+"""The card beside an exported file: how to load it, what to feed it, what was measured, and that we wrote it.
+
+The card holds the file's SHA-256. A file is replaced only where the card beside it says that it is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssl_kd.checkpoints.loading import inspect
+from ssl_kd.models.encoder import Encoder, as_record
+from ssl_kd.runtime.download import digest_of
+from ssl_kd.runtime.ownership import refuse_replacing
+
+BOUND = 1e-4  # largest difference allowed, as a share of the largest number that the Encoder says
+Ask = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] -> embeddings (B, D)
+NORMALISED = "normalised by mean and std"
+PLAIN = "in [0, 1]; the file itself normalises"
+SUM, REPLACED = "sha256", "replaced_sha256"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file that was kept, and how far it is from the Encoder on the same pictures."""
+
+    format: str
+    path: Path
+    card: Path
+    difference: float  # largest absolute difference of any number of any embedding
+    relative: float  # the same as a share of the largest number
+    cosine: float  # smallest over the pictures
+
+    def __str__(self) -> str:
+        return (
+            f"{self.format:<12}{self.path} ({self.path.stat().st_size / 1e6:,.1f} MB): largest difference "
+            f"{self.difference:.2g} ({self.relative:.1g} of the largest number), 1 - cosine {1 - self.cosine:.1g}"
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A way out: the file's name in a folder, who wants which pixels, how it is written and how it is asked again."""
+
+    name: str
+    reader: str  # what it is read back by, for the card
+    pixels: str  # what the file's network is fed
+    possible: Callable[[Encoder], tuple[str, ...]]  # lines to load it; UserError where it cannot be
+    write: Callable[[Encoder, Path, Mapping[str, Any]], None]
+    reopen: Callable[[Encoder, Path], Ask]
+    default_feature: bool = False  # a state dict is read by its library's own forward
+
+
+def description(encoder: Encoder, target: Target) -> dict[str, Any]:
+    """What somebody who has only the file must know; goes into the file where it has a place, and into the card."""
+    feature = encoder.network.default if target.default_feature else encoder.feature
+    eyes, then = encoder.preprocessing, ", subtract mean, divide by std"
+    return as_record(encoder) | {
+        "feature": feature,
+        "dim": encoder.width(feature),
+        "digest": encoder.digest,
+        "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
+        "output": f"(B, {encoder.width(feature)}) float32",
+        "preprocessing": asdict(eyes)
+        | {
+            "order": "resize the shorter side, crop the centre, divide by 255"
+            + (then if target.pixels == NORMALISED else "")
+        },
+    }
+
+
+def card_of(
+    done: Exported, target: Target, encoder: Encoder, lines: tuple[str, ...], notes: Mapping[str, Any], part: Path
+) -> str:
+    """The card of a file that lies in `part` and will be `done.path`, as JSON."""
+    measured = {
+        "against": "the Encoder, in float32 on a CPU",
+        "read_back_by": target.reader,
+        "max_absolute_difference": done.difference,
+        "as_share_of_largest": done.relative,
+        "bound": BOUND,
+        "min_cosine": done.cosine,
+    }
+    load = [line.replace("FILE", repr(done.path.name)) for line in lines]
+    sums = {SUM: digest_of(part)} | ({REPLACED: digest_of(done.path)} if done.path.exists() else {})
+    card = {"format": done.format, "file": done.path.name} | sums | description(encoder, target)
+    return json.dumps(card | {"measured": measured, "load": load, "card": dict(notes)}, indent=1)
+
+
+def notes_of(student: Encoder | str | os.PathLike[str]) -> dict[str, Any]:
+    """The card of a student's file: its teacher, its objective, its images."""
+    if isinstance(student, Encoder) or not Path(student).is_file():
+        return {}
+    return dict(inspect(student).card)
+
+
+def card_path(path: Path) -> Path:
+    """Where the card of an exported file lies."""
+    return path.with_name(f"{path.name}.json")
+
+
+def require_ours(path: Path) -> None:
+    """UserError, and nothing touched, where a file that is no export of ours, or a card of another's, lies in the way."""
+    refuse_replacing("out", card_path(path), lambda card: bool(_read(card, path)))
+    refuse_replacing("out", path, _is_ours)
+
+
+def _read(card: Path, path: Path) -> dict[str, Any]:
+    """What a card says of the file of that name; nothing where it is none."""
+    try:
+        said = json.loads(card.read_text()) if card.exists() else {}
+    except ValueError:
+        return {}
+    ours = isinstance(said, dict) and {"format", "measured", "load"} <= said.keys() and said.get("file") == path.name
+    return said if ours else {}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the card beside it vouches for the file; cards of older versions hold no digest."""
+    said = _read(card_path(path), path)
+    return bool(said) and (SUM not in said or digest_of(path) in (said[SUM], said.get(REPLACED)))

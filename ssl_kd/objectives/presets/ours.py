@@ -1,0 +1,75 @@
+"""Our own objectives and combinations, chosen by the comparison in docs/objectives.md."""
+
+from __future__ import annotations
+
+from ssl_kd.objectives.presets.papers import DLKD_ALIGNMENT, DLKD_CORRELATION, QUEUE, SIMREG
+from ssl_kd.objectives.presets.preset import Preset, alignment, correlation
+
+# A head that can bend, and one that cannot: the second keeps the teacher's neighbours in the student's own embedding.
+_STANDARDISED = (
+    alignment("mlp", "mse", space="standardised"),
+    alignment("bn", "mse", space="standardised"),
+)
+
+
+OURS: dict[str, Preset] = {
+    "default": Preset(
+        (*_STANDARDISED, alignment("mlp", "mse", of="tokens", space="standardised")),
+        "chosen by the comparison below",
+        "ours",
+        "-",
+        "MSE(g1(s), t) + MSE(g2(s), t) + MSE(g3(patches of s), patches of t), t standardised; g1, g3: two layers, g2: linear "
+        "and batch norm",
+        "each dimension of the teacher counts equally; patches make stored targets large: `default_light` then",
+    ),
+    "default_light": Preset(
+        _STANDARDISED,
+        "`default` without patches: for teachers that have none, and for stored targets",
+        "ours",
+        "-",
+        "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
+        "-",
+    ),
+    "simreg_queue": Preset(
+        (SIMREG, QUEUE),
+        "our combination of `simreg` and `queue`",
+        "ours",
+        "-",
+        "L_simreg + L_queue",
+        "the default before the comparison",
+    ),
+    "queue": Preset(
+        (QUEUE,),
+        "the family of SEED, CompRess-1q and LightlyTrain's distillation v1",
+        "ours",
+        "-",
+        "KL(softmax(t Q / tau), softmax(g(s) Q / tau)), tau 0.07, Q: the batch and the 8,192 last teacher embeddings",
+        "empty slots never take part; an older view of the own image is masked; SimReg's head",
+    ),
+    "dlkd_light": Preset(
+        ({**DLKD_ALIGNMENT, "projector": "simreg"}, DLKD_CORRELATION),
+        "`dlkd` with SimReg's head",
+        "ours",
+        "-",
+        "20 L_align + 50 L_corr",
+        "16 Dt hidden units are 84 M parameters for a ResNet-50 teacher; SimReg's head is 3.7 M",
+        views="multi",
+    ),
+    "knn_soft": Preset(
+        (correlation("queue", "simreg", comparison="nearest", batch="none", size=8192, neighbours=20),),
+        "k-NN soft targets, after OSAKD (2108.11798)",
+        "abstract",
+        "posterior soft labels from k-NN density in the output features, online",
+        "KL over the teacher's 20 nearest in the queue, each by itself, and all others as one outcome; tau 0.07",
+        "class posteriors need labels; neighbours of a frozen teacher take their place",
+    ),
+    "target_ratio": Preset(
+        (correlation("queue", "simreg", comparison="target_ratio", batch="none", size=8192, strength=1.0),),
+        "proposal after AEKT (2409.01679) and DKD; not AEKT",
+        "ours",
+        "AEKT: transfer of the teacher's confidence in the target class, its strength by the teacher/student ratio "
+        "(abstract; formula not available). DKD: alpha T^2 KL(b_t || b_s) + beta T^2 KL(p_t || p_s) off target",
+        "y = the teacher's nearest in the queue; KL of the renormalised others + (log p_y - log q_y)^2 / 2; tau 0.07",
+        "the nearest prototype plays the target class; the gradient on it is -log(p_y / q_y) (1 - q_y)",
+    ),
+}

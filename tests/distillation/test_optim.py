@@ -1,0 +1,61 @@
+"""Optimisers: Muon's step is orthogonal, its vectors follow AdamW, and a run with it resumes to the same bits."""
+
+import pytest
+import torch
+from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
+from torch import nn
+
+import ssl_kd
+from ssl_kd.distillation.optim import Muon, orthogonal
+from ssl_kd.runtime.signals import Interrupted
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 30), (30, 4), (1, 9)])
+def test_a_matrix_keeps_its_directions_and_loses_its_lengths(shape):
+    matrix = drawn(*shape)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    made = orthogonal(matrix)
+    lengths = torch.linalg.svdvals(made)
+    assert lengths.min() > 0.3
+    assert lengths.max() < 1.3
+    inner = left.T @ made @ right.T  # diagonal where the directions are the same
+    assert (inner - inner.diagonal().diag()).abs().max() < 1e-4
+
+
+def test_the_size_of_a_gradient_plays_no_part():
+    matrix = drawn(8, 12)
+    assert torch.allclose(orthogonal(matrix), orthogonal(1e-4 * matrix), atol=1e-3)
+
+
+def test_vectors_follow_torchs_adamw_at_a_share_of_the_rate():
+    ours, theirs = nn.Parameter(drawn(7)), nn.Parameter(drawn(7))
+    mine = Muon([{"params": [ours], "weight_decay": 0.1}], lr=0.05, ratio=0.2)
+    peer = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    for step in range(5):
+        ours.grad, theirs.grad = drawn(7, seed=step), drawn(7, seed=step)
+        mine.step()
+        peer.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_convolution_moves_as_the_matrix_of_its_output_channels():
+    conv, matrix = nn.Parameter(drawn(8, 3, 3, 3)), nn.Parameter(drawn(8, 27))
+    conv.data.copy_(matrix.data.view(8, 3, 3, 3))
+    gradient = drawn(8, 27, seed=1)
+    conv.grad, matrix.grad = gradient.view(8, 3, 3, 3), gradient
+    for parameter in (conv, matrix):
+        Muon([parameter], lr=0.1).step()
+    assert torch.equal(conv.flatten(1), matrix)
+
+
+def test_a_run_with_muon_learns_and_resumes_to_the_same_bits(tmp_path):
+    settings = SMALL | {"optimizer": "muon", "lr": 2e-2, "objective": "default_light"}
+    whole = ssl_kd.distill(small_teacher(), images=small_images(), out=str(tmp_path / "whole"), **settings)
+    with signal_in_step(2), pytest.raises(Interrupted):
+        ssl_kd.distill(small_teacher(), images=small_images(), out=str(tmp_path / "half"), **settings)
+    rest = ssl_kd.distill(small_teacher(), images=small_images(), out=str(tmp_path / "half"), **settings)
+    assert same(whole.student, rest.student)
