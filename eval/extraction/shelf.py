@@ -100,6 +100,10 @@ class Shelf:
         """A disk that fills up later would kill the writer of a mapped file with holes; leave none and say so now."""
         self.note(State())  # first of all: an older note would vouch for the holes
         try:
+            for (
+                path
+            ) in self._paths:  # whoever still reads the old rows keeps them: a file cut under a map kills its reader
+                path.unlink(missing_ok=True)
             features = np.lib.format.open_memmap(self._paths[0], "w+", np.dtype(self.dtype), (self.rows, self.width))
             kept = np.lib.format.open_memmap(self._paths[1], "w+", np.dtype("int64"), (self.rows,))
             for path in self._paths:

@@ -269,7 +269,7 @@ def _in_table(answer: object, choice: Choice, metric: str) -> Scores:
             f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {one_line(repr(answer))}"
         )
     scores = answer
-    if not choice.is_object:
+    if choice.kind in KINDS and not choice.is_object:
         return scores
     shown = scores.headline_metric or metric
     if not any((row.metric, row.k) == (shown, scores.headline_k) for row in scores.rows):

@@ -181,6 +181,14 @@ def test_a_note_never_outlives_its_rows(tmp_path, monkeypatch):
     np.testing.assert_array_equal(store.bank(network(), images, quiet=True).features, whole)
 
 
+def test_a_bank_made_anew_leaves_those_who_read_the_old_one_alone(tmp_path):
+    store = FeatureStore(tmp_path)
+    old = store.bank(network(), flaky({3}), quiet=True)
+    rows = np.array(old.features)
+    assert len(store.bank(network(), flaky(()), quiet=True)) == 8
+    np.testing.assert_array_equal(old.features, rows)  # a file cut under its map would end this process
+
+
 def as_folder(path):
     return open_images(path)
 
