@@ -25,7 +25,7 @@ from ..evaluators.registry import KINDS, OOD, Given
 from ..extraction.versions import programs
 from ..metrics import Scores
 from ..results import Cell
-from .cell_cache import has_cell, load_cell, save_cell
+from .cell_cache import Facts, has_cell, load_cell, save_cell
 from .own_features import OwnFeatures
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Bench:
             facts["programs"],
         )
 
-    def _computed(self, job: Job) -> tuple[Scores, dict[str, Any]]:
+    def _computed(self, job: Job) -> tuple[Scores, Facts]:
         encoder, task, choice, how = self.encoders[job.encoder], self.tasks[job.task], self.choice(job), self.settings
         others = self._others(job)
         train, test, rate = self.banks(job.task, job.encoder)
@@ -177,7 +177,7 @@ class Bench:
         if task.classes and not job.outside:
             scores = replace(scores, classes=np.array(task.classes))
         missing = self._missing(job)
-        facts: dict[str, Any] = {
+        facts: Facts = {
             "images_per_second": rate,
             "parameters": None if isinstance(encoder, OwnFeatures) else encoder.parameter_count,
             "width": train.width,
