@@ -16,7 +16,7 @@ from typing import Any
 
 from ssl_kd.errors import UserError, one_line
 
-from .registry import EVALUATORS, Kind, indexed, kind_of, split_evaluator
+from .registry import EVALUATORS, KINDS, Kind, indexed, kind_of, split_evaluator
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,19 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
 def by_name(kind: str, protocol: str) -> Choice:
     """Return an evaluator of the table."""
     row = kind_of(kind)
-    return Choice(kind, protocol, row, protocol, repr(row.find(protocol)), is_object=False)
+    record = repr(row.find(protocol))
+    if kind in KINDS:
+        return Choice(kind, protocol, row, protocol, record, is_object=False)
+    maker = _maker(kind)
+    return Choice(kind, protocol, row, protocol, f"{record} {maker}", kept=bool(maker), is_object=False)
+
+
+def _maker(kind: str) -> str:
+    """Return name and version of the package that offers an evaluator; empty for one that no package answers for."""
+    for point in EVALUATORS.offers.get(kind, []):
+        if point.dist is not None:
+            return f"{point.dist.name} {point.dist.version}"
+    return ""
 
 
 def _given(one: Any) -> Choice:
