@@ -50,8 +50,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         config.report,
         tuple(config.maps),
     )
-    mark(Path(config.out), EVALUATION)
     _make_folders(settings)
+    mark(Path(config.out), EVALUATION)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings)
     jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
     if config.workers > 1:
@@ -121,9 +121,9 @@ def evaluate_encoders(
         require_ours(Path(out), EVALUATION)
     pairs, wanted = pairs_of(ood, list(named)), _wanted(evaluators)
     _check_machine(how.device, how.engine)
+    _make_folders(how)
     if out is not None:
         mark(Path(out), EVALUATION)
-    _make_folders(how)
     bench = Bench(encoders, named, reference, how)
     results = _results(bench, *plan(tasks, list(encoders), wanted, pairs))
     if out is not None:

@@ -79,5 +79,9 @@ def test_a_file_that_is_there_stays(lab, tmp_path, capsys):
     words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--out", str(out), "--quiet"]
     assert main(words) == 2
     assert out.read_text() == "mine"
+    assert main([*words, "--overwrite", "true"]) == 2  # no file of features, so not ours to replace
+    assert out.read_text() == "mine"
+    out.unlink()
+    assert main(words) == 0
     assert main([*words, "--overwrite", "true", "--size", "48"]) == 0
     assert len(load_bank(out)) == 5

@@ -381,7 +381,7 @@ def test_cells_that_are_a_file_are_refused_before_the_work(lab, tmp_path, capsys
     (tmp_path / "out" / "cells").write_text("mine")
     monkeypatch.setattr(cells, "make_banks", None)
     assert main([config(lab, tmp_path)]) == 2
-    assert "cells: " in capsys.readouterr().err
+    assert "not an evaluation's folder (it holds cells)" in capsys.readouterr().err
     assert (tmp_path / "out" / "cells").read_text() == "mine"
 
 
