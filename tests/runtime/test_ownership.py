@@ -196,7 +196,7 @@ def test_neighbours_of_what_is_written_stay_as_they_are_and_ours_can_be_written_
     monkeypatch.setenv("SSL_KD_CACHE", str(tmp_path / "cache"))
     place = tmp_path / "project"
     fill(place, {})
-    for path in (*place.glob("*results.*"), *place.glob("*report.html*"), *place.glob("facts.json*")):
+    for path in (*place.glob("*results.*"), *place.glob("*report.html*"), *place.glob("*facts.json*")):
         path.unlink()
     for name in ("cells", "features"):
         shutil.rmtree(place / name)
