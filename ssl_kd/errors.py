@@ -71,5 +71,9 @@ def shown_name(name: str) -> str:
 
 def one_line(text: object, most: int = 80) -> str:
     """Return text from outside fit for a message: printable ASCII, at most so many characters, whatever it contains."""
-    plain = ascii(str(text))[1:-1]
+    try:
+        whole = str(text)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list within a list without end
+        whole = f"a {type(text).__name__} too long to be written down"
+    plain = ascii(whole[: most + 1])[1:-1]
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."

@@ -127,6 +127,16 @@ def flagged(folder, flag):
     return path
 
 
+def patched(folder, place, value):
+    """The archive's end record with other bytes at a place."""
+    path = saved(folder, TINY)
+    data = bytearray(path.read_bytes())
+    end = data.rfind(b"PK\x05\x06")
+    data[end + place : end + place + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
 def deflated(folder):
     path = saved(folder, {"w": torch.zeros(1_000_000)})
     with zipfile.ZipFile(path) as given:
@@ -208,6 +218,49 @@ def late_payload(folder):
     return saved(folder, OrderedDict([*((f"w{i}", torch.ones(3)) for i in range(50)), ("x", touch(folder))]))
 
 
+def number(value):
+    """A whole number of up to 255 bytes."""
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def keys(values):
+    """A dict with these opcodes as keys."""
+    return lambda folder: program(folder, b"}(" + b"".join(value + b"N" for value in values) + b"u")
+
+
+def handed(opcodes, call, times):
+    """One value handed to a call again and again."""
+    return lambda folder: program(folder, opcodes + b"q\x010" + call * times + b"N")
+
+
+def overlapping(folder):
+    """Ten thousand members that all are the same hundred thousand bytes."""
+    path = archive(folder, b"", records={"0": b"\1" * 100_000})
+    body = MARK + b"".join(storage("torch.ByteStorage", str(k), 100_000) for k in range(10_000)) + b"l"
+    with zipfile.ZipFile(path, "a") as out:
+        whole = out.getinfo("archive/data/0")
+        out.NameToInfo.clear()
+        out.filelist[:] = [whole]
+        out.writestr("archive/data.pkl", b"\x80\x02" + body + STOP)
+        for k in range(1, 10_000):
+            twin = zipfile.ZipInfo(f"archive/data/{k}")
+            twin.header_offset, twin.CRC = whole.header_offset, whole.CRC
+            twin.file_size = twin.compress_size = 100_000
+            out.filelist.append(twin)
+    return path
+
+
+def one_storage_for_all(folder):
+    """A network of which each of ten thousand tensors is one and the same megabyte."""
+    base = torch.ones(250_000)
+    return saved(folder, {**{f"layer1.{k}.weight": base.view(500, 500) for k in range(10_000)}, "conv1.weight": base})
+
+
+def header(text, folder, body=b"\0" * 16):
+    return safetensors(folder, text.encode("utf-8", "surrogatepass"), body=body)
+
+
 def by_opcode(opcodes):
     return lambda folder: program(folder, opcodes(f"touch '{folder}/ran'"))
 
@@ -267,6 +320,33 @@ FILES = {
     "a memo index of two billion": lambda folder: program(folder, b"Nr\xff\xff\xff\x7f"),
     "a string of 2**60 bytes": lambda folder: program(folder, b"\x8d" + struct.pack("<Q", 2**60) + b"abc"),
     "an integer of a billion bytes": lambda folder: program(folder, b"\x8b" + struct.pack("<i", 10**9)),
+    "dict keys of one hash": keys(number((2**61 - 1) * k) for k in range(1, 60_000)),
+    "tuples of one hash as dict keys": keys(b"K\x01" + number((2**61 - 1) * k) + b"\x86" for k in range(1, 60_000)),
+    "a dict key of 240,000 digits": lambda folder: program(
+        folder, b"}\x8b" + struct.pack("<i", 100_000) + b"\1" * 100_000 + b"Ns"
+    ),
+    "a dict key of a long tuple, again and again": handed(b"(" + b"K\x01" * 100_000 + b"t", b"}h\x01Ns0", 100_000),
+    "a call of a hundred thousand arguments, again and again": handed(
+        b"(" + b"K\x01" * 100_000 + b"t", glob("torch.device") + b"h\x01R0", 50_000
+    ),
+    "a long name, again and again": handed(text("x" * 1_000_000), b"h\x01h\x01\x93", 1_000_000),
+    "a name of two to the sixty leaves": lambda folder: program(
+        folder, b"N" + b"".join(b"q\x01h\x01\x86" for _ in range(60)) + text("x") + b"\x93"
+    ),
+    "a storage's name of a megabyte, again and again": handed(
+        text("x" * 1_000_000),
+        MARK + text("storage") + glob("torch.FloatStorage") + b"h\x01" + text("cpu") + b"K\x01tQ0",
+        9_999,
+    ),
+    "a memo index of 4,000 digits": lambda folder: program(folder, b"Np" + b"9" * 4000 + b"\n"),
+    "a memo index below zero": lambda folder: program(folder, b"Np-1\n"),
+    "a tensor for a tensor's size": lambda folder: program(
+        folder, glob("torch._utils._rebuild_tensor") + b"(" + storage() + b"K\x00NNtR", records={"0": b"\0" * 16}
+    ),
+    "an ordered dict of a number": lambda folder: program(folder, glob("collections.OrderedDict") + b"K\x01\x85R"),
+    "text that is no text": lambda folder: program(folder, b"X\x04\x00\x00\x00\xff\xff\xff\xff"),
+    "a number that is no number": lambda folder: program(folder, b"I1_x\n"),
+    "a fraction beyond all": lambda folder: program(folder, b"Fabc\n"),
     "an unhashable dict key": lambda folder: program(folder, b"}]Ns"),
     "a stack that runs empty": lambda folder: program(folder, b"\x85\x86R"),
     "a storage of terabytes": lambda folder: tensor_file(folder, (2, 2), (2, 1), count=2**42),
@@ -282,6 +362,10 @@ FILES = {
     "a storage of an unknown type": lambda folder: tensor_file(folder, (2, 2), (2, 1), kind="torch.device"),
     "a storage outside the archive": lambda folder: tensor_file(folder, (2, 2), (2, 1), key="../../../etc/hosts"),
     "a storage of terabytes, old container": legacy_terabytes,
+    "ten thousand storages on the same bytes": overlapping,
+    "ten thousand tensors on the same bytes": one_storage_for_all,
+    "a zip's list of members beyond the file": lambda folder: patched(folder, 12, struct.pack("<I", 2**32 - 2)),
+    "a zip's list of members at the end of numbers": lambda folder: patched(folder, 16, struct.pack("<I", 2**32 - 2)),
     "a zip bomb": lambda folder: archive(
         folder, b"\x80\x02" + text("x" * 50_000_000) + STOP, compress=zipfile.ZIP_DEFLATED
     ),
@@ -310,6 +394,36 @@ FILES = {
         folder, {n: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for n in "ab"}
     ),
     "a safetensors header nested deep": lambda folder: safetensors(folder, b'{"a":' * 100_000),
+    "safetensors tensors with a gap": lambda folder: safetensors(
+        folder, {n: {"dtype": "F32", "shape": [1], "data_offsets": [8 * k, 8 * k + 4]} for k, n in enumerate("ab")}
+    ),
+    "a safetensors name twice": lambda folder: header(
+        '{"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "w": {"dtype": "I8", "shape": [16], "data_offsets": [0, 16]}}',
+        folder,
+    ),
+    "a safetensors size of 5,000 digits": lambda folder: header(
+        '{"w": {"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 16]}}', folder
+    ),
+    "a safetensors size that is true": lambda folder: header(
+        '{"w": {"dtype": "U8", "shape": [true], "data_offsets": [0, 1]}}', folder, b"\0"
+    ),
+    "a safetensors type of tomorrow": lambda folder: safetensors(
+        folder, {"w": {"dtype": "F3\x1b[31m", "shape": [4], "data_offsets": [0, 16]}}
+    ),
+    "a safetensors header that is a list": lambda folder: header("[{}]", folder, b""),
+    "a safetensors note that is no text": lambda folder: header('{"__metadata__": {"ssl_kd": [1]}}', folder, b""),
+    "a safetensors name of half a letter": lambda folder: header(
+        '{"\\ud800": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', folder
+    ),
+    "a safetensors header that is no text": lambda folder: safetensors(folder, b'{"\xff\xfe": 1}', body=b""),
+    "a student whose card is a list": lambda folder: student(folder, card=[1]),
+    "a student whose card is a word": lambda folder: student(folder, card="abc"),
+    "a student of infinite width": lambda folder: student(folder, dim=float("inf")),
+    "a student with a mean that is no number": lambda folder: student(
+        folder, preprocessing={"mean": [float("nan")] * 3}
+    ),
+    "a student with a mean beyond all numbers": lambda folder: student(folder, preprocessing={"mean": [10**400, 0, 0]}),
+    "a student of half a letter": lambda folder: student(folder, arch="\ud800"),
     "a student of a billion blocks": lambda folder: student(folder, arch_args={"depth": 10**9}),
     "a student of a trillion channels": lambda folder: student(folder, arch_args={"embed_dim": 10**12}),
     "a student from somebody's hub": lambda folder: student(folder, arch="hf-hub:somebody/model"),

@@ -105,7 +105,7 @@ def bank_key(encoder: Encoder, images: ImageSource, precision: str, feature: str
     """Name what decides the features: weights, feature, preprocessing, precision, engine and images."""
     how = precision if engine == "eager" else f"{precision} {engine}"
     return digest_of_parts(
-        encoder.digest, feature or encoder.feature, repr(encoder.preprocessing), how, content_key(images)
+        encoder.digest, feature or encoder.feature, encoder.preprocessing.key(), how, content_key(images)
     )
 
 

@@ -210,7 +210,7 @@ class Bench:
         row = self.encoders[name]
         if isinstance(row, OwnFeatures):
             return "own features", row.digest(job.task), row.digest(job.outside) if job.outside else ""
-        return row.digest, row.feature, repr(row.preprocessing)
+        return row.digest, row.feature, row.preprocessing.key()
 
     def _names(self, job: Job) -> list[str]:
         return [job.encoder, self.reference] if self.choice(job).row.paired else [job.encoder]

@@ -28,7 +28,11 @@ NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 def read(path: str | os.PathLike[str]) -> Any:
     """The object in a weight file (torch.save of any age, or safetensors) as plain data; nothing in it is run."""
-    return contents(Path(path)).tree
+    file = contents(Path(path))
+    try:
+        return file.tree
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def contents(path: Path) -> Contents:
@@ -85,11 +89,14 @@ def convert(file: Contents, row: Format) -> Weights:
     """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
     try:
         weights = row.convert(file)
+        file.fill(weights.used.values())
         file.verify(weights.used.values())
         bad = not_finite(weights.used)
     except CheckpointError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or one_line(error, 120)}") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError) as error:
         # A forced format on another kind of file, or shapes that fit no architecture.
         raise BrokenCheckpoint(f"cannot be read as {row.name}: {one_line(error, 120)}") from error
     if bad:

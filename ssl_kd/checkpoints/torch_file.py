@@ -1,31 +1,26 @@
-"""The containers that weights come in: torch's zip, torch's older stream, safetensors. All are read in place.
-
-A file is mapped into memory and tensors are views of its pages, so looking at the teacher in a 1.5 GB training
-checkpoint touches the teacher's bytes only. The mapping is private: nothing here can write to the file.
-"""
+"""The containers that torch.save writes, zip and the older stream, and the door to all containers."""
 
 from __future__ import annotations
 
 import io
-import mmap
 import re
 import struct
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ssl_kd.checkpoints.file_bytes import FileBytes, check_sum
 from ssl_kd.checkpoints.formats.weights import Contents
+from ssl_kd.checkpoints.safetensors_file import read_safetensors
 from ssl_kd.checkpoints.unpickler import STORAGE_DTYPES, Machine, Storage
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UnsafeCheckpoint, one_line
 
 MAX_MEMBERS = 200_000
+MAX_DIRECTORY = 1 << 25  # bytes of a zip's list of members: 200,000 of them take less
+MAX_PICKLE = 1 << 28  # bytes of bookkeeping; published files have less than a hundredth
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the number with which torch < 1.6 opens a file
 # What damaged bookkeeping makes Python raise; anything else would be our own mistake.
 DAMAGE = (
@@ -60,22 +55,21 @@ MISTAKES: dict[bytes, str] = {
 def open_contents(path: Path) -> Contents:
     """A weight file as plain data. CheckpointError says what else it is, or what is wrong with it."""
     try:
-        with path.open("rb") as file:
-            start = file.read(512)
-            if not start:
-                raise CheckpointError("the file is empty")
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        file = FileBytes(path)
+        start = file.bytes(0, min(512, file.size))
     except FileNotFoundError:
         raise CheckpointError("no such file") from None
     except OSError as error:
         raise CheckpointError(f"cannot be opened: {error.strerror}") from error
+    if not start:
+        raise CheckpointError("the file is empty")
     if start.startswith(b"PK\x03\x04"):
-        return guarded(read_zip, pages)
+        return guarded(read_zip, file)
     # Before the pickle: one safetensors header in 32 has a length whose first byte is a pickle's too.
-    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= len(pages) - 8:
-        return read_safetensors(path)
+    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= file.size - 8:
+        return guarded(read_safetensors, file)
     if start[:1] == b"\x80":
-        return guarded(read_legacy, pages)
+        return guarded(read_legacy, file)
     raise UnknownCheckpoint(f"is not a checkpoint but {described(path.name, start)}")
 
 
@@ -91,56 +85,51 @@ def described(name: str, start: bytes) -> str:
     return "text" if all(byte in b"\t\n\r" or byte >= 32 for byte in start) else "binary data of an unknown kind"
 
 
-def guarded(read: Callable[[mmap.mmap], Contents], pages: mmap.mmap) -> Contents:
+def guarded(read: Callable[[FileBytes], Contents], file: FileBytes) -> Contents:
     """The contents, with damage reported as BrokenCheckpoint."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's codecs remark on the odd escapes of a damaged pickle
-            return read(pages)
+            return read(file)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or one_line(error, 120)}") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError, *DAMAGE) as error:
         reason = one_line(error, 120) or type(error).__name__
         raise BrokenCheckpoint(f"the file is damaged or cut short: {reason}") from error
 
 
-def view(pages: mmap.mmap, dtype: torch.dtype, start: int, count: int) -> Tensor:
-    """`count` numbers from byte `start`, without a copy."""
-    return torch.frombuffer(pages, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
-
-
-def read_zip(pages: mmap.mmap) -> Contents:
+def read_zip(file: FileBytes) -> Contents:
     """torch.save since 1.6: a zip of data.pkl and one uncompressed record per storage."""
-    file: Any = pages  # a mapping reads and seeks as a file does
-    archive = zipfile.ZipFile(file)
+    directory: Any = file.bookkeeping(MAX_DIRECTORY)  # reads and seeks as a file does
+    archive = zipfile.ZipFile(directory)
     members = {info.filename: info for info in archive.infolist()}
     refuse_odd_archive(archive, members)
     root = next(name for name in members if PurePosixPath(name).name == "data.pkl").removesuffix("data.pkl")
-    find = partial(locate, pages, members)
-    start, size = find(f"{root}data.pkl")
-    if f"{root}byteorder" in members:
-        place, length = find(f"{root}byteorder")
-        if pages[place : place + length] != b"little":
-            raise BrokenCheckpoint("it was written on a big-endian machine; save it again on a little-endian one")
-    records: dict[int, tuple[int, zipfile.ZipInfo]] = {}
+    find = partial(locate, file, members)
+    if f"{root}byteorder" in members and file.bytes(*find(f"{root}byteorder")) != b"little":
+        raise BrokenCheckpoint("it was written on a big-endian machine; save it again on a little-endian one")
     loaded: dict[str, Storage] = {}
 
     def load(kind: str, key: str, count: int) -> Storage:
         if key not in loaded:
-            dtype = STORAGE_DTYPES[kind]
-            place, length = find(f"{root}data/{key}")
+            dtype, name = STORAGE_DTYPES[kind], f"{root}data/{key}"
+            place, length = find(name)
             count = count if "Untyped" not in kind else length
             if count * dtype.itemsize > length:
                 raise BrokenCheckpoint(
                     f"a tensor claims {count:,} elements where the file holds {length // dtype.itemsize:,}"
                 )
-            loaded[key] = Storage(view(pages, dtype, place, count))
-            records[loaded[key].flat.data_ptr()] = (place, members[f"{root}data/{key}"])
+            loaded[key] = Storage(file.storage(dtype, place, count, length, name, members[name].CRC))
         return loaded[key]
 
-    check_sum(pages, start, members[f"{root}data.pkl"])
-    tree = Machine(load).run(io.BytesIO(pages[start : start + size]))
-    return Contents(tree, "zip", verify=partial(verify, pages, records))
+    start, size = find(f"{root}data.pkl")
+    if size > MAX_PICKLE:
+        raise BrokenCheckpoint(f"its bookkeeping is longer than {MAX_PICKLE / 1e6:,.0f} MB")
+    program = file.bytes(start, size)
+    check_sum(program, f"{root}data.pkl", members[f"{root}data.pkl"].CRC)
+    return Contents(Machine(load).run(io.BytesIO(program)), "zip", verify=file.verify, fill=file.fill)
 
 
 def refuse_odd_archive(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> None:
@@ -158,36 +147,23 @@ def refuse_odd_archive(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipI
         raise UnknownCheckpoint(f"is not a checkpoint but a zip archive (of {inside or 'nothing'})")
 
 
-def locate(pages: mmap.mmap, members: dict[str, zipfile.ZipInfo], name: str) -> tuple[int, int]:
+def locate(file: FileBytes, members: dict[str, zipfile.ZipInfo], name: str) -> tuple[int, int]:
     """First byte and length of an uncompressed member."""
     if name not in members:
         raise BrokenCheckpoint(f"the archive lacks {one_line(name)}")
     info = members[name]
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise UnsafeCheckpoint(f"refused: {one_line(name)} is compressed or encrypted, which torch never does")
-    header = pages[info.header_offset : info.header_offset + 30]
+    header = file.bytes(info.header_offset, 30)
     if header[:4] != b"PK\x03\x04":
         raise BrokenCheckpoint(f"the archive's entry {one_line(name)} is damaged")
     start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-    if start + info.file_size > len(pages):
+    if start + info.file_size > file.size:
         raise BrokenCheckpoint("the file is cut short")
     return start, info.file_size
 
 
-def check_sum(pages: mmap.mmap, start: int, info: zipfile.ZipInfo) -> None:
-    """BrokenCheckpoint when a member's bytes are not those that were written."""
-    # torch writes 0 for every member when it is told to skip checksums.
-    if info.CRC and zlib.crc32(memoryview(pages)[start : start + info.file_size]) != info.CRC:
-        raise BrokenCheckpoint(f"the file is damaged: the checksum of {one_line(info.filename)} does not match")
-
-
-def verify(pages: mmap.mmap, records: dict[int, tuple[int, zipfile.ZipInfo]], used: Iterable[Tensor]) -> None:
-    """Check the sums of the records that these tensors live in: damage elsewhere in the file does not matter."""
-    for pointer in {tensor.untyped_storage().data_ptr() for tensor in used} & set(records):
-        check_sum(pages, *records[pointer])
-
-
-def read_legacy(pages: mmap.mmap) -> Contents:
+def read_legacy(file: FileBytes) -> Contents:
     """torch.save before 1.6: five pickles, then the storages one after another, each behind its element count.
 
     The types of the storages are known from the fourth pickle, their places only after the fifth, so that the fourth
@@ -198,7 +174,7 @@ def read_legacy(pages: mmap.mmap) -> Contents:
     def look(kind: str, key: str, count: int) -> None:
         kinds[key] = kind
 
-    pages.seek(0)
+    pages: Any = file.bookkeeping(MAX_PICKLE)  # reads as a file does
     if Machine(look).run(pages) != LEGACY_MAGIC:
         raise UnknownCheckpoint(
             "is a Python pickle, but not one that torch.save wrote; save a state_dict with torch.save"
@@ -215,24 +191,13 @@ def read_legacy(pages: mmap.mmap) -> Contents:
     storages: dict[str, Storage] = {}
     place = pages.tell()
     for key in keys:
-        (count,) = struct.unpack("<q", pages[place : place + 8])
+        (count,) = struct.unpack("<q", file.bytes(place, 8))
         dtype = STORAGE_DTYPES[kinds[key]]
         end = place + 8 + count * dtype.itemsize
-        if count < 0 or end > len(pages):
+        if count < 0 or end > file.size:
             raise BrokenCheckpoint(
-                f"the file is cut short: a storage claims {count:,} elements, {len(pages) - place - 8:,} bytes are left"
+                f"the file is cut short: a storage claims {count:,} elements, {file.size - place - 8:,} bytes are left"
             )
-        storages[key], place = Storage(view(pages, dtype, place + 8, count)), end
+        storages[key], place = Storage(file.storage(dtype, place + 8, count, end - place - 8)), end
     pages.seek(body)
-    return Contents(Machine(lambda _, key, __: storages[key]).run(pages), "legacy")
-
-
-def read_safetensors(path: Path) -> Contents:
-    """A safetensors file: a JSON header and bytes; the library checks that they fit."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return Contents({key: file.get_tensor(key) for key in file.keys()}, "safetensors", file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, RuntimeError, MemoryError, *DAMAGE) as error:
-        raise BrokenCheckpoint(f"the safetensors file is damaged or cut short: {one_line(error, 120)}") from error
+    return Contents(Machine(lambda _, key, __: storages[key]).run(pages), "legacy", fill=file.fill)

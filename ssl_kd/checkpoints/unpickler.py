@@ -23,6 +23,10 @@ from ssl_kd.errors import BrokenCheckpoint, UnsafeCheckpoint, one_line
 
 MAX_OPCODES = 4_000_000  # published files have some ten thousand; this is a few seconds of work
 SCALARS = (str, int, float, bool, bytes, type(None))
+LARGEST_KEY = 2**61 - 1  # whole numbers below this have hashes of their own; those above may all have the same one
+LARGEST_INDEX = 2**32  # of what is noted for later
+LONGEST_NAME = 300  # characters of a class's name or of a storage's
+LONGEST_TUPLE = 16
 
 
 @dataclass(eq=False)
@@ -54,6 +58,8 @@ def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -
         return None
     if not isinstance(storage, Storage):
         raise BrokenCheckpoint("a tensor has no storage")
+    if not all(isinstance(numbers, (list, tuple)) for numbers in (size, stride)):
+        raise BrokenCheckpoint("a tensor has no size or stride")
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or len(size) != len(stride) or len(size) > 16:
         raise BrokenCheckpoint("a tensor's size, stride or offset is not a list of small numbers")
@@ -95,7 +101,14 @@ def rebuild_bytes(text: Any = "", codec: Any = "latin1") -> Any:
 
 def rebuild_ordered(given: Any = ()) -> OrderedDict[Any, Any]:
     """An ordered dict, empty or from the pairs that Python 2 wrote."""
+    if not isinstance(given, (list, tuple)):
+        raise BrokenCheckpoint("an ordered dict is not made of pairs")
     return OrderedDict((checked_key(pair[0]), pair[1]) for pair in given)
+
+
+def rebuild_size(size: Any = ()) -> tuple[Any, ...]:
+    """A tensor's size by itself."""
+    return tuple(size) if isinstance(size, (list, tuple)) else ()
 
 
 def keep(name: str) -> Callable[..., Inert]:
@@ -113,7 +126,7 @@ REBUILD: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": rebuild_typed,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch.Size": lambda size=(): tuple(size),
+    "torch.Size": rebuild_size,
     "numpy.core.multiarray.scalar": rebuild_number,
     "numpy._core.multiarray.scalar": rebuild_number,
     "_codecs.encode": rebuild_bytes,
@@ -177,22 +190,29 @@ DTYPES: dict[str, torch.dtype] = {str(d): d for d in vars(torch).values() if isi
 
 def checked_name(module: Any, name: Any) -> Global:
     """The name if one of the tables has it; UnsafeCheckpoint otherwise."""
-    path = f"{module}.{name}"
-    plain = isinstance(module, str) and isinstance(name, str) and name.isidentifier()
-    if plain and (
-        path in REBUILD or path in INERT or path in STORAGE_DTYPES or path in DTYPES or path.startswith(INERT_PACKAGES)
-    ):
-        return Global(path)
+    words = [part if isinstance(part, str) else type(part).__name__ for part in (module, name)]
+    if words == [module, name] and sum(map(len, words)) < LONGEST_NAME and words[1].isidentifier():
+        path = ".".join(words)
+        if any(path in table for table in (REBUILD, INERT, STORAGE_DTYPES, DTYPES)) or path.startswith(INERT_PACKAGES):
+            return Global(path)
     raise UnsafeCheckpoint(
-        f"refused: it asks for {one_line(path)}, which is code and not weights. "
+        f"refused: it asks for {'.'.join(map(one_line, words))}, which is code and not weights. "
         "Save only the model's state_dict(), with the program that wrote the file."
     )
 
 
 def checked_key(key: Any) -> Any:
-    """A dict key, plain: hashing a tuple of tuples of tuples can take longer than the universe has."""
-    if isinstance(key, SCALARS) or (isinstance(key, tuple) and all(isinstance(k, SCALARS) for k in key)):
+    """A dict key that can be hashed at once, and whose hash is not that of a million others.
+
+    Strings and bytes are hashed with a secret of the process. The hash of a number is no secret, but below LARGEST_KEY
+    no two whole numbers share one, and few fractions; that of a tuple can be chosen, so a tuple is kept as its text.
+    """
+    if isinstance(key, int) and abs(key) >= LARGEST_KEY:
+        raise BrokenCheckpoint(f"a number of {key.bit_length():,} bits is used as a dict key")
+    if isinstance(key, SCALARS):
         return key
+    if isinstance(key, tuple) and len(key) <= LONGEST_TUPLE and all(isinstance(part, SCALARS) for part in key):
+        return f"({', '.join(repr(checked_key(part))[:LONGEST_NAME] for part in key)})"
     if isinstance(key, (Global, Inert)):
         return id(key), str(getattr(key, "path", None) or getattr(key, "name", ""))
     raise BrokenCheckpoint(f"a {type(key).__name__} is used as a dict key")
@@ -209,6 +229,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.steps = 0  # opcodes
         self.spent = 0  # elements handed to calls; one long list can be handed to a million of them
 
     def run(self, file: Any) -> Any:
@@ -217,10 +238,15 @@ class Machine:
             handler = OPCODES.get(opcode.name)
             if handler is None:
                 raise BrokenCheckpoint(f"pickle opcode {opcode.name} has no place in a weight file")
-            if count + self.spent > MAX_OPCODES:
-                raise BrokenCheckpoint(f"its bookkeeping takes more than {MAX_OPCODES:,} steps to read")
+            self.steps = count
+            self.within()
             handler(self, argument)
         return self.stack.pop()
+
+    def within(self) -> None:
+        """BrokenCheckpoint once all this takes too long."""
+        if self.steps + self.spent > MAX_OPCODES:
+            raise BrokenCheckpoint(f"its bookkeeping takes more than {MAX_OPCODES:,} steps to read")
 
     def push(self, value: Any) -> None:
         """Most opcodes only put their argument on the stack."""
@@ -252,7 +278,10 @@ class Machine:
 
     def remember(self, index: Any) -> None:
         """Note the top of the stack under a number, or under the next one."""
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+        index = len(self.memo) if index is None else index
+        if not 0 <= index < LARGEST_INDEX:
+            raise BrokenCheckpoint("the file is damaged: something is noted under no small number")
+        self.memo[index] = self.stack[-1]
 
     def recall(self, index: Any) -> None:
         """Put what was noted under a number on the stack."""
@@ -297,7 +326,9 @@ class Machine:
         """Put what our function of that name makes of the arguments on the stack."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise BrokenCheckpoint("the file is damaged: a call of something that is no function")
-        self.spent += sum(len(a) for a in args if isinstance(a, (list, tuple, str, bytes)))
+        self.spent += len(args)
+        self.spent += sum(len(a) for a in args if isinstance(a, (list, tuple, dict, str, bytes)))
+        self.within()
         answer = REBUILD.get(function.path) or keep(function.path)
         self.push(answer(*args))
 
@@ -324,12 +355,12 @@ class Machine:
     def persistent(self, _: Any) -> None:
         """A reference to a storage outside the pickle."""
         (identity,) = self.last(1)
-        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+        if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6 or identity[0] != "storage":
             raise BrokenCheckpoint("the file is damaged: a reference to something that is no storage")
         _, kind, key, _, count, *view = identity
         if not isinstance(kind, Global) or kind.path not in STORAGE_DTYPES or any(v is not None for v in view):
             raise BrokenCheckpoint(f"a storage of an unknown type {getattr(kind, 'path', '')[:60]}")
-        if not isinstance(key, str) or type(count) is not int or count < 0:
+        if not isinstance(key, str) or len(key) > LONGEST_NAME or type(count) is not int or not 0 <= count < 2**48:
             raise BrokenCheckpoint("the file is damaged: a storage without a key or a size")
         self.push(self.load_storage(kind.path, key, count))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +24,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 MAX_SIDE = 2**16  # Pillow and the networks give up long before
+
+
+LARGEST = 1e6  # of a mean or a standard deviation, also of pixels in 0..255
 
 
 # A picture that is longer than THIN times its width, and has MANY pixels when it is resized, is cropped first.
@@ -58,11 +61,14 @@ class Preprocessing:
                 f"{nearest(self.interpolation, INTERPOLATIONS)}"
             )
         colours = (*self.mean, *self.std)
-        if len(colours) != 6 or not all(isinstance(c, (int, float)) for c in colours) or not 0 < min(self.std) < np.inf:
-            raise UserError(f"mean and std need three numbers each, std above zero; got {self.mean} and {self.std}")
+        numbers = len(colours) == 6 and all(isinstance(c, (int, float)) and abs(c) < LARGEST for c in colours)
+        if not numbers or min(self.std) <= 0:
+            given = one_line((self.mean, self.std), 200)
+            raise UserError(f"mean and std need three numbers each, std above zero; got {given}")
         sides = (self.size, self.size if self.resize is None else self.resize, self.crop or self.size)
         if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides):
-            raise UserError(f"size, resize and crop are pixels above zero; got {self.size}, {self.resize}, {self.crop}")
+            given = one_line((self.size, self.resize, self.crop), 200)
+            raise UserError(f"size, resize and crop are pixels above zero; got {given}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize the shorter side and cut the centre square, as torchvision does on PIL images: uint8 (3, S, S)."""
@@ -82,6 +88,11 @@ class Preprocessing:
             left, top = round((width - crop) / 2), round((height - crop) / 2)
             image = image.crop((left, top, left + crop, top + crop))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def key(self) -> str:
+        """What decides the pixels, for the keys of caches. Written out, so that no renaming makes old answers new."""
+        names = ("mean", "std", "size", "resize", "crop", "interpolation")
+        return f"Preprocessing({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def at(self, size: int, crop_ratio: float | None = None) -> Preprocessing:
         """The same at another size. crop_ratio is crop/resize: None keeps it, 1.0 takes the whole image."""

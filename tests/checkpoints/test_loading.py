@@ -377,6 +377,108 @@ def test_damage_ends_in_a_typed_error_or_in_an_honest_digest(what, tmp_path):
     assert refused >= 40  # every truncation at least
 
 
+# A file that is written while it is read
+
+
+def contents_of(kind, folder):
+    """A file that is open and whose tensors are not read yet."""
+    with torch.no_grad():
+        path = DAMAGED[kind](folder)
+    return path, contents(path)
+
+
+@pytest.mark.parametrize("left", [0, 4096])
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_file_that_is_cut_while_it_is_read_is_one_line(kind, left, tmp_path):
+    path, file = contents_of(kind, tmp_path)
+    os.truncate(path, left)
+    with pytest.raises(CheckpointError, match="was cut while it was read") as error:
+        convert(file, recognise(file))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_file_that_is_written_over_while_it_is_read_is_not_mixed_with_the_new_one(kind, tmp_path):
+    path, file = contents_of(kind, tmp_path)
+    with open(path, "r+b") as out:
+        out.write(path.read_bytes())
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        convert(file, recognise(file))
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_file_that_is_replaced_while_it_is_read_is_read_to_the_end(kind, tmp_path):
+    path, file = contents_of(kind, tmp_path)
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(b"another")
+    found = convert(file, recognise(file))
+    path.write_bytes(whole)
+    assert inspect(path).digest == loading.digest_of(found.arch, found.arch_args, found.state)
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_only_the_branch_that_is_used_is_read(container, tmp_path, monkeypatch):
+    tree, _, _ = layouts.dino_vit_full()
+    path = layouts.save({**tree, "optimizer": {"moment": torch.zeros(1_000_000)}}, container, tmp_path)
+    read, count = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda *given: count.append(read(*given)) or count[-1])
+    load_teacher(path)
+    assert sum(count) < path.stat().st_size - 4_000_000
+
+
+# Records that a forger wrote, with sums that match
+
+FORGED = [None, 0, -1, 1e308, float("inf"), float("nan"), 2**63, 10**400, "", "x\x1b[31m\n", [], {}, {"a": 1}, True]
+FORGED += ["\ud800", [1, 2, 3], [float("nan")] * 3, [10**400] * 3, [-1.0] * 3, "vit_base_patch16_224", "hf-hub:a/b"]
+
+
+def forged(path, change):
+    """The student file with a changed record, whose check sum fits."""
+    import hashlib
+
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + length])
+    record = json.loads(head["__metadata__"]["ssl_kd"])
+    change(record)
+    text = json.dumps(record)
+    head["__metadata__"] |= {"ssl_kd": text, "ssl_kd_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    raw = json.dumps(head).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data[8 + length :])
+
+
+FIELDS = [*((name,) for name in ("arch", "arch_args", "feature", "dim", "preprocessing", "origin", "digest", "card"))]
+FIELDS += [("preprocessing", name) for name in ("mean", "std", "size", "resize", "crop", "interpolation", "new\x1b")]
+FIELDS += [("arch_args", name) for name in ("depth", "embed_dim", "num_heads", "img_size", "new\x1b")]
+FIELDS += [("card", "name\x1b[31m\nSAFE: yes")]
+
+
+@pytest.mark.parametrize("place", FIELDS, ids=[".".join(map(ascii, place)) for place in FIELDS])
+def test_no_value_in_a_students_record_escapes_as_anything_but_one_line(place, tmp_path):
+    whole = save_student(tiny_student(), tmp_path / "s.safetensors", teacher="x").read_bytes()
+    path = tmp_path / "s.safetensors"
+    for value in FORGED:
+
+        def change(record, value=value):
+            *above, last = place
+            for name in above:
+                record = record[name]
+            record[last] = value
+
+        path.write_bytes(whole)
+        forged(path, change)
+        _, complaint = tried(path)
+        assert complaint.isprintable(), value
+        try:
+            shown = str(inspect(path))
+        except CheckpointError as error:
+            shown = str(error)
+        assert all(line.isprintable() for line in shown.split("\n")), value
+        assert "\nSAFE" not in shown
+
+
 # Reports
 
 

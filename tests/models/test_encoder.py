@@ -397,3 +397,30 @@ def test_floating_point_pixels_in_0_to_255_are_refused(dtype):
     with pytest.raises(UserError, match=r"expected pixels in \[0, 1\], or uint8; got values up to 200"):
         encoder(pixels.to(dtype))
     assert torch.equal(encoder.normalise(pixels), encoder.normalise(pixels.float() / 255))
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize(
+    "pixels", [Preprocessing(), Preprocessing().at(96, 1.0), Preprocessing((0, 0, 0), (1, 1, 1), 32, None, None, "box")]
+)
+def test_the_key_of_a_preprocessing_is_what_keys_of_caches_have_always_held(pixels):
+    assert pixels.key() == repr(pixels)
+
+
+def test_the_key_of_a_preprocessing_names_every_field():
+    from dataclasses import fields, replace
+
+    others = {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "size": 32, "resize": 40, "crop": 36, "interpolation": "box"}
+    assert set(others) == {field.name for field in fields(Preprocessing)}
+    keys = {replace(Preprocessing(), **{name: value}).key() for name, value in others.items()}
+    assert len(keys | {Preprocessing().key()}) == len(others) + 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 10**400, "a", None])
+@pytest.mark.parametrize("which", ["mean", "std"])
+def test_colours_that_no_pixel_has_are_refused_in_one_line(which, value):
+    with pytest.raises(UserError, match="mean and std need three numbers") as error:
+        Preprocessing(**{which: (value, value, value)})
+    assert len(str(error.value)) < 300

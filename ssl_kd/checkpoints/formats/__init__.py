@@ -5,6 +5,8 @@ A new format is one file with a `Format` in it, and one row here.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ssl_kd.checkpoints.formats.dino import DINO_FULL, DINO_RESNET, DINO_VIT, DINO_XCIT
 from ssl_kd.checkpoints.formats.dinov2 import DINOV2, DINOV2_TRAIN
 from ssl_kd.checkpoints.formats.huggingface import HF_DINO, HF_DINOV2
@@ -58,6 +60,7 @@ def recognise(file: Contents, name: str | None = None) -> Format:
             raise UserError(f"format={name!r} is not one of {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
         return FORMATS[name]
     refuse_module(file)  # however much its tensors look like those of a lab
+    file = replace(file, reading=False)
     # Our own record in the header is conclusive: a student's weights may look like anybody's.
     claims = [STUDENT] if STUDENT.matches(file) else [row for row in FORMATS.values() if row.matches(file)]
     if len(claims) == 1:

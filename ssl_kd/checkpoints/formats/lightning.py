@@ -36,7 +36,7 @@ def matches_lightly(file: Contents) -> bool:
 def convert_lightly(file: Contents) -> Weights:
     """The backbone in torchvision's names."""
     given, state = lightly_backbone(file)
-    weights = resnets.read_resnet(replace(file, tree=state), "lightly", resnets.IMAGENET, heads=["fc."])
+    weights = resnets.read_resnet(replace(file, nodes=state), "lightly", resnets.IMAGENET, heads=["fc."])
     return replace(weights, branch="state_dict/backbone.", used=paths(("state_dict/backbone.", drop(given, ["fc."]))))
 
 

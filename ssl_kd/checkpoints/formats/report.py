@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ssl_kd.errors import one_line
+from ssl_kd.errors import one_line, shown_name
 from ssl_kd.models.preprocessing import Preprocessing
 
 
@@ -51,7 +51,7 @@ class Report:
             rows |= self.findings()
         rows |= {"left out": summary(self.dropped), **{key: one_line(value) for key, value in self.card.items()}}
         width = max(14, *(len(name) + 2 for name in rows))
-        return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
+        return "\n".join(f"{name:<{width}}{shown_name(text)}" for name, text in rows.items())
 
     def findings(self) -> dict[str, str]:
         """The lines about a file that can be loaded."""

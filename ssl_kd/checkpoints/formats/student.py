@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths
-from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line
+from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line, shown_name
 from ssl_kd.models.encoder import Encoder, as_record, digest_of
 from ssl_kd.models.preprocessing import Preprocessing
 
@@ -45,7 +45,8 @@ def refuse_module(file: Contents) -> None:
 
 def card(file: Contents) -> dict[str, Any]:
     """What was written beside the weights when the student was saved: its teacher, its run, ..."""
-    return dict(json.loads(file.metadata[KEY]).get("card", {}))
+    found = json.loads(file.metadata[KEY]).get("card", {})
+    return {shown_name(str(key)): value for key, value in found.items()}
 
 
 def checked_arguments(given: Any, state: State) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def convert_student(file: Contents) -> Weights:
         raise BrokenCheckpoint("the student's record in the header is damaged: its check sum does not match")
     try:
         record = json.loads(text)
+        if not isinstance(record.get("card", {}), dict):
+            raise BrokenCheckpoint("the student's record in the header is damaged: its card is no mapping")
         arch, args = str(record["arch"]), checked_arguments(record["arch_args"], state)
         if digest_of(arch, args, state) != record["digest"]:
             raise BrokenCheckpoint("the student's weights are damaged: their digest is not the recorded one")
@@ -75,13 +78,13 @@ def convert_student(file: Contents) -> Weights:
             state,
             Preprocessing.from_dict(record["preprocessing"]),
             str(record["feature"]),
-            str(record["origin"]),
+            shown_name(str(record["origin"])),
             "the whole file",
             paths(("", state)),
         )
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BrokenCheckpoint(
             f"the student's record in the header cannot be read: {one_line(repr(error), 100)}"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_kd.checkpoints.formats.weights import State, require
+from ssl_kd.checkpoints.formats.weights import State, must_be_held, require
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.preprocessing import Preprocessing
 
@@ -140,5 +140,7 @@ def join_qkv(state: State, query: str, key: str, value: str) -> State:
         for leaf in ("weight", "bias"):
             names = [template.format(block=block, leaf=leaf) for template in (query, key, value)]
             if all(name in out for name in names):
-                out[f"blocks.{block}.attn.qkv.{leaf}"] = torch.cat([out.pop(name) for name in names])
+                out[f"blocks.{block}.attn.qkv.{leaf}"] = torch.cat(
+                    [must_be_held(name, out.pop(name)) for name in names]
+                )
     return out

@@ -13,45 +13,71 @@ from ssl_kd.errors import BrokenCheckpoint, one_line
 from ssl_kd.models.preprocessing import Preprocessing
 
 DEEPEST = 30  # levels of nesting; the published files have at most nine
+LONGEST = 500  # characters of a path; in the published files at most a hundred
 State = dict[str, Tensor]
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # regular expression -> replacement, as in re.sub
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A weight file as plain data: nothing in it has run, and no tensor has been copied yet."""
+    """A weight file as plain data: nothing in it has run.
 
-    tree: Any  # nested dicts, lists, numbers, strings and tensors
+    A tensor's shape is known at once, its values are read when `tree`, `at` or `state` return it. Not so while `reading`
+    is off, as when formats are compared: names and shapes tell them apart, and values are zeros until then.
+    """
+
+    nodes: Any  # nested dicts, lists, numbers, strings and tensors, whose values may not be read yet
     container: str  # "zip" or "legacy" (torch.save of today and before 1.6), or "safetensors"
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors' own header entry
     verify: Callable[[Iterable[Tensor]], None] = lambda used: None  # raises where their bytes are damaged
+    fill: Callable[[Iterable[Tensor]], None] = lambda wanted: None  # reads their values
+    reading: bool = True
+
+    @property
+    def tree(self) -> Any:
+        """Everything in the file."""
+        return self.at()
 
     def at(self, *path: str) -> Any:
         """The entry below these keys, or None."""
-        node = self.tree
+        node = self._node(path)
+        if self.reading:
+            self.fill(tensor for _, tensor in _leaves(node))
+        return node
+
+    def _node(self, path: Sequence[str]) -> Any:
+        node = self.nodes
         for key in path:
             node = node.get(key) if isinstance(node, Mapping) else None
         return node
 
     def state(self, *path: str) -> State:
         """The tensors right below these keys, by name; empty when there are none."""
-        node = self.at(*path)
+        node = self._node(path)
         items = node.items() if isinstance(node, Mapping) else ()
-        return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+        state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+        if self.reading:
+            self.fill(state.values())
+        return state
 
     def tensors(self) -> Iterator[str]:
-        """Path of every tensor in the file, keys joined by '/', down to DEEPEST levels."""
-        todo: list[tuple[str, int, Any]] = [("", 0, self.tree)]
-        seen: set[int] = set()  # a file may hold a list that holds itself, or one list a billion times
-        while todo:
-            path, depth, node = todo.pop()
-            if isinstance(node, Tensor):
-                yield path
-            elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen and depth < DEEPEST:
-                seen.add(id(node))
-                items = node.items() if isinstance(node, Mapping) else enumerate(node)
-                below = [(f"{path}/{key}" if path else str(key), depth + 1, value) for key, value in items]
-                todo += reversed(below)
+        """Path of every tensor in the file, keys joined by '/', down to DEEPEST levels; a longer path than LONGEST is cut."""
+        return (path for path, _ in _leaves(self.nodes))
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor below a node and its path."""
+    todo: list[tuple[str, int, Any]] = [("", 0, tree)]
+    seen: set[int] = set()  # a file may hold a list that holds itself, or one list a billion times
+    while todo:
+        path, depth, node = todo.pop()
+        if isinstance(node, Tensor):
+            yield path, node
+        elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen and depth < DEEPEST:
+            seen.add(id(node))
+            items = node.items() if isinstance(node, Mapping) else enumerate(node)
+            below = [((f"{path}/{key}" if path else str(key))[:LONGEST], depth + 1, value) for key, value in items]
+            todo += reversed(below)
 
 
 @dataclass(frozen=True)
@@ -70,9 +96,14 @@ class Weights:
 
     def __post_init__(self) -> None:
         for name, tensor in self.used.items():
-            # Stride 0 lets a file of a few bytes claim a tensor of terabytes; such a thing is nobody's weight.
-            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise BrokenCheckpoint(f"{shown([name])} claims {tensor.numel():,} elements and holds fewer")
+            must_be_held(name, tensor)
+
+
+def must_be_held(name: str, tensor: Tensor) -> Tensor:
+    """The tensor. BrokenCheckpoint where stride 0 lets a few bytes claim terabytes: such a thing is nobody's weight."""
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BrokenCheckpoint(f"{shown([name])} claims {tensor.numel():,} elements and holds fewer")
+    return tensor
 
 
 @dataclass(frozen=True)
