@@ -16,7 +16,7 @@ from typing import Any
 
 from ssl_kd.errors import UserError, one_line
 
-from .registry import EVALUATORS, Kind, indexed, kind_of, split_evaluator
+from .registry import EVALUATORS, KINDS, Kind, indexed, kind_of, split_evaluator
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +75,12 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
 
 def by_name(kind: str, protocol: str) -> Choice:
     """Return an evaluator of the table."""
-    row = kind_of(kind)
-    return Choice(kind, protocol, row, protocol, repr(row.find(protocol)), is_object=False)
+    row, maker = kind_of(kind), EVALUATORS.maker(kind)
+    found = row.find(protocol)
+    # Another package's code is named by its version; a row added from Python, or a protocol of a type of its own, by nothing.
+    named = kind in KINDS and type(found).__module__.startswith(("ssl_kd.", "builtins"))
+    record = f"{found!r} {maker}" if maker else repr(found)
+    return Choice(kind, protocol, row, protocol, record, bool(maker) or named, is_object=False)
 
 
 def _given(one: Any) -> Choice:
