@@ -177,10 +177,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
         return part
 
     def maker(self, name: str) -> str:
-        """The installed package that offers a name, with its version; empty for built-in and added rows."""
+        """Name and version of the installed package that offers a part; empty where none does, or none that has a name."""
         if name in self.built_in or name in self._added or name not in self.offers:
             return ""
-        return _maker(self.offers[name][0])
+        point = self.offers[name][0]
+        return _maker(point) if point.dist else ""
 
     def fitting(self, part: Any, name: str) -> T:
         """The part itself; UserError where it is not of the table's kind."""

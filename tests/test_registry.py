@@ -120,16 +120,22 @@ def test_the_code_on_the_page_runs(tmp_path, monkeypatch):
             part._added.update(rows)
 
 
-def test_a_row_from_python_is_computed_anew_each_time():
+def test_a_row_from_python_is_computed_anew_each_time(monkeypatch):
     """Its code has no version, so that a kept cell could be stale; that of an installed package has one."""
     from ssl_kd.eval.evaluators.choices import by_name
+    from ssl_kd.eval.evaluators.knn import PROTOCOLS, KNNProtocol
     from ssl_kd.eval.evaluators.registry import EVALUATORS
+
+    class Own(KNNProtocol):
+        pass
 
     EVALUATORS["own"] = replace(EVALUATORS["agreement"])
     try:
         assert not by_name("own", "neighbours").kept
     finally:
         del EVALUATORS["own"]
+    monkeypatch.setitem(PROTOCOLS.built_in, "own", Own("own", (1,), 1))
+    assert not by_name("knn", "own").kept
     assert by_name("agreement", "neighbours").kept
     assert by_name("linear", "moco-linear").kept
     assert by_name("ood", "knn50").kept

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+Settings = dict[str, Any]  # keyword arguments of a class of torchvision
 METRICS_OF_TASKS = ("top1", "mean_per_class", "map11")
 
 
@@ -28,15 +29,15 @@ class TaskRow:
     classes: int
     metric: str = "top1"
     kind: str = ""
-    train: tuple[dict[str, Any], ...] = ({"split": "train"},)
-    test: dict[str, Any] = field(default_factory=lambda: {"split": "test"})
+    train: tuple[Settings, ...] = ({"split": "train"},)
+    test: Settings = field(default_factory=lambda: {"split": "test"})
     reader: str = ""
-    fetch: tuple[dict[str, Any], ...] = ()
+    fetch: tuple[Settings, ...] = ()
     drawn: float = 0
 
 
-_FLAGS: dict[str, Any] = {"train": ({"train": True},), "test": {"train": False}}
-_BOTH: dict[str, Any] = {"train": ({"split": "train"}, {"split": "val"}), "test": {"split": "test"}}
+_FLAGS: Settings = {"train": ({"train": True},), "test": {"train": False}}
+_BOTH: Settings = {"train": ({"split": "train"}, {"split": "val"}), "test": {"split": "test"}}
 _VOC = ({"year": "2007", "image_set": "trainval"}, {"year": "2007", "image_set": "test"})
 
 TASKS: dict[str, TaskRow] = {

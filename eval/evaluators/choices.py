@@ -75,12 +75,13 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
 
 def by_name(kind: str, protocol: str) -> Choice:
     """Return an evaluator of the table."""
-    row, maker = kind_of(kind), EVALUATORS.maker(kind)
+    row = kind_of(kind)
     found = row.find(protocol)
-    # Another package's code is named by its version; a row added from Python, or a protocol of a type of its own, by nothing.
-    named = kind in KINDS and type(found).__module__.startswith(("ssl_kd.", "builtins"))
-    record = f"{found!r} {maker}" if maker else repr(found)
-    return Choice(kind, protocol, row, protocol, record, bool(maker) or named, is_object=False)
+    if kind in KINDS:  # a protocol of a type of its own brings code that no version names
+        kept = type(found).__module__.startswith(("ssl_kd.", "builtins"))
+        return Choice(kind, protocol, row, protocol, repr(found), kept, is_object=False)
+    maker = EVALUATORS.maker(kind)
+    return Choice(kind, protocol, row, protocol, f"{found!r} {maker}", kept=bool(maker), is_object=False)
 
 
 def _given(one: Any) -> Choice:

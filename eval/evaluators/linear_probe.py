@@ -68,6 +68,7 @@ def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 Protocol = LinearProtocol | SGDProtocol
+Tried = dict[str, Any]  # one choice of a sweep: itself, its figures on the held-out part, how its fit ended
 
 LBFGS_PROTOCOLS: dict[str, LinearProtocol] = {
     row.name: row
@@ -175,7 +176,7 @@ class LinearProbe:
         classes: int,
         own: np.ndarray | None,
         bar: Progress,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Tried]:
         """Fit every choice on a part of train and judge it on the rest: the set's `own` validation split if it has one."""
         held = holdout(labels, protocol.holdout, self.seed) if own is None else own
         rest = torch.from_numpy(held).to(x.device)
@@ -225,7 +226,7 @@ class FittedProbe:
     fits: Fits
     ready: Callable[[Any], Any]
     chosen: float
-    sweep: tuple[dict[str, Any], ...] = ()
+    sweep: tuple[Tried, ...] = ()
     device: str = "cpu"
 
     @property
@@ -310,7 +311,7 @@ def _ranked(final: Fits, x: torch.Tensor | Rows) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _best(sweep: list[dict[str, Any]], metric: str, knob: str) -> dict[str, Any]:
+def _best(sweep: list[Tried], metric: str, knob: str) -> Tried:
     """Return the choice with the highest metric; a tie goes to the smaller loss, then to the larger value."""
     sound = [row for row in sweep if math.isfinite(row["loss"])]
     if not sound:
@@ -318,7 +319,7 @@ def _best(sweep: list[dict[str, Any]], metric: str, knob: str) -> dict[str, Any]
     return max(sound, key=lambda row: (row[metric], -row["loss"], row[knob]))
 
 
-def _notes(sweep: Sequence[dict[str, Any]], chosen: float, final: Fits, protocol: Protocol) -> list[str]:
+def _notes(sweep: Sequence[Tried], chosen: float, final: Fits, protocol: Protocol) -> list[str]:
     what = {"strength": "strengths", "lr": "learning rates"}[protocol.knob]
     notes = []
     if late := [f"{row[protocol.knob]:.1e}" for row in sweep if not row["converged"]]:

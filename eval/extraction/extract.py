@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_kd.data.sources.base import content_key
+from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.runtime.progress import Progress
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def extract(
     encoder: Encoder,
-    images: Any,
+    images: ImageSource,
     labels: np.ndarray | None = None,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
@@ -61,7 +61,7 @@ def extract(
 
 def embed(
     encoder: Encoder,
-    images: Any,
+    images: ImageSource,
     features: Sequence[str],
     start: int = 0,
     batch_size: int = 64,
@@ -101,7 +101,7 @@ def embed(
             yield job, numbers, found
 
 
-def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "", engine: str = "folded") -> str:
+def bank_key(encoder: Encoder, images: ImageSource, precision: str, feature: str = "", engine: str = "folded") -> str:
     """Name what decides the features: weights, feature, preprocessing, precision, engine and images."""
     how = precision if engine == "eager" else f"{precision} {engine}"
     return digest_of_parts(
@@ -109,7 +109,7 @@ def bank_key(encoder: Encoder, images: Any, precision: str, feature: str = "", e
     )
 
 
-def any_readable(encoder: Encoder, images: Any, numbers: Sequence[int]) -> bool:
+def any_readable(encoder: Encoder, images: ImageSource, numbers: Sequence[int]) -> bool:
     """Return whether any of these images, which could not be read before, can be now: a lock, a network, a moment.
 
     All are tried: what is still unreadable counts against the share that is borne (ImagesError).
@@ -120,7 +120,7 @@ def any_readable(encoder: Encoder, images: Any, numbers: Sequence[int]) -> bool:
     return found
 
 
-def _reader(encoder: Encoder, images: Any) -> Any:
+def _reader(encoder: Encoder, images: ImageSource) -> Callable[[range], tuple[list[int], torch.Tensor | None]]:
     import torch
 
     def read(job: range) -> tuple[list[int], torch.Tensor | None]:

@@ -34,6 +34,7 @@ from .shelf import Shelf, State, Sums, sums
 from .versions import READERS, programs
 
 if TYPE_CHECKING:
+    from ssl_kd.data.sources.base import ImageSource
     from ssl_kd.models.encoder import Encoder
 
 SAVE_EVERY = 10.0  # seconds between notes of progress: what an interruption may cost
@@ -54,14 +55,16 @@ class FeatureStore:
         if self.dtype not in ("float32", "float16"):
             raise UserError(f"feature store: dtype is float32 or float16, got {self.dtype!r}")
 
-    def bank(self, encoder: Encoder, images: Any, labels: np.ndarray | None = None, **settings: Any) -> FeatureBank:
+    def bank(
+        self, encoder: Encoder, images: ImageSource, labels: np.ndarray | None = None, **settings: Any
+    ) -> FeatureBank:
         """Return the bank of the encoder's own feature; settings as those of `banks`."""
         return self.banks(encoder, images, labels, (encoder.feature,), **settings)[encoder.feature]
 
     def banks(
         self,
         encoder: Encoder,
-        images: Any,
+        images: ImageSource,
         labels: np.ndarray | None = None,
         features: Sequence[str] = (),
         precision: str = "32-true",
@@ -91,24 +94,24 @@ class FeatureStore:
         return {name: _served(shelf, images, labels) for name, shelf in shelves.items()}
 
     def parity(
-        self, encoder: Encoder, images: Any, precision: str = "32-true", engine: str = "folded"
+        self, encoder: Encoder, images: ImageSource, precision: str = "32-true", engine: str = "folded"
     ) -> dict[str, float]:
         """Return least cosine and largest relative error to the eager float32 network, on the first images extracted."""
         return self._shelf(encoder, images, precision, encoder.feature, engine).state.parity
 
-    def rate(self, encoder: Encoder, images: Any, precision: str = "32-true", engine: str = "folded") -> float:
+    def rate(self, encoder: Encoder, images: ImageSource, precision: str = "32-true", engine: str = "folded") -> float:
         """Return images per second when the encoder's own bank was extracted (0 when it is not there)."""
         state = self._shelf(encoder, images, precision, encoder.feature, engine).state
         return state.images / state.seconds if state.seconds else 0.0
 
-    def _shelf(self, encoder: Encoder, images: Any, precision: str, feature: str, engine: str) -> Shelf:
+    def _shelf(self, encoder: Encoder, images: ImageSource, precision: str, feature: str, engine: str) -> Shelf:
         made_by = programs(READERS, engine)
         parts = f"{VERSION} {made_by} {self.dtype} {bank_key(encoder, images, precision, feature, engine)}"
         key = hashlib.sha256(parts.encode()).hexdigest()[:24]
         return Shelf(Path(self.folder) / key, key, len(images), encoder.width(feature), self.dtype)
 
 
-def _standing(shelf: Shelf, encoder: Encoder, images: Any) -> State:
+def _standing(shelf: Shelf, encoder: Encoder, images: ImageSource) -> State:
     """Return how far a bank is, all its rows proved; nothing where a picture that it lacks can be read by now."""
     state = shelf.checked()
     if state.images and any_readable(encoder, images, shelf.missing(state)):
@@ -116,7 +119,7 @@ def _standing(shelf: Shelf, encoder: Encoder, images: Any) -> State:
     return state
 
 
-def _served(shelf: Shelf, images: Any, labels: np.ndarray | None) -> FeatureBank:
+def _served(shelf: Shelf, images: ImageSource, labels: np.ndarray | None) -> FeatureBank:
     rows = shelf.state.rows
     if not rows:
         raise UserError(f"{images.name}: none of {len(images)} images could be read")
@@ -157,7 +160,7 @@ class _Writer:
 def _fill(
     shelves: dict[str, tuple[Shelf, State]],
     encoder: Encoder,
-    images: Any,
+    images: ImageSource,
     precision: str,
     quiet: bool,
     title: str,

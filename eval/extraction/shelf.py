@@ -3,7 +3,7 @@
 `features.npy` (N, D) and `kept.npy` (N,), the images' numbers, are memory-mapped and filled row by row. `state.json` says
 how many rows are good and holds a checksum of those rows, of those numbers and of itself, and the bank's own key.
 A byte that changed, a file that is cut, lost or another bank's is noticed when the bank is opened; the bank is then
-begun anew. `state.json` is removed before its rows are, so it never vouches for what is not there.
+begun anew: first `state.json` says that there is nothing, then the files are made, so it never vouches for holes.
 """
 
 from __future__ import annotations
@@ -98,8 +98,12 @@ class Shelf:
 
     def _begin(self) -> tuple[np.memmap, np.memmap]:
         """A disk that fills up later would kill the writer of a mapped file with holes; leave none and say so now."""
+        self.note(State())  # first of all: an older note would vouch for the holes
         try:
-            (self.folder / "state.json").unlink(missing_ok=True)
+            for (
+                path
+            ) in self._paths:  # whoever still reads the old rows keeps them: a file cut under a map kills its reader
+                path.unlink(missing_ok=True)
             features = np.lib.format.open_memmap(self._paths[0], "w+", np.dtype(self.dtype), (self.rows, self.width))
             kept = np.lib.format.open_memmap(self._paths[1], "w+", np.dtype("int64"), (self.rows,))
             for path in self._paths:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..evaluators.calibration import BINS
-from ..results import Cell, Results
+from ..results import Cell, Results, Row
 from .charts import (
     NAMED,
     intervals_chart,
@@ -26,7 +26,7 @@ from .charts import (
     points_chart,
     reliability_chart,
 )
-from .projections import Look
+from .projections import Look, Picture
 from .training_curves import HEALTH
 
 DRAWN = 20  # classes that a confusion matrix names
@@ -73,7 +73,7 @@ def _headline(results: Results) -> Data:
     return {"table": Table(header, lines, 2, results.caption(), marks)}
 
 
-def _evaluator(row: Mapping[str, Any]) -> str:
+def _evaluator(row: Row) -> str:
     return f"{row['evaluator']}/{row['protocol']}"
 
 
@@ -90,7 +90,7 @@ def _shares(results: Results) -> Data | None:
     return {"reference": results.reference, "legend": legend, "charts": charts} if charts else None
 
 
-def _dots(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, float, float, float]]]]:
+def _dots(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, float, float, float]]]]:
     """Return (encoder, share, low, high) by evaluator."""
     found: dict[str, list[tuple[str, float, float, float]]] = {}
     for row in rows:
@@ -124,7 +124,7 @@ def _points(results: Results, cells: Sequence[Cell], what: str) -> list[tuple[st
     return points
 
 
-def _mean(rows: Sequence[Any]) -> tuple[float, float, float]:
+def _mean(rows: Sequence[Row]) -> tuple[float, float, float]:
     """Return the mean of several tasks' figures with its interval: independent test sets, so their arms join as squares."""
     value = float(np.mean([row["value"] for row in rows]))
     down, up = (math.sqrt(sum((row[side] - row["value"]) ** 2 for row in rows)) / len(rows) for side in ("low", "high"))
@@ -178,7 +178,7 @@ def _neighbours(results: Results) -> Data | None:
     return {"tasks": found} if found else None
 
 
-def _query(looks: Sequence[Look], rows: Sequence[Any]) -> Data:
+def _query(looks: Sequence[Look], rows: Sequence[Sequence[Picture]]) -> Data:
     hits = [
         f"{one.encoder} {sum(bool(p.hit) for p in row[1:])} of {len(row) - 1}"
         for one, row in zip(looks, rows, strict=True)
@@ -279,7 +279,7 @@ def _sweeps(results: Results) -> Data | None:
     return {"table": Table(header, rows, 3)} if rows else None
 
 
-def _sweep(cell: Cell, sweep: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _sweep(cell: Cell, sweep: Sequence[Row]) -> tuple[str, ...]:
     knob = "strength" if "strength" in sweep[0] else "lr"
     best = max(row[cell.metric] for row in sweep if cell.metric in row)
     late = sum(not row["converged"] for row in sweep)
@@ -295,7 +295,7 @@ def _everything(results: Results) -> Data:
     return {"tasks": [{"task": task, "table": Table(header, lines, 3)} for task, lines in found.items()]}
 
 
-def _figure(row: Mapping[str, Any], itself: bool) -> tuple[str, ...]:
+def _figure(row: Row, itself: bool) -> tuple[str, ...]:
     """Return one figure's line; the reference keeps all of itself, which says nothing."""
     share, p = (None if itself else row[name] for name in ("share_kept", "p"))
     return (

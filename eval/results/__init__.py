@@ -2,5 +2,6 @@
 
 from .cell import Cell, paired
 from .results import COLUMNS, Results
+from .text import Row
 
-__all__ = ["COLUMNS", "Cell", "Results", "paired"]
+__all__ = ["COLUMNS", "Cell", "Results", "Row", "paired"]

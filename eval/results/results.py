@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssl_kd.runtime.files import atomically, probe
 
 from .cell import Cell, paired, share_of
 from .table import Layout
-from .text import escaped, inert, one_line, plain
+from .text import Row, escaped, inert, one_line, plain
 
 COLUMNS = (
     "task",
@@ -42,6 +42,8 @@ COLUMNS = (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..report.projections import Look
     from ..report.training_curves import Curves
 
@@ -64,7 +66,7 @@ class Results:
     latencies: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One dict per figure, with the keys of COLUMNS; `headline` marks the one that tables show."""
         return [row for cell in self.cells for row in self._rows_of(cell)]
 
@@ -73,14 +75,14 @@ class Results:
         cell = self._find(encoder, task, evaluator)
         return cell.scores.value(metric or cell.metric, k)
 
-    def headline(self, encoder: str, task: str, evaluator: str = "knn") -> dict[str, Any]:
+    def headline(self, encoder: str, task: str, evaluator: str = "knn") -> Row:
         """Return the row of the figure that tables show for a cell."""
         cell = self._find(encoder, task, evaluator)
         wanted = (cell.task, cell.encoder, cell.scores.evaluator, cell.scores.protocol, True)
         keys = ("task", "encoder", "evaluator", "protocol", "headline")
         return next(row for row in self.rows if tuple(row[key] for key in keys) == wanted)
 
-    def table(self) -> Any:
+    def table(self) -> Table:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
         from rich.table import Table
         from rich.text import Text
@@ -115,9 +117,9 @@ class Results:
         head = [" & ".join(map(escaped, header)) + r" \\", r"\midrule"]
         return "\n".join([*top, *head, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
-    def comparisons(self) -> list[dict[str, Any]]:
+    def comparisons(self) -> list[Row]:
         """Return every pair of encoders on the headline figures: the share that the second keeps of the first, and p."""
-        found = []
+        found: list[Row] = []
         for i, first in enumerate(self.cells):
             for other in self.cells[i + 1 :]:
                 if (first.task, first.evaluator) != (other.task, other.evaluator):
@@ -174,7 +176,7 @@ class Results:
                 return cell
         raise KeyError(f"no cell {encoder} x {task} x {evaluator}")
 
-    def _rows_of(self, cell: Cell) -> Iterable[dict[str, Any]]:
+    def _rows_of(self, cell: Cell) -> Iterable[Row]:
         peers = [
             c for c in self.cells if (c.task, c.evaluator, c.encoder) == (cell.task, cell.evaluator, self.reference)
         ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..metrics import METRICS
 from .cell import Cell
-from .text import count, rate, shown
+from .text import Row, count, rate, shown
 
 WIDE = 3  # evaluators side by side that a terminal can show
 
@@ -19,7 +18,7 @@ class Layout:
 
     cells: Sequence[Cell]
     reference: str
-    headline: Callable[[str, str, str], dict[str, Any]]
+    headline: Callable[[str, str, str], Row]
 
     def grid(self) -> tuple[list[str], list[list[str]]]:
         """Return header and lines of the table of headline figures, as text.

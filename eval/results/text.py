@@ -6,15 +6,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+Row = Mapping[str, Any]  # one figure, by the names of COLUMNS
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet runs
 
 
 def inert(cell: Any) -> Any:
     """Return a CSV cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    plain = cell.replace("\r", " ")  # Python's writer leaves it bare, and its reader ends the line there
+    return f"'{plain}" if cell.startswith(FORMULA) else plain
 
 
-def shown(row: Mapping[str, Any]) -> list[str]:
+def shown(row: Row) -> list[str]:
     """Return a row's figure and share kept, in percent with half their intervals."""
     return [
         percent(row["value"], row["low"], row["high"]),
@@ -69,6 +73,6 @@ def count(n: int | None) -> str:
     return str(n)
 
 
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def plain(row: Row) -> Row:
     """Return a row as JSON knows it: what is no finite number becomes null."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

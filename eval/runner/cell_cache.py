@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from ssl_kd.runtime.files import atomically, probe
 from ..banks import DAMAGED
 from ..metrics import Score, Scores
 
+Facts = dict[str, Any]  # of a cell besides its scores: parameters, width, rate, programs, missing images
 
-def save_cell(folder: Path | None, key: str, scores: Scores, facts: Mapping[str, Any]) -> None:
+
+def save_cell(folder: Path | None, key: str, scores: Scores, facts: Facts) -> None:
     """Write scores and facts (parameters, rate, ...) atomically; without a folder nothing is kept. UserError where it cannot be."""
     if folder is None:
         return
@@ -60,7 +61,7 @@ def has_cell(folder: Path | None, key: str) -> bool:
     return folder is not None and (folder / f"{key}.npz").is_file()
 
 
-def load_cell(folder: Path | None, key: str) -> tuple[Scores, dict[str, Any]] | None:
+def load_cell(folder: Path | None, key: str) -> tuple[Scores, Facts] | None:
     """Return what was kept under the key; None when there is nothing, or not to the byte what was written under it."""
     content = None if folder is None else _whole(folder / f"{key}.npz")
     if content is None:

@@ -25,7 +25,7 @@ from ..evaluators.registry import KINDS, OOD, Given
 from ..extraction.versions import programs
 from ..metrics import Scores
 from ..results import Cell
-from .cell_cache import has_cell, load_cell, save_cell
+from .cell_cache import Facts, has_cell, load_cell, save_cell
 from .own_features import OwnFeatures
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Bench:
             facts["programs"],
         )
 
-    def _computed(self, job: Job) -> tuple[Scores, dict[str, Any]]:
+    def _computed(self, job: Job) -> tuple[Scores, Facts]:
         encoder, task, choice, how = self.encoders[job.encoder], self.tasks[job.task], self.choice(job), self.settings
         others = self._others(job)
         train, test, rate = self.banks(job.task, job.encoder)
@@ -177,7 +177,7 @@ class Bench:
         if task.classes and not job.outside:
             scores = replace(scores, classes=np.array(task.classes))
         missing = self._missing(job)
-        facts: dict[str, Any] = {
+        facts: Facts = {
             "images_per_second": rate,
             "parameters": None if isinstance(encoder, OwnFeatures) else encoder.parameter_count,
             "width": train.width,
@@ -269,7 +269,7 @@ def _in_table(answer: object, choice: Choice, metric: str) -> Scores:
             f"evaluator {choice.title}: expected Scores with at least one row (ssl_kd.eval.metrics), got {one_line(repr(answer))}"
         )
     scores = answer
-    if not choice.is_object:
+    if choice.kind in KINDS and not choice.is_object:
         return scores
     shown = scores.headline_metric or metric
     if not any((row.metric, row.k) == (shown, scores.headline_k) for row in scores.rows):

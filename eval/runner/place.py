@@ -33,7 +33,7 @@ EVALUATION = Kind(
     "evaluation",
     "out",
     "an evaluation's folder",
-    (*RESULTS, "report.html", "cells", "features"),
+    (*RESULTS, "facts.json", "report.html", "cells", "features"),
     _is_older,
     alone=False,
 )

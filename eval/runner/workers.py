@@ -39,7 +39,7 @@ def work(
 
     The processor's threads are divided among them. An error of a cell, or Ctrl-C, ends them all and is raised here.
     """
-    open_jobs = [job for job in jobs if not bench.is_kept(job)]
+    open_jobs = [job for job in jobs if bench.choice(job).kept and not bench.is_kept(job)]
     workers = min(workers, len(open_jobs))
     if workers < 2:
         return

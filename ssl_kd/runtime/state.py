@@ -20,6 +20,7 @@ from ssl_kd.runtime.files import atomically
 CHUNK = 1 << 20
 _LABEL = b"ssl_kd sha256 "
 _COMMENT = len(_LABEL) + 64
+_NEAR_THE_END = 4096  # bytes in which the comment is looked for
 _LENGTH = _COMMENT.to_bytes(2, "little")
 _NO_COMMENT = b"\0\0"  # the length of the comment, the last two bytes of a zip without one
 
@@ -67,12 +68,14 @@ def load_state(path: Path) -> dict[str, Any]:
 def _check(path: Path) -> None:
     """ValueError where a byte is not the one that was written."""
     with open(path, "rb") as file:
-        body = file.seek(0, os.SEEK_END) - _COMMENT - len(_NO_COMMENT)
-        file.seek(max(body, 0))
-        length, comment = file.read(len(_NO_COMMENT)), file.read()
-        if body > 0 and (length == _LENGTH or comment.startswith(_LABEL)):  # one damaged byte spoils one of them
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _NEAR_THE_END))
+        tail = file.read()
+        length, comment = tail[-_COMMENT - 2 : -_COMMENT], tail[-_COMMENT:]
+        if length == _LENGTH or _LABEL in tail:  # one damaged byte spoils one of them; a byte more or less, the place
             file.seek(0)
-            if length + comment != _LENGTH + _LABEL + _digest(file, body).encode():
+            digest = _digest(file, max(0, size - _COMMENT - 2)).encode()
+            if length + comment != _LENGTH + _LABEL + digest:
                 raise ValueError("its checksum does not match")
         elif zipfile.is_zipfile(file):
             _check_members(file)

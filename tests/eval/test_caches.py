@@ -162,7 +162,7 @@ def test_no_bit_of_a_cell_or_a_bank_file_can_flip_unseen(lab):
 
 
 def test_a_note_never_outlives_its_rows(tmp_path, monkeypatch):
-    """Killed while a bank is made anew: what the note vouched for is gone, and so is the note."""
+    """Killed while a bank is made anew: what the note vouched for is gone, and the note says so."""
     images, store = ArrayImages(np.stack([picture(i) for i in range(4)])), FeatureStore(tmp_path)
     whole = np.array(store.bank(network(), images, quiet=True).features)
     (shelf,) = tmp_path.iterdir()
@@ -176,8 +176,17 @@ def test_a_note_never_outlives_its_rows(tmp_path, monkeypatch):
         during.setattr(feature_cache._Writer, "note", lambda *_: None)
         with pytest.raises(SystemExit):
             store.bank(network(), images, quiet=True)
-    assert not (shelf / "state.json").exists()
+    state = json.loads((shelf / "state.json").read_text())
+    assert (state["images"], state["done"]) == (0, False)
     np.testing.assert_array_equal(store.bank(network(), images, quiet=True).features, whole)
+
+
+def test_a_bank_made_anew_leaves_those_who_read_the_old_one_alone(tmp_path):
+    store = FeatureStore(tmp_path)
+    old = store.bank(network(), flaky({3}), quiet=True)
+    rows = np.array(old.features)
+    assert len(store.bank(network(), flaky(()), quiet=True)) == 8
+    np.testing.assert_array_equal(old.features, rows)  # a file cut under its map would end this process
 
 
 def as_folder(path):

@@ -314,3 +314,19 @@ def test_every_linear_protocol_may_be_given_to_several_classes_or_says_why():
     found = evaluate_encoders({"a": network()}, [several], [quick, KNN("plain")], quiet=True)
     assert [cell.metric for cell in found.cells] == ["map11"]
     assert any("many, knn/plain: it needs one class per image" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", ""])
+def test_a_packages_evaluator_is_kept_under_its_version_and_one_of_no_package_is_not(version, monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from ssl_kd.eval.evaluators.registry import EVALUATORS, Kind
+
+    kind = Kind("own", str, lambda protocol, given: Majority())
+    monkeypatch.setitem(EVALUATORS._loaded if version else EVALUATORS._added, "theirs", kind)
+    points = [SimpleNamespace(dist=SimpleNamespace(name="theirs", version=version))] if version else []
+    monkeypatch.setattr(EVALUATORS, "_offers", {"theirs": points} if version else {})
+    (choice,) = choices(["theirs"])
+    assert (choice.kept, choice.record.endswith(f"theirs {version}")) == (bool(version), bool(version))
+    evaluate_encoders({"a": network()}, [task()], ["theirs"], quiet=True, out=tmp_path)
+    assert len(list((tmp_path / "cells").iterdir())) == bool(version)

@@ -208,7 +208,7 @@ BAD_LOGS = {
     "huge values": '{"step": 2, "a": 1e308}\n{"step": 3, "a": -1e308}\n',
     "huge steps": '{"step": 1e308, "a": 1}\n{"step": -1e308, "a": 2}\n',
     "no numbers": '{"step": "x", "a": 1}\n{"a": NaN}\n{"a": [1]}\n{"a": true}\n',
-    "no text": "\x00\x01\n\ud800",
+    "no text": "\x00\x01\n\ud800\n",
 }
 
 
