@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from importlib import import_module
+from types import UnionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from ssl_kd.errors import UserError, nearest, one_line
@@ -44,15 +45,22 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     what: the kind in the plural, as messages name it. built_in: the rows of this package, which nobody can replace.
     group: of entry points; empty for a table that packages cannot add to. kind: what every part must be an instance
-    of; None for anything.
+    of; None for anything. named: whether a part has a `name` of its own, which must then be the row's.
 
     `table[name]` raises UserError with all names and the near ones. Listing (`list`, `keys`, `len`) tells the names of
     packages without importing them; `items` and `values` import them, and leave out, with a PluginWarning, what cannot
     be used.
     """
 
-    def __init__(self, what: str, built_in: Mapping[str, T], group: str = "", kind: type | None = None):
-        self.what, self.group, self.kind = what, group, kind
+    def __init__(
+        self,
+        what: str,
+        built_in: Mapping[str, T],
+        group: str = "",
+        kind: type | UnionType | None = None,
+        named: bool = False,
+    ):
+        self.what, self.group, self.kind, self.named = what, group, kind, named
         self.built_in: Mapping[str, T] = dict(built_in)
         self._added: dict[str, T] = {}
         self._loaded: dict[str, T] = {}
@@ -74,7 +82,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
             raise UserError(f"{self.what}: {name!r} is built in and cannot be replaced; choose another name")
         if not isinstance(name, str) or not name or is_object(name):
             raise UserError(f"{self.what}: a name is a string that is not empty and no module:name; got {name!r}")
-        self._added[name] = self.fitting(part, name)
+        self._added[name] = self._called(name, self.fitting(part, name))
 
     def __delitem__(self, name: str) -> None:
         """Forget a part that was added from Python; UserError for any other."""
@@ -158,7 +166,22 @@ class Registry(MutableMapping[str, T], Generic[T]):
             raise UserError(
                 f"{self.what}: {_shown(name)!r} of {_maker(first)} cannot be imported from {_shown(first.value)}: {_reason(error)}"
             ) from error
-        return self.fitting(part, f"{name} of {_maker(first)}")
+        return self._called(name, self.fitting(part, f"{name} of {_maker(first)}"))
+
+    def _called(self, name: str, part: T) -> T:
+        own = getattr(part, "name", None)
+        if self.named and own != name:
+            raise UserError(
+                f"{self.what}: the part offered as {_shown(name)} calls itself {_shown(own)}; give both one name"
+            )
+        return part
+
+    def maker(self, name: str) -> str:
+        """Name and version of the installed package that offers a part; empty where none does, or none that has a name."""
+        if name in self.built_in or name in self._added or name not in self.offers:
+            return ""
+        point = self.offers[name][0]
+        return _maker(point) if point.dist else ""
 
     def fitting(self, part: Any, name: str) -> T:
         """The part itself; UserError where it is not of the table's kind."""

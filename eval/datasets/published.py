@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.dataset import DatasetImages
 from ssl_kd.errors import ImagesError, UserError, nearest
+from ssl_kd.registry import Registry
 from ssl_kd.runtime.download import offline
 
 from .literature import TASKS, TaskRow
@@ -32,17 +34,23 @@ VOC_CLASSES = (
 
 
 def published_task(name: str, root: str | Path, download: bool = False, max_unreadable: float = 0.01) -> Task:
-    """Make a task of a set of the literature that lies under `root`, by our name (cifar10) or torchvision's (CIFAR10).
+    """Make a task of a set that lies under `root`, by its row of MAKERS (cifar10) or torchvision's name (CIFAR10).
 
     Raises UserError for an unknown name, and when files are missing or damaged; with `download` torchvision fetches
     what it can.
     """
-    known = {row.name: row for row in TASKS.values() if row.kind or row.reader}
-    row = known.get(name.lower()) or {row.kind: row for row in known.values() if row.kind}.get(name)
-    if row is None:
-        listed = [*known, *(row.kind for row in known.values() if row.kind)]
+    alias = {row.kind: row.name for row in ROOTED if row.kind}
+    found = name.lower() if name.lower() in MAKERS.built_in else alias.get(name, name)
+    if found not in MAKERS:
+        listed = [*MAKERS, *alias]
         raise UserError(f"no task {name!r} under a root; known: {', '.join(listed)}.{nearest(name, listed)}")
-    root, download = Path(root).expanduser(), download and not offline()
+    task = MAKERS[found](Path(root).expanduser(), download and not offline(), max_unreadable)
+    if not isinstance(task, Task):
+        raise UserError(f"task {found}: expected its maker to give a Task, got {type(task).__name__}")
+    return Task(found, task.train, task.test, task.metric, task.held, task.classes)
+
+
+def _of_the_literature(row: TaskRow, root: Path, download: bool, max_unreadable: float) -> Task:
     if row.reader:
         for settings in row.fetch if download else ():
             _torchvision(row, root, settings, download)
@@ -187,6 +195,14 @@ READERS: dict[str, Callable[[TaskRow, Path, float], Task]] = {
     "imagenet1k": _imagenet,
     "voc07": _voc07,
 }
+
+ROOTED = tuple(row for row in TASKS.values() if row.kind or row.reader)
+# (root, whether it may download, share of images that may be unreadable) -> the task under that root.
+MAKERS: Registry[Callable[[Path, bool, float], Task]] = Registry(
+    "tasks",
+    {row.name: partial(_of_the_literature, row) for row in ROOTED},
+    group="ssl_kd.tasks",
+)
 
 
 def _place(row: TaskRow, root: Path, *places: str) -> str:

@@ -76,19 +76,12 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
 def by_name(kind: str, protocol: str) -> Choice:
     """Return an evaluator of the table."""
     row = kind_of(kind)
-    record = repr(row.find(protocol))
-    if kind in KINDS:
-        return Choice(kind, protocol, row, protocol, record, is_object=False)
-    maker = _maker(kind)
-    return Choice(kind, protocol, row, protocol, f"{record} {maker}", kept=bool(maker), is_object=False)
-
-
-def _maker(kind: str) -> str:
-    """Return name and version of the package that offers an evaluator; empty for one that no package answers for."""
-    for point in EVALUATORS.offers.get(kind, []):
-        if point.dist is not None:
-            return f"{point.dist.name} {point.dist.version}"
-    return ""
+    found = row.find(protocol)
+    if kind in KINDS:  # a protocol of a type of its own brings code that no version names
+        kept = type(found).__module__.startswith(("ssl_kd.", "builtins"))
+        return Choice(kind, protocol, row, protocol, repr(found), kept, is_object=False)
+    maker = EVALUATORS.maker(kind)
+    return Choice(kind, protocol, row, protocol, f"{found!r} {maker}", kept=bool(maker), is_object=False)
 
 
 def _given(one: Any) -> Choice:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank, match
 from ..metrics import Z95, Score, Scores, wilson
@@ -34,13 +35,19 @@ class FewShotProtocol:
     source: str = ""
 
 
-PROTOCOLS: dict[str, FewShotProtocol] = {
-    row.name: row
-    for row in (
-        FewShotProtocol("shots", (1, 2, 5, 10), 20, "centroid", 2, "prototypes: Snell et al. 2017"),
-        FewShotProtocol("shares", (0.01, 0.1), 5, "quick-lbfgs", 1, "1 % and 10 %: SimCLR, SwAV"),
-    )
-}
+PROTOCOLS: Registry[FewShotProtocol] = Registry(
+    "few-shot protocols",
+    {
+        row.name: row
+        for row in (
+            FewShotProtocol("shots", (1, 2, 5, 10), 20, "centroid", 2, "prototypes: Snell et al. 2017"),
+            FewShotProtocol("shares", (0.01, 0.1), 5, "quick-lbfgs", 1, "1 % and 10 %: SimCLR, SwAV"),
+        )
+    },
+    group="ssl_kd.fewshot_protocols",
+    kind=FewShotProtocol,
+    named=True,
+)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank, Matched, blocks, match
@@ -51,22 +52,28 @@ class KNNProtocol:
     source: str = ""
 
 
-PROTOCOLS: dict[str, KNNProtocol] = {
-    row.name: row
-    for row in (
-        # k = 1 and 5 are ours, the paper's script reports 10, 20, 100 and 200 and calls 20 the usual one
-        KNNProtocol("dino", (1, 5, 10, 20, 200), 20, source="facebookresearch/dino eval_knn.py"),
-        # its softmax over the 200 nearest divides every vote of a query by one number: the same guesses as "exp"
-        KNNProtocol("dinov2", (10, 20, 100, 200), 20, source="facebookresearch/dinov2 eval/evaluators/knn.py"),
-        KNNProtocol("lightly", (200,), 200, temperature=0.1, source="lightly knn_predict"),
-        KNNProtocol("solo", (20,), 20, source="solo-learn WeightedKNNClassifier"),
-        KNNProtocol("solo-euclidean", (20,), 20, "euclidean", "inverse", source="solo-learn WeightedKNNClassifier"),
-        # on unit vectors the Euclidean and the cosine order agree; ties go to the nearest instead of to chance
-        KNNProtocol("compress", (1, 20), 1, vote="equal", source="UMBCvision/CompRess eval_knn.py"),
-        KNNProtocol("plain", (1, 5, 10, 20, 50, 100, 200), 20, vote="equal", source="majority of the nearest"),
-        KNNProtocol("plain-euclidean", (1, 5, 10, 20, 50, 100, 200), 20, "euclidean", "equal", source="majority"),
-    )
-}
+PROTOCOLS: Registry[KNNProtocol] = Registry(
+    "k-NN protocols",
+    {
+        row.name: row
+        for row in (
+            # k = 1 and 5 are ours, the paper's script reports 10, 20, 100 and 200 and calls 20 the usual one
+            KNNProtocol("dino", (1, 5, 10, 20, 200), 20, source="facebookresearch/dino eval_knn.py"),
+            # its softmax over the 200 nearest divides every vote of a query by one number: the same guesses as "exp"
+            KNNProtocol("dinov2", (10, 20, 100, 200), 20, source="facebookresearch/dinov2 eval/evaluators/knn.py"),
+            KNNProtocol("lightly", (200,), 200, temperature=0.1, source="lightly knn_predict"),
+            KNNProtocol("solo", (20,), 20, source="solo-learn WeightedKNNClassifier"),
+            KNNProtocol("solo-euclidean", (20,), 20, "euclidean", "inverse", source="solo-learn WeightedKNNClassifier"),
+            # on unit vectors the Euclidean and the cosine order agree; ties go to the nearest instead of to chance
+            KNNProtocol("compress", (1, 20), 1, vote="equal", source="UMBCvision/CompRess eval_knn.py"),
+            KNNProtocol("plain", (1, 5, 10, 20, 50, 100, 200), 20, vote="equal", source="majority of the nearest"),
+            KNNProtocol("plain-euclidean", (1, 5, 10, 20, 50, 100, 200), 20, "euclidean", "equal", source="majority"),
+        )
+    },
+    group="ssl_kd.knn_protocols",
+    kind=KNNProtocol,
+    named=True,
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ssl_kd.errors import NonFinite, UserError, nearest
+from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank, check_finite, check_labelled, match, numbered
@@ -83,7 +84,13 @@ LBFGS_PROTOCOLS: dict[str, LinearProtocol] = {
     )
 }
 
-PROTOCOLS: dict[str, Protocol] = {**LBFGS_PROTOCOLS, **SGD_PROTOCOLS}
+PROTOCOLS: Registry[Protocol] = Registry(
+    "linear protocols",
+    {**LBFGS_PROTOCOLS, **SGD_PROTOCOLS},
+    group="ssl_kd.linear_protocols",
+    kind=Protocol,
+    named=True,
+)
 
 
 @dataclass(frozen=True)

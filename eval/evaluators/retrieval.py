@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank, Matched, blocks, check_finite, match
@@ -42,14 +43,20 @@ class RetrievalProtocol:
     source: str = ""
 
 
-PROTOCOLS: dict[str, RetrievalProtocol] = {
-    row.name: row
-    for row in (
-        RetrievalProtocol("full", source="average precision over the whole ranking"),
-        # the average precision of a cut ranking is divided by the relevant rows it could have held
-        RetrievalProtocol("top1000", depth=1000, source="the usual cut of large-scale retrieval"),
-    )
-}
+PROTOCOLS: Registry[RetrievalProtocol] = Registry(
+    "retrieval protocols",
+    {
+        row.name: row
+        for row in (
+            RetrievalProtocol("full", source="average precision over the whole ranking"),
+            # the average precision of a cut ranking is divided by the relevant rows it could have held
+            RetrievalProtocol("top1000", depth=1000, source="the usual cut of large-scale retrieval"),
+        )
+    },
+    group="ssl_kd.retrieval_protocols",
+    kind=RetrievalProtocol,
+    named=True,
+)
 
 
 @dataclass(frozen=True)

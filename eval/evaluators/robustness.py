@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank, match
 from ..metrics import Scores, mean_score
@@ -33,13 +34,19 @@ class Damage:
     source: str = ""
 
 
-PROTOCOLS: dict[str, Damage] = {
-    row.name: row
-    for row in (
-        Damage("label-noise", "noise", (0.0, 0.2, 0.4, 0.6), 0.4, "in the spirit of arXiv:2007.01922"),
-        Damage("long-tail", "tail", (1.0, 0.1, 0.02, 0.01), 0.01, "in the spirit of arXiv:2007.01922"),
-    )
-}
+PROTOCOLS: Registry[Damage] = Registry(
+    "robustness protocols",
+    {
+        row.name: row
+        for row in (
+            Damage("label-noise", "noise", (0.0, 0.2, 0.4, 0.6), 0.4, "in the spirit of arXiv:2007.01922"),
+            Damage("long-tail", "tail", (1.0, 0.1, 0.02, 0.01), 0.01, "in the spirit of arXiv:2007.01922"),
+        )
+    },
+    group="ssl_kd.robustness_protocols",
+    kind=Damage,
+    named=True,
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ssl_kd.data.sources.folder import FolderImages
 from ssl_kd.data.sources.listing import picture_paths
 from ssl_kd.data.sources.tar_index import PACKERS
 from ssl_kd.errors import ImagesError, nearest, shown_name
+from ssl_kd.registry import Registry
 
 _SAID: set[str] = set()  # what this process has said about files that were passed over
 
@@ -36,7 +38,8 @@ def open_images(source: Any, max_unreadable: float = 0.01, verify: bool = False)
     source: a folder; tar shards by pattern, URL, folder or list (ssl_kd.data.sources.webdataset); Parquet files by
     pattern, folder or list, with `:column` behind them or not (ssl_kd.data.sources.parquet); a zip archive, with
     `/folder/in/it` or `:folder/in/it` behind it to take a part; a .npy file or an array, uint8 (N, H, W, 3);
-    `torchvision/NAME:root[:split][:download]`; a map-style data set, of pictures, tuples or rows; or Images already.
+    `torchvision/NAME:root[:split][:download]`, or what another row of SOURCES is called; a map-style data set, of
+    pictures, tuples or rows; or Images already.
     max_unreadable: share of pictures that may turn out unreadable before reading raises.
     verify: have the content digest read every byte, one pass over all pictures (see docs/images.md).
     What looks like pictures but is passed over is said in one line (logger `ssl_kd.data`), once.
@@ -82,8 +85,8 @@ def _open_path(path: str, max_unreadable: float) -> ImageSource:
     from ssl_kd.data.sources import parquet, webdataset
     from ssl_kd.data.sources.zip import ZipImages
 
-    if path.startswith("torchvision/") and not os.path.exists(path):
-        return _open_torchvision(path, max_unreadable)
+    if "/" in path and not os.path.exists(path) and path.partition("/")[0] in SOURCES:
+        return _open_named(path, max_unreadable)
     if os.path.isdir(path):
         return _open_folder(path, max_unreadable)
     if parquet.names_parquet(path):
@@ -167,6 +170,19 @@ def _open_list(paths: list[str], max_unreadable: float) -> ImageSource:
     return webdataset.open_shards(paths, max_unreadable)
 
 
+def _open_named(spec: str, max_unreadable: float) -> ImageSource:
+    """Open NAME/..., where NAME is a row of SOURCES."""
+    name = spec.partition("/")[0]
+    found = SOURCES[name](spec, max_unreadable)
+    if isinstance(found, ImageSource):
+        return found
+    if not (hasattr(found, "__getitem__") and hasattr(found, "__len__")):
+        raise ImagesError(
+            f"{shown_name(spec)}: source {name} gave {type(found).__name__}, expected an ImageSource or a map-style data set"
+        )
+    return DatasetImages(found, max_unreadable, name=spec)
+
+
 def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
     """Open torchvision/NAME:root[:split][:download]; the split is the data set's own `split`, or train or test."""
     import inspect
@@ -208,3 +224,13 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
         reason = shown_name(" ".join(str(error).split()))
         raise ImagesError(f"{shown_name(spec)}: {reason}{hint}") from None
     return DatasetImages(dataset, max_unreadable, name=spec)
+
+
+# By what a spec starts with, `NAME/`: (spec, max_unreadable) -> an ImageSource or a map-style data set.
+SOURCES: Registry[Callable[[str, float], Any]] = Registry(
+    "image sources",
+    {
+        "torchvision": _open_torchvision,
+    },
+    group="ssl_kd.sources",
+)

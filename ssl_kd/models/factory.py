@@ -16,6 +16,7 @@ from torch import nn
 
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.models.backbones import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
+from ssl_kd.registry import Registry
 
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
 # What the libraries raise for arguments that do not fit.
@@ -30,14 +31,18 @@ def make(arch: str, arch_args: dict[str, Any]) -> Network:
     source, _, name = arch.rpartition("/")
     if source not in SOURCES:
         raise UserError(
-            f"{arch}: architectures are named NAME, timm/NAME, torchvision/NAME or ssl_kd/NAME, not {source}/NAME"
+            f"{arch}: architectures are named NAME, {', '.join(f'{known}/NAME' for known in SOURCES if known)}, "
+            f"not {source}/NAME"
         )
     try:
-        return SOURCES[source](name, dict(arch_args))
+        network = SOURCES[source](name, dict(arch_args))
     except UserError:
         raise
     except BAD_ARGUMENTS as error:
         raise UserError(f"{arch}: cannot be built with {arch_args}: {one_line(error, 160)}") from error
+    if not isinstance(network, Network):
+        raise UserError(f"{arch}: networks/{source} gave {type(network).__name__}, expected a Network")
+    return network
 
 
 def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
@@ -126,9 +131,14 @@ def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
     return TorchvisionNet(models.get_model(name, weights=None, **arch_args), name)
 
 
-SOURCES: dict[str, Callable[[str, dict[str, Any]], Network]] = {
-    "": make_timm,
-    "timm": make_timm,
-    "torchvision": make_torchvision,
-    "ssl_kd": make_ours,
-}
+# By what stands before the last `/`: (NAME, arguments) -> a Network with random weights.
+SOURCES: Registry[Callable[[str, dict[str, Any]], Network]] = Registry(
+    "networks",
+    {
+        "": make_timm,
+        "timm": make_timm,
+        "torchvision": make_torchvision,
+        "ssl_kd": make_ours,
+    },
+    group="ssl_kd.networks",
+)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssl_kd.errors import UserError, one_line, one_of
+from ssl_kd.registry import Registry
 from ssl_kd.runtime.files import append_line, atomically
 from ssl_kd.runtime.objects import imported, is_record, names_code
 from ssl_kd.validation import setting
@@ -134,12 +135,17 @@ def _wandb(home: Path, first: int) -> Log:
     return Lightning(WandbLogger(name=folder.name, save_dir=folder, id=name, project=project))
 
 
-LOGS: dict[str, Callable[[Path, int], Log] | None] = {
-    "jsonl": None,
-    "csv": Table,
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-}
+# (path of metrics.jsonl, first step to come) -> a Log; None: nothing besides metrics.jsonl.
+LOGS: Registry[Callable[[Path, int], Log] | None] = Registry(
+    "log",
+    {
+        "jsonl": None,
+        "csv": Table,
+        "tensorboard": _tensorboard,
+        "wandb": _wandb,
+    },
+    group="ssl_kd.loggers",
+)
 EXTRAS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}  # any of these packages will do
 
 
@@ -153,6 +159,7 @@ def names(log: str) -> list[str]:
     for name in wanted:
         if name in EXTRAS and not any(importlib.util.find_spec(package) for package in EXTRAS[name]):
             raise UserError(f"log: {name} needs a package that is not installed: pip install 'ssl-kd[{name}]'")
+        LOGS[name]  # one of another package that cannot be imported is refused now
     return list(dict.fromkeys(wanted))
 
 

@@ -323,9 +323,9 @@ def test_a_packages_evaluator_is_kept_under_its_version_and_one_of_no_package_is
     from ssl_kd.eval.evaluators.registry import EVALUATORS, Kind
 
     kind = Kind("own", str, lambda protocol, given: Majority())
-    monkeypatch.setitem(EVALUATORS._added, "theirs", kind)
+    monkeypatch.setitem(EVALUATORS._loaded if version else EVALUATORS._added, "theirs", kind)
     points = [SimpleNamespace(dist=SimpleNamespace(name="theirs", version=version))] if version else []
-    monkeypatch.setattr(EVALUATORS, "_offers", {"theirs": points})
+    monkeypatch.setattr(EVALUATORS, "_offers", {"theirs": points} if version else {})
     (choice,) = choices(["theirs"])
     assert (choice.kept, choice.record.endswith(f"theirs {version}")) == (bool(version), bool(version))
     evaluate_encoders({"a": network()}, [task()], ["theirs"], quiet=True, out=tmp_path)

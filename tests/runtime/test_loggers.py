@@ -110,7 +110,7 @@ def test_lightnings_loggers_get_numbers_and_the_step(tmp_path, monkeypatch):
         made.append(Recorder(first))
         return Lightning(made[-1])
 
-    monkeypatch.setitem(LOGS, "wandb", recorder)
+    monkeypatch.setitem(LOGS.built_in, "wandb", recorder)
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda package: True)
     run = RunDir(tmp_path / "run", {"log": "csv,wandb"})
     run.log({"step": 5, "loss": 0.5, "note": "text"})

@@ -50,7 +50,9 @@ ROWS = (
     IMAGENET_EXAMPLE,
     STUDENT,
 )
-FORMATS: Registry[Format] = Registry("formats", {row.name: row for row in ROWS}, group="ssl_kd.formats", kind=Format)
+FORMATS: Registry[Format] = Registry(
+    "formats", {row.name: row for row in ROWS}, group="ssl_kd.formats", kind=Format, named=True
+)
 
 
 def recognise(file: Contents, name: str | None = None) -> Format:
