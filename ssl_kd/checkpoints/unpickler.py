@@ -165,6 +165,9 @@ INERT_PACKAGES = (
     "lightning_utilities.",
 )
 
+# Functions of the training script, named by the optimizer's settings (Barlow Twins, VICReg). A mention is borne, a call is not.
+SCRIPT = "__main__."
+
 STORAGES: dict[str, torch.dtype] = {
     "Float": torch.float32,
     "Double": torch.float64,
@@ -193,10 +196,16 @@ def checked_name(module: Any, name: Any) -> Global:
     words = [part if isinstance(part, str) else type(part).__name__ for part in (module, name)]
     if words == [module, name] and sum(map(len, words)) < LONGEST_NAME and words[1].isidentifier():
         path = ".".join(words)
-        if any(path in table for table in (REBUILD, INERT, STORAGE_DTYPES, DTYPES)) or path.startswith(INERT_PACKAGES):
+        known = any(path in table for table in (REBUILD, INERT, STORAGE_DTYPES, DTYPES))
+        if known or path.startswith((*INERT_PACKAGES, SCRIPT)):
             return Global(path)
-    raise UnsafeCheckpoint(
-        f"refused: it asks for {'.'.join(map(one_line, words))}, which is code and not weights. "
+    raise asks_for_code(".".join(map(one_line, words)))
+
+
+def asks_for_code(path: str) -> UnsafeCheckpoint:
+    """The error for a name that only the program behind the file knows."""
+    return UnsafeCheckpoint(
+        f"refused: it asks for {path}, which is code and not weights. "
         "Save only the model's state_dict(), with the program that wrote the file."
     )
 
@@ -326,6 +335,9 @@ class Machine:
         """Put what our function of that name makes of the arguments on the stack."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise BrokenCheckpoint("the file is damaged: a call of something that is no function")
+        for name in (function, *args):
+            if isinstance(name, Global) and name.path.startswith(SCRIPT):
+                raise asks_for_code(name.path)
         self.spent += len(args)
         self.spent += sum(len(a) for a in args if isinstance(a, (list, tuple, dict, str, bytes)))
         self.within()
