@@ -27,6 +27,7 @@ LARGEST_KEY = 2**61 - 1  # whole numbers below this have hashes of their own; th
 LARGEST_INDEX = 2**32  # of what is noted for later
 LONGEST_NAME = 300  # characters of a class's name or of a storage's
 LONGEST_TUPLE = 16
+MANY_DEVICES = 64  # more are not counted
 
 
 @dataclass(eq=False)
@@ -238,6 +239,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.devices: set[str] = set()  # where the storages lay
         self.steps = 0  # opcodes
         self.spent = 0  # elements handed to calls; one long list can be handed to a million of them
 
@@ -369,11 +371,13 @@ class Machine:
         (identity,) = self.last(1)
         if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6 or identity[0] != "storage":
             raise BrokenCheckpoint("the file is damaged: a reference to something that is no storage")
-        _, kind, key, _, count, *view = identity
+        _, kind, key, device, count, *view = identity
         if not isinstance(kind, Global) or kind.path not in STORAGE_DTYPES or any(v is not None for v in view):
             raise BrokenCheckpoint(f"a storage of an unknown type {getattr(kind, 'path', '')[:60]}")
         if not isinstance(key, str) or len(key) > LONGEST_NAME or type(count) is not int or not 0 <= count < 2**48:
             raise BrokenCheckpoint("the file is damaged: a storage without a key or a size")
+        if isinstance(device, str) and len(self.devices) < MANY_DEVICES:
+            self.devices.add(device)
         self.push(self.load_storage(kind.path, key, count))
 
 
