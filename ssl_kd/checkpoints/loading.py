@@ -20,6 +20,7 @@ from ssl_kd.checkpoints.formats import Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
 from ssl_kd.checkpoints.formats.weights import State, shown
+from ssl_kd.checkpoints.pixels_record import recorded
 from ssl_kd.checkpoints.torch_file import open_contents
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
 from ssl_kd.models.backbones import Network
@@ -114,6 +115,8 @@ def convert(file: Contents, row: Format) -> Weights:
     """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
     try:
         weights = row.convert(file)
+        if row is not STUDENT:  # whose record is whole
+            weights = replace(weights, preprocessing=recorded(file, weights.preprocessing))
         file.fill(weights.used.values())
         file.verify(weights.used.values())
         bad = not_finite(weights.used)

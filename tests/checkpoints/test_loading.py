@@ -100,6 +100,40 @@ def test_a_module_from_python_cannot_be_saved_by_name(tmp_path):
         save_student(encoder, tmp_path / "s.safetensors")
 
 
+# What a file says of its pixels
+
+
+def resnet_with(record, tmp_path):
+    tree = {"state_dict": layouts.prefixed(layouts.resnet("resnet18").state_dict(), "module.encoder_q.")}
+    return layouts.save(tree | {"preprocessing": record}, "zip", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "pixels"),
+    [
+        ({"size": 48}, {"size": 48, "resize": 48, "crop": 48}),
+        ({"size": 48, "resize": 56, "crop": 48}, {"size": 48, "resize": 56, "crop": 48}),
+        ({"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}, {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}),
+        ({"interpolation": "bicubic", "square": True}, {"interpolation": "bicubic", "square": True}),
+        ({"something": "else"}, {}),
+        ("text", {}),
+    ],
+)
+def test_a_files_own_record_of_its_pixels_decides(record, pixels, tmp_path):
+    path = resnet_with(record, tmp_path)
+    assert load_teacher(path).preprocessing == replace(Preprocessing(), **pixels)
+    assert inspect(path).preprocessing == load_teacher(path).preprocessing
+
+
+@pytest.mark.parametrize(
+    "record", [{"size": 0}, {"size": "32"}, {"mean": [1]}, {"std": 3}, {"crop": 10**9}, {"square": 1}, {"resize": [1]}]
+)
+def test_a_record_of_pixels_that_cannot_be_is_an_error(record, tmp_path):
+    with pytest.raises(BrokenCheckpoint, match="its record of the pixels cannot be used") as error:
+        load_teacher(resnet_with(record, tmp_path))
+    assert str(error.value).isprintable()
+
+
 # What people pass by mistake
 
 
