@@ -21,6 +21,7 @@ from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
 from ssl_kd.checkpoints.formats.weights import State, shown
 from ssl_kd.checkpoints.pixels_record import recorded
+from ssl_kd.checkpoints.programs import describe_program, is_program, load_program
 from ssl_kd.checkpoints.torch_file import open_contents
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
 from ssl_kd.models.backbones import Network
@@ -72,7 +73,8 @@ def load_teacher(
     """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
 
     path_or_name: a file, or a name of the zoo (`ssl-kd zoo list`), or `timm/NAME` or `torchvision/NAME` for the
-    weights that those libraries publish. feature: one of the names that the architecture offers (`cls`, `cls4`,
+    weights that those libraries publish; also an .onnx or OpenVINO .xml file with its card (`checkpoints.programs`), which
+    runs on the CPU and has one feature. feature: one of the names that the architecture offers (`cls`, `cls4`,
     `cls_avg`, `pool`, ...); None is the one that the authors evaluate. format: a name in `formats.FORMATS`, for a file
     that does not say what it is. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
@@ -82,6 +84,8 @@ def load_teacher(
         if isinstance(found, Encoder):
             return frozen(found)
         path, method = found, method_of(str(path_or_name))
+    if is_program(path):
+        return frozen(load_program(path, feature))
     file = contents(path)
     try:
         row = recognise(file, format)
@@ -191,6 +195,8 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
     Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
     """
     path = Path(path)
+    if is_program(path):
+        return describe_program(path)
     file = contents(path)
     seen = tuple(file.tensors())
     about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}

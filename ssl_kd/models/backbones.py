@@ -39,6 +39,11 @@ class Network(nn.Module):
             raise self.unknown(feature, (self.default,))
         return self.dim
 
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that were or can be learnt."""
+        return sum(p.numel() for p in self.parameters())
+
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
         """Normalised pixels (B, 3, H, W) to {feature: (B, D)} and tokens (B, L, D') or None."""
         raise NotImplementedError
