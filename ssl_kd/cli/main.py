@@ -37,11 +37,13 @@ def distill(argv: Sequence[str]) -> int:
     done = run(config=config, **named_code(config))
     if distributed.rank():
         return 0  # of several processes the first prints
-    losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
-    print(
-        f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
-    )
-    print(f"Next: ssl-kd export {done.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
+    several = getattr(done, "students", None)
+    for one in several.values() if several else (done,):
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in one.last.items())
+        print(
+            f"{one.path}: {one.student.arch}, width {one.student.dim}, after {one.seconds / 60:.1f} minutes ({losses})"
+        )
+    print(f"Next: ssl-kd export {one.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
     return 0
 
 
