@@ -113,7 +113,9 @@ def _plain(value: Any) -> Any:
 
 
 def _check_machine(device: str, engine: str) -> None:
-    from .extraction.engines import ENGINES, usable
+    from ssl_kd.runtime.devices import usable
+
+    from .extraction.engines import ENGINES
 
     usable(device)
     one_of("engine", engine, list(ENGINES))

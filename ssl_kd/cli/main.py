@@ -191,6 +191,20 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     return 0 if all(holds for holds, _ in verdict) else 1
 
 
+def index(argv: Sequence[str]) -> int:
+    """Index pictures on disk: build, add, remove, train, info, verify."""
+    from ssl_kd.cli.index import main
+
+    return main(list(argv))
+
+
+def search(argv: Sequence[str]) -> int:
+    """Find the pictures of an index that are nearest to others."""
+    from ssl_kd.cli.index import search as run
+
+    return run(list(argv))
+
+
 def zoo(argv: Sequence[str]) -> int:
     """List, show and download published teachers."""
     from ssl_kd.cli.zoo import main
@@ -234,8 +248,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "embed": embed,
     "eval": evaluate,
     "export": export,
+    "index": index,
     "inspect": inspect,
     "pretrain": pretrain,
+    "search": search,
     "targets": targets,
     "zoo": zoo,
 }
