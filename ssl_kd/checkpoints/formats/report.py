@@ -62,7 +62,7 @@ class Report:
             "architecture": f"{self.arch}{options} ({(self.parameters or 0) / 1e6:,.1f} M parameters)",
             "branch": f"{self.branch}",
             "feature": f"{self.feature}, {self.dim} numbers per image",
-            "pixels": described(self.preprocessing),
+            "pixels": str(self.preprocessing),
             "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network",
             "digest": f"{self.digest}",
         }
@@ -75,20 +75,6 @@ CONTAINERS = {
     "onnx": "ONNX",
     "openvino": "OpenVINO",
 }
-
-
-def described(pixels: Preprocessing) -> str:
-    """The preprocessing in a line."""
-    plain = (*pixels.mean, *pixels.std) == (0, 0, 0, 1, 1, 1)
-    colour = "plain [0, 1]" if plain else f"mean {join(pixels.mean)}, std {join(pixels.std)}"
-    resize = f"resize {pixels.resize} {pixels.interpolation}" if pixels.resize else "no resize"
-    crop = f"centre crop {pixels.crop}" if pixels.crop else "no crop"
-    return f"{colour}; {resize}, {crop}; {pixels.size} px"
-
-
-def join(numbers: Sequence[float]) -> str:
-    """Numbers with slashes between them."""
-    return "/".join(f"{number:g}" for number in numbers)
 
 
 def summary(names: Sequence[str], most: int = 8) -> str:
