@@ -19,6 +19,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import hold_out
 from ssl_kd.data.views import recipes_of
+from ssl_kd.distillation.anchors import must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
 from ssl_kd.distillation.config import DistillConfig, check
 from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of
@@ -96,6 +97,7 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
         )
     mix = _mix(config, teachers)
     _must_fit(config, objective, loader, mix)
+    must_have_enough(objective, len(trained_on))
     _try_out(objective, seen, teacher_outputs, views)
     parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
     teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}

@@ -26,6 +26,7 @@ from torch import nn
 
 from ssl_kd.checkpoints.saving import save_module, save_student
 from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.distillation.anchors import lay_anchors
 from ssl_kd.distillation.arguments import NOTHING, Objects, merge
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.model_card import card, provenance
@@ -168,6 +169,9 @@ class _Trainer:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
+        if saved is None:  # a saved state holds them
+            with fabric.rank_zero_first():
+                lay_anchors(parts.objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
         self.bare = DistillationModule(parts.student, parts.objective).to(memory_format=torch.channels_last)
         if config.compile:
             self._networks_are_compiled(True)
