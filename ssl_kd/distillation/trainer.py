@@ -169,6 +169,7 @@ class _Trainer:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
+        self.teacher_group.stop_early(parts.objective)
         if saved is None:  # a saved state holds them
             with fabric.rank_zero_first():
                 lay_anchors(parts.objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)

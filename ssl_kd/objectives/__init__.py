@@ -31,6 +31,7 @@ from ssl_kd.objectives.factory import PRESETS, TERMS, build_objective, taps
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
+from ssl_kd.objectives.progression import Progression
 from ssl_kd.objectives.projectors import PROJECTORS, projector
 from ssl_kd.objectives.prototypes import Prototypes, spherical_kmeans
 from ssl_kd.objectives.relations import Relation
@@ -62,6 +63,7 @@ __all__ = [
     "MultiTeacher",
     "NearestNeighbours",
     "PhiS",
+    "Progression",
     "Prototypes",
     "Relation",
     "Residual",
