@@ -117,25 +117,6 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     teachers = {
         name: replace(t, tokens=any(m.teachers[name].tokens for m in members.values())) for name, t in teachers.items()
     }
-<<<<<<< HEAD
-=======
-    layers = tuple(dict.fromkeys(layer for ours, _ in asked.values() for layer in ours))
-    seen = _dry_pass(student, views, layers, "student")
-    teachers = {name: replace(t, layers=asked[name][1]) for name, t in teachers.items()}
-    teacher_outputs = {name: _dry_pass(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
-    objective = _objective(config, teachers, given, seen, teacher_outputs)
-    if len(recipes) < objective.min_views:
-        raise UserError(
-            f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
-            f"{_views(config, teachers)!r} gives {len(recipes)}; use multi or rot4"
-        )
-    mix = _mix(config, teachers)
-    _must_fit(config, objective, loader, mix)
-    must_have_enough(objective, len(trained_on))
-    _try_out(objective, seen, teacher_outputs, views)
-    parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
-    teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
->>>>>>> proto
     layouts = {
         name: layout_of(output if teachers[name].tokens else replace(output, tokens=None))
         for name, output in outputs.items()
@@ -176,6 +157,7 @@ def _member(
     outputs = {key: only(output, True, reads[key][1]) for key, output in bench.outputs.items()}
     objective = _objective(asked.config, asked.lines, given, seen, outputs)
     _must_fit(asked.config, asked.lines.values(), objective, bench.loader, bench.mix)
+    must_have_enough(objective, len(bench.loader.images))
     _try_out(objective, seen, outputs, bench.views)
     parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
     teachers = {

@@ -209,18 +209,12 @@ class _Trainer:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
-<<<<<<< HEAD
-=======
-        self.teacher_group.stop_early(parts.objective)
+        objectives = [member.objective for member in parts.members.values()]
+        self.teacher_group.stop_early(*objectives)
         if saved is None:  # a saved state holds them
             with fabric.rank_zero_first():
-                lay_anchors(parts.objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
-        self.bare = DistillationModule(parts.student, parts.objective).to(memory_format=torch.channels_last)
-        if config.compile:
-            self._networks_are_compiled(True)
-        self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, self.bare, parts.mix)
-        self.optimizer = self.stepper.optimizer
->>>>>>> proto
+                for objective in objectives:
+                    lay_anchors(objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = self.steps_per_epoch * config.epochs
         self.held = HeldOut(parts.held) if parts.held is not None else None  # shared: one pass of the teacher over them
