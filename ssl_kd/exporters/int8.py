@@ -84,7 +84,7 @@ def choose(maker: Maker, judge: Judge) -> Chosen:
 def _harm(maker: Maker, judge: Judge, group: Sequence[str]) -> float:
     """How far the embeddings move when this group alone is int8."""
     ask, photos = program(maker.model((), only=group)), judge.choice.photos[:RANKED]
-    return judge.apart(torch.cat([ask(part.float() / 255) for part in photos.split(BATCH)]))
+    return judge.apart(torch.cat([ask(part.float() / 255) for part in torch.split(photos, BATCH)]))
 
 
 class Maker:
@@ -178,7 +178,7 @@ def _reader(photos: Tensor) -> Any:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(photos.split(BATCH))
+            self.batches: Iterator[Tensor] = iter(torch.split(photos, BATCH))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)

@@ -46,7 +46,7 @@ class Part:
 
     def rows(self, ask: Ask) -> Tensor:
         """What a program says to these photos: (N, D)."""
-        return torch.cat([ask(part.float() / 255) for part in self.photos.split(BATCH)]).float()
+        return torch.cat([ask(part.float() / 255) for part in torch.split(self.photos, BATCH)]).float()
 
 
 @dataclass(frozen=True)
@@ -182,4 +182,4 @@ def _both(
 
 @torch.no_grad()
 def _rows(encoder: Encoder, photos: Tensor) -> Tensor:
-    return torch.cat([encoder(part).embedding for part in photos.split(BATCH)]).float()
+    return torch.cat([encoder(part).embedding for part in torch.split(photos, BATCH)]).float()
