@@ -44,6 +44,7 @@ from ssl_kd.exporters.card import (
     require_our_companion,
     require_ours,
 )
+from ssl_kd.exporters.constants import fixed_positions
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
 from ssl_kd.exporters.judge import Ask, Judge, Verdict
 from ssl_kd.exporters.pictures import PICTURES, measured_on
@@ -291,7 +292,7 @@ class _quiet_torchscript(warnings.catch_warnings):  # noqa: N801
 
 
 def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
-    with _quiet_torchscript(), torch.no_grad():
+    with _quiet_torchscript(), torch.no_grad(), fixed_positions(encoder):
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
         traced = torch.jit.trace(Pixels(encoder).eval(), example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
         program = BytesIO()

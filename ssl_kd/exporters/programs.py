@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, one_line
+from ssl_kd.exporters.constants import fixed_positions
 from ssl_kd.exporters.judge import Ask, Judge
 from ssl_kd.exporters.pictures import pictures
 from ssl_kd.models.encoder import Encoder
@@ -67,15 +68,16 @@ def write_onnx(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
     import onnx
 
     try:
-        program = torch.onnx.export(
-            Pixels(encoder).eval(),
-            (example(encoder),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["embedding"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
+        with fixed_positions(encoder):
+            program = torch.onnx.export(
+                Pixels(encoder).eval(),
+                (example(encoder),),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
         model = program.model_proto  # type: ignore[union-attr]
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"onnx: torch cannot export {encoder.arch}: {one_line(error, 200)}") from error
@@ -149,7 +151,7 @@ def write_openvino(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> Non
     """Write the graph to `path` and the float32 weights to `weights_of(path)`."""
     import openvino
 
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), fixed_positions(encoder), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's tracer: shapes are fixed, so what it calls constant is
         model = openvino.convert_model(Pixels(encoder).eval(), example_input=example(encoder))
     size = encoder.preprocessing.size
