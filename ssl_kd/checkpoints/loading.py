@@ -29,6 +29,7 @@ from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.models.factory import make
 
 LONGEST_CONFIG = 1 << 20  # bytes of a config.json; published ones have a thousandth
+LARGE = 1 << 33  # bytes of a file whose values `inspect` does not read, and of weights that are not copied
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -115,15 +116,19 @@ def method_of(name: str) -> str:
     return zoo.find(name).method.lower()
 
 
-def convert(file: Contents, row: Format) -> Weights:
-    """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
+def convert(file: Contents, row: Format, values: bool = True) -> Weights:
+    """What the format makes of the file, with its values checked: sums match, every number finite, float32.
+
+    values: False leaves all but small tensors unread and unchecked.
+    """
+    file = file if values else file.outline()
     try:
         weights = row.convert(file)
         if row is not STUDENT:  # whose record is whole
             weights = replace(weights, preprocessing=recorded(file, weights.preprocessing))
         file.fill(weights.used.values())
-        file.verify(weights.used.values())
-        bad = not_finite(weights.used)
+        file.verify(weights.used.values() if values else ())
+        bad = not_finite(weights.used) if values else []
     except CheckpointError:
         raise
     except OSError as error:
@@ -136,12 +141,40 @@ def convert(file: Contents, row: Format) -> Weights:
     return weights
 
 
+def fill_constants(network: Network, weights: Weights) -> None:
+    """Compute the buffers that are in no state dict: as timm's modules know how to, else as a fresh network has them."""
+    fresh: Network | None = None
+    for path, module in network.named_modules():
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        compute = getattr(module, "init_non_persistent_buffers", None)
+        for name in empty:
+            if compute:
+                setattr(module, name, torch.zeros_like(getattr(module, name), device="cpu"))
+            else:
+                fresh = fresh or make(weights.arch, weights.arch_args)
+                setattr(module, name, getattr(fresh.get_submodule(path), name))
+        if empty and compute:
+            compute()
+
+
 def own_copy(state: Mapping[str, Tensor]) -> State:
-    """Contiguous tensors in memory of their own, half and double precision as float32."""
+    """Contiguous tensors in memory of their own, half and double precision as float32.
+
+    Of a large network those that can be are taken as they were read, so that it is in memory once.
+    """
+    large = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > LARGE
     return {
-        name: tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
+        name: tensor
+        if large and alone(tensor)
+        else tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
         for name, tensor in state.items()
     }
+
+
+def alone(tensor: Tensor) -> bool:
+    """Whether the memory that a file's tensor was read into holds just this, as float32: twice 27 GB is too much."""
+    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return whole and tensor.is_contiguous() and tensor.dtype == torch.float32
 
 
 def blueprint(weights: Weights, feature: str | None = None) -> Network:
@@ -184,13 +217,16 @@ def assemble(weights: Weights, feature: str | None = None) -> Encoder:
         if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
             state.setdefault(name, torch.zeros((), dtype=torch.long))
     network.backbone.load_state_dict(state, strict=True, assign=True)
+    fill_constants(network, weights)
     return Encoder(
         network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
     )
 
 
 def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report:  # noqa: A002
-    """What a weight file is, or in `problem` why it cannot be a teacher. The network is not built.
+    """What a weight file is, or in `problem` why it cannot be a teacher. The network takes no memory.
+
+    Of a file above 8 GB only the shapes are looked at: no digest, and `load_teacher` may still find damage.
 
     Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
     """
@@ -205,8 +241,9 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
     except CheckpointError as error:
         return Report(**about, dropped=seen, problem=str(error))
     about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
+    values = about["bytes"] <= LARGE or row is STUDENT
     try:
-        weights = convert(replace(file, vouched=format is not None), row)
+        weights = convert(replace(file, vouched=format is not None), row, values)
         blueprint(weights)
     except UserError as error:
         return Report(**about, dropped=seen, problem=str(error))
@@ -223,6 +260,6 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
         used=tuple(weights.used),
         expected=tuple(weights.state),
         dropped=tuple(name for name in seen if name not in weights.used),
-        digest=digest_of(weights.arch, weights.arch_args, weights.state),
+        digest=digest_of(weights.arch, weights.arch_args, weights.state) if values else None,
         card=card(file) if row is STUDENT else {},
     )
