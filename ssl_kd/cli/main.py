@@ -37,11 +37,13 @@ def distill(argv: Sequence[str]) -> int:
     done = run(config=config, **named_code(config))
     if distributed.rank():
         return 0  # of several processes the first prints
-    losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
-    print(
-        f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
-    )
-    print(f"Next: ssl-kd export {done.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
+    several = getattr(done, "students", None)
+    for one in several.values() if several else (done,):
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in one.last.items())
+        print(
+            f"{one.path}: {one.student.arch}, width {one.student.dim}, after {one.seconds / 60:.1f} minutes ({losses})"
+        )
+    print(f"Next: ssl-kd export {one.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
     return 0
 
 
@@ -157,9 +159,10 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     """Labels stay in ssl_kd.eval.demo: only bare images are handed over to the trainers."""
     from rich.console import Console
 
-    from ssl_kd.cli.demo import distilled, teacher
+    from ssl_kd.cli.demo import distilled, teacher, teacher_file
     from ssl_kd.data.sources.array import ArrayImages
     from ssl_kd.eval import demo as labelled
+    from ssl_kd.runtime.files import atomically
     from ssl_kd.runtime.ownership import require_ours
     from ssl_kd.runtime.run_dir import RUN
 
@@ -173,15 +176,33 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     student = distilled(taught, images, out, seed, quiet).student
     console.print("3. Teacher, student and random weights on three tasks")
     results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
+    labelled.handed_out(tasks, out)
+    atomically(out / "teacher.pth.tar", lambda file: file.write(teacher_file(images).read_bytes()))
     console.print(results.table())
     shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed)
     verdict = labelled.claims(results, tasks)
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
-    last = f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)\n"
-    last += "Next: ssl-kd distill --help, with images of your own"
+    last = f"Picture: {shown}\nReport: {out / 'eval' / 'report.html'}, which opens with:\n"
+    last += "".join(f"  {answer.sentence(results.reference)}\n" for answer in results.verdicts())
+    last += f"Run folder: {out} (README.md in it explains every file)\n"
+    last += f"Next: ssl-kd distill --teacher {out}/teacher.pth.tar --images {out}/photos.zip --epochs 2 --out runs/mine"
     console.print(last, highlight=False, markup=False)
     return 0 if all(holds for holds, _ in verdict) else 1
+
+
+def index(argv: Sequence[str]) -> int:
+    """Index pictures on disk: build, add, remove, train, info, verify."""
+    from ssl_kd.cli.index import main
+
+    return main(list(argv))
+
+
+def search(argv: Sequence[str]) -> int:
+    """Find the pictures of an index that are nearest to others."""
+    from ssl_kd.cli.index import search as run
+
+    return run(list(argv))
 
 
 def zoo(argv: Sequence[str]) -> int:
@@ -227,8 +248,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "embed": embed,
     "eval": evaluate,
     "export": export,
+    "index": index,
     "inspect": inspect,
     "pretrain": pretrain,
+    "search": search,
     "targets": targets,
     "zoo": zoo,
 }

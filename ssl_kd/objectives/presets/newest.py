@@ -49,4 +49,13 @@ NEWEST: dict[str, Preset] = {
         "1 - cos(s, sg h(t)), h keeps the cosines between images",
         "embeddings alone",
     ),
+    "leap": Preset(
+        ({"term": "progression", "teacher_layers": ("stage.1", "stage.2", "stage.3", "stage.4"), "weight": 1.0},),
+        "LEAP (2606.19483); KevinZ0217/LEAP",
+        "code",
+        "MSE(g(patches), patches of teacher block b) + 0.05 MSE(g(class token), that of block b); b starts where linear CKA is highest and "
+        "goes one deeper at a CKA of 0.85, or after 5 epochs; the teacher stops at b",
+        differs="four stages instead of every block (name more with `teacher_layers`); running standardisation of each instead of the "
+        "teacher's last LayerNorm; a head of its own for the class token; no reset of the learning rate",
+    ),
 }
