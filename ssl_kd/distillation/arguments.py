@@ -20,8 +20,9 @@ from ssl_kd.data.views import as_views, views_record
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError, one_line
 from ssl_kd.models.encoder import MODULE, Encoder
+from ssl_kd.registry import load_object
 from ssl_kd.runtime.loggers import LightningLogger, logger_of
-from ssl_kd.runtime.objects import imported, is_record, names_code, record_of
+from ssl_kd.runtime.objects import is_record, names_code, record_of
 from ssl_kd.validation import with_settings
 
 CODE = ("objective", "views", "log", "student")  # settings that may name an object as package.module:name
@@ -66,13 +67,13 @@ def _objects(given: dict[str, Any]) -> Objects:
     """The objects among the settings of a call, which are replaced there by their names."""
     student, objectives = None, {}
     if names_code(given.get("student")):
-        student = imported("student", str(given["student"]))
+        student = load_object(str(given["student"]), "student")
     if (objective := given.get("objective")) is not None and (names_code(objective) or callable(objective)):
         objectives[""], given["objective"] = _objective(objective)
     if isinstance(teachers := given.get("teachers"), Mapping):
         given["teachers"] = {name: _own_objective(name, line, objectives) for name, line in teachers.items()}
     views = given.get("views")
-    found = as_views(imported("views", str(views)) if names_code(views) else views)
+    found = as_views(load_object(str(views), "views") if names_code(views) else views)
     if found is not None:
         given["views"] = views if names_code(views) else views_record(found)
     loggers: list[LightningLogger] = []
@@ -84,7 +85,7 @@ def _objects(given: dict[str, Any]) -> Objects:
 def _objective(given: Any) -> tuple[Any, str]:
     """A criterion or what makes one, and its name."""
     if isinstance(given, str):
-        found, name = imported("objective", given), given
+        found, name = load_object(given, "objective"), given
     else:
         found, name = given, record_of(given)
     if not callable(found):

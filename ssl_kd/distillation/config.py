@@ -16,6 +16,16 @@ from ssl_kd.runtime.loggers import LogSettings
 from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import Rule, check_settings, described, must_hold, setting
 
+# Where `module:name`, typed on the command line, becomes a row.
+FORMATS = "ssl_kd.checkpoints.formats:FORMATS"
+OBJECTIVES = {
+    "term": ["ssl_kd.objectives:TERMS"],
+    "distance": ["ssl_kd.objectives:DISTANCES"],
+    "space": ["ssl_kd.objectives:TARGET_NORMS"],
+    "projector": ["ssl_kd.objectives:PROJECTORS"],
+    "relation": ["ssl_kd.objectives:RELATIONS"],
+    "comparison": ["ssl_kd.objectives:DIVERGENCES"],
+}
 # A preset's name or its terms; a scheme's name or its recipes.
 NameOrRows = str | list[dict[str, Any]]
 
@@ -26,12 +36,15 @@ class TeacherSettings:
 
     teacher: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
     teacher_feature: str = setting("", "feature to match (cls, pool, ...); empty: its family's default")
-    teacher_format: str = setting("", "checkpoint format, only where it cannot be told from the file")
+    teacher_format: str = setting(
+        "", "checkpoint format, only where it cannot be told from the file", tables={"": [FORMATS]}
+    )
     teachers: dict[Any, Any] = field(
         default_factory=dict,
         metadata=described(
             "several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}",
             expects="a mapping",
+            tables={"format": [FORMATS], "objective": []} | OBJECTIVES,  # an objective need be no row
             networks=True,
         ),
     )
@@ -52,6 +65,7 @@ class StudentSettings:
         "timm architecture, e.g. mobilenetv3_small_100, vit_tiny_patch16_224; empty: resnet18, or that of student_weights",
         first=True,
         code=True,
+        tables={"": ["ssl_kd.models.factory:SOURCES"]},
     )
     student_args: dict[str, Any] = field(
         default_factory=dict,
@@ -68,7 +82,11 @@ class DataSettings:
     """Images and views."""
 
     images: str = setting(
-        "", "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set", first=True
+        "",
+        "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set",
+        first=True,
+        tables={"": ["ssl_kd.data.open:SOURCES"]},
+        paths=True,
     )
     views: NameOrRows = field(
         default="",
@@ -123,6 +141,7 @@ class OptimiserSettings:
             expects="a preset's name or a list of terms",
             first=True,
             code=True,
+            tables=OBJECTIVES,
         ),
     )
     epochs: int = setting(100, "passes over the images", least=1, first=True)

@@ -18,7 +18,7 @@ from ssl_kd.checkpoints.formats.simclr import SIMCLR_V1, SIMCLR_V2, SPIJKERVET, 
 from ssl_kd.checkpoints.formats.student import STUDENT, refuse_module
 from ssl_kd.checkpoints.formats.swav import SWAV, VISSL
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Weights, shown
-from ssl_kd.errors import UnknownCheckpoint, UserError, nearest
+from ssl_kd.errors import UnknownCheckpoint
 from ssl_kd.registry import Registry
 
 __all__ = ["FORMATS", "Contents", "Format", "Weights", "recognise"]
@@ -58,8 +58,6 @@ FORMATS: Registry[Format] = Registry(
 def recognise(file: Contents, name: str | None = None) -> Format:
     """The one format that claims the file, or the named one; UnknownCheckpoint says what was seen."""
     if name is not None:
-        if name not in FORMATS:
-            raise UserError(f"format={name!r} is not one of {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
         return FORMATS[name]
     refuse_module(file)  # however much its tensors look like those of a lab
     file = replace(file, reading=False)
