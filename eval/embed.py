@@ -39,9 +39,10 @@ class EmbedConfig:
         precision: 32-true or bf16-mixed
         engine: how the network is run: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before it stops, 0 to 1
+        verify: read every byte of the images once for the file's key, which names them; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         overwrite: replace a file of features that is there
         quiet: no progress bar
-    """
+    """  # noqa: E501  the parser takes each setting's help from one line
 
     weights: str = ""
     images: str = setting("", "", tables={"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
@@ -56,6 +57,7 @@ class EmbedConfig:
     precision: str = "32-true"
     engine: str = "folded"
     max_unreadable: float = 0.01
+    verify: bool = False
     overwrite: bool = False
     quiet: bool = False
 
@@ -79,7 +81,7 @@ def embed_images(config: EmbedConfig) -> Path:
 
     from .extraction.extract import extract
 
-    images = open_images(config.images, config.max_unreadable)
+    images = open_images(config.images, config.max_unreadable, config.verify)
     encoder = load_teacher(config.weights, config.feature or None, config.format or None)
     if config.size or config.crop_ratio:
         size = config.size or encoder.preprocessing.size

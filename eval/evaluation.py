@@ -66,6 +66,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         Path(config.out) / "cells",
         None if config.cache == "none" else Path(config.cache or Path(config.out) / "features"),
         config.report,
+        config.verify,
         tuple(config.maps),
     )
     _make_folders(settings)

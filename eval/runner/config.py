@@ -55,6 +55,7 @@ class EvalConfig:
         precision: 32-true or bf16-mixed; published protocols are 32-true, and every figure made otherwise says so
         engine: how networks are run when features are extracted: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
+        verify: read every byte of the images once, to know for certain which they are before anything stored for them is used; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         seed: of the part of train that chooses a probe's strength
         report: write report.html, with maps and neighbours of every encoder
         maps: list of pca, tsne, umap: projections that the report shows; umap needs pip install 'ssl-kd[umap]'
@@ -78,6 +79,7 @@ class EvalConfig:
     precision: str = "32-true"
     engine: str = "folded"
     max_unreadable: float = 0.01
+    verify: bool = False
     seed: int = 0
     report: bool = True
     maps: list[str] = field(default_factory=lambda: ["pca"])

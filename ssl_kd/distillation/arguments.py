@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from ssl_kd.data.augment import Recipe
+from ssl_kd.data.open import normal_path
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.views import as_views, views_record
 from ssl_kd.distillation.config import DistillConfig
@@ -58,6 +59,7 @@ def merge(
     given = dict(settings) | {key: value for key, value in named.items() if value}
     objects = _objects(given)
     merged = with_settings(config or DistillConfig(), given, "distill")
+    merged = replace(merged, images=normal_path(merged.images))
     for name in CODE:
         _must_be_given(name, getattr(merged, name), name in given)
     return merged, objects

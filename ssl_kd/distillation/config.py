@@ -112,6 +112,11 @@ class DataSettings:
     max_unreadable: float = setting(
         0.01, "share of images that may fail to decode before the run stops, 0 to 1", least=0, most=1
     )
+    verify: bool = setting(
+        False,
+        "read every byte of the images once, to know for certain which they are before anything stored for them is used; without, "
+        "large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)",
+    )
 
 
 @dataclass

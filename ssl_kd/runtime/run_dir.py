@@ -53,7 +53,19 @@ UNREADABLE = (
 )
 # Settings that do not change what is learned: a run may be resumed with other values.
 FREE = frozenset(
-    {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
+    {
+        "out",
+        "targets",
+        "threads",
+        "quiet",
+        "log",
+        "log_every",
+        "save_minutes",
+        "accelerator",
+        "overwrite",
+        "patience",
+        "verify",
+    }
 )
 # What the config.yaml of every version says: how a run's folder without a marker is recognised.
 ALWAYS_SET = frozenset(
@@ -171,7 +183,7 @@ class RunDir:
     def _changed(self, before: Mapping[str, Any]) -> str:
         """The first settings that were others and that decide what is learned, in words; empty if there are none."""
         before = self.defaults | dict(before)  # a setting that is younger than the run had its default
-        keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
+        keys = [k for k in self.settings if k not in FREE and not _equal(k, before.get(k), self.settings[k])]
         return ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
 
     def restore(self) -> dict[str, Any] | None:
@@ -244,6 +256,15 @@ class RunDir:
             for log in self._logs or ():
                 log.close()
             self._lock.close()
+
+
+def _equal(name: str, before: object, now: object) -> bool:
+    """Whether a setting is what it was. `photos`, `./photos/` and a link to it are one place; the digest says the rest."""
+    if name == "images" and isinstance(before, str) and isinstance(now, str):
+        return before == now or os.path.realpath(os.path.expanduser(before)) == os.path.realpath(
+            os.path.expanduser(now)
+        )
+    return before == now
 
 
 def _lock(folder: Path) -> IO[bytes]:
