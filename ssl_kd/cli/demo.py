@@ -55,10 +55,7 @@ def teacher(images: ImageSource, fresh: bool = False, quiet: bool = False) -> En
         refuse_replacing("fresh-teacher", path, _is_a_teacher)
         path.unlink(missing_ok=True)
     pretrain(replace(TEACHER, out=str(path), quiet=quiet), images)
-    encoder = load_teacher(path)
-    # The file does not say how large its images were; the recipe does.
-    encoder.preprocessing = encoder.preprocessing.at(SIZE, crop_ratio=1.0)
-    return encoder
+    return load_teacher(path)
 
 
 def _is_a_teacher(path: Path) -> bool:

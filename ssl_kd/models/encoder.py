@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1), persistent=False)
         self._digest: tuple[tuple[Any, ...], str] | None = None
+        self._looked_at = False
 
     @classmethod
     def from_module(
@@ -87,8 +88,8 @@ class Encoder(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in the network that were or can be learnt, buffers not among them."""
-        return sum(p.numel() for p in self.parameters())
+        """Numbers in the network that were or can be learnt, buffers not among them; of a program its weights."""
+        return self.network.parameter_count
 
     def width(self, feature: str) -> int:
         """Numbers per image of any feature of this network; UserError if it has no such feature."""
@@ -100,8 +101,9 @@ class Encoder(nn.Module):
             raise UserError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        elif images.device.type == "cpu":  # elsewhere a look would make the program wait for the device
+        elif images.device.type == "cpu" or not self._looked_at:  # elsewhere each look makes the program wait
             _must_be_in_range(images)
+            self._looked_at = True
         x = (images - self.mean) / self.std
         weights = next(self.network.parameters(), None)
         return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
@@ -145,8 +147,9 @@ def _must_be_in_range(images: Tensor) -> None:
     tracing = torch.jit._trace.is_tracing()  # type: ignore[no-untyped-call]
     if torch.compiler.is_compiling() or tracing or not images.numel():
         return
-    largest = float(images.detach().amax())
-    if largest > LARGEST:
+    images = images.detach()
+    largest = float(images.amax())
+    if largest > LARGEST or (largest > 1.5 and bool((images == images.round()).all())):  # or bytes of a dark picture
         raise UserError(
             f"images: expected pixels in [0, 1], or uint8; got values up to {largest:.4g}, divide them by 255"
         )
