@@ -12,6 +12,7 @@ the checkpoint, and `TEACHES` names the networks that the lab's layout can hold.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -120,9 +121,9 @@ class MoCo(nn.Module):
         bank = self.contrast.memory_bank
         return {"state_dict": state | {"module.queue": bank.bank.T.contiguous(), "module.queue_ptr": bank.bank_ptr}}
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
-        state = saved["state_dict"]
+        state = _tensors(saved, "state_dict")
         for encoder, name in ((self.encoder_q, "encoder_q"), (self.encoder_k, "encoder_k")):
             encoder.load_state_dict(_below(state, f"module.{name}."))
         bank = self.contrast.memory_bank
@@ -157,9 +158,9 @@ class SimCLR(nn.Module):
         """The state dict of sthalles/SimCLR: the projection head inside the backbone, as its fc."""
         return {"state_dict": {f"backbone.{k}": v for k, v in self.encoder_q.state_dict().items()}}
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
-        self.encoder_q.load_state_dict(_below(saved["state_dict"], "backbone."))
+        self.encoder_q.load_state_dict(_below(_tensors(saved, "state_dict"), "backbone."))
 
 
 class DINO(nn.Module):
@@ -224,11 +225,11 @@ class DINO(nn.Module):
             "dino_loss": {"center": self.loss.center.flatten(0, -2)},
         }
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
-        self.encoder_q.load_state_dict(_below(saved["student"], "module."))
-        self.encoder_k.load_state_dict(saved["teacher"])
-        self.loss.center.data.copy_(saved["dino_loss"]["center"].view_as(self.loss.center))
+        self.encoder_q.load_state_dict(_below(_tensors(saved, "student"), "module."))
+        self.encoder_k.load_state_dict(_tensors(saved, "teacher"))
+        self.loss.center.data.copy_(_tensors(saved, "dino_loss")["center"].view_as(self.loss.center))
 
 
 class MoCoV3(nn.Module):
@@ -305,15 +306,23 @@ class MoCoV3(nn.Module):
         state |= {f"module.predictor.{k}": v for k, v in self.encoder_q["predictor"].state_dict().items()}
         return {"state_dict": state}
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
         for name, encoder in (("base_encoder", self.encoder_q), ("momentum_encoder", self.encoder_k)):
-            state = _below(saved["state_dict"], f"module.{name}.")
+            state = _below(_tensors(saved, "state_dict"), f"module.{name}.")
             head = _below(state, "head.")
             backbone: Any = encoder["backbone"]
             backbone.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
             encoder["head"].load_state_dict(head)
-        self.encoder_q["predictor"].load_state_dict(_below(saved["state_dict"], "module.predictor."))
+        self.encoder_q["predictor"].load_state_dict(_below(_tensors(saved, "state_dict"), "module.predictor."))
+
+
+def _tensors(saved: Mapping[str, object], name: str) -> dict[str, Tensor]:
+    """One state dict of a checkpoint; KeyError or TypeError where there is none."""
+    state = saved[name]
+    if not isinstance(state, dict):
+        raise TypeError(f"{name}: expected a state dict, got {type(state).__name__}")
+    return state
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -136,8 +136,11 @@ def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settin
     try:
         saved = load_state(path)
         model.restore(saved)
-        optimizer.load_state_dict(saved["optimizer"])
-        done, before = int(saved["epoch"]), dict(saved.get("settings", {}))  # none in checkpoints of earlier versions
+        done, moments = saved["epoch"], saved["optimizer"]
+        before = saved.get("settings", {})  # none in checkpoints of earlier versions
+        if not isinstance(done, int) or not isinstance(moments, dict) or not isinstance(before, Mapping):
+            raise TypeError("expected the epoch, the optimiser and the settings of a checkpoint")
+        optimizer.load_state_dict(moments)
     except Exception as error:
         raise UserError(
             f"out: {path} exists and is not a checkpoint of this method and architecture; choose another name or remove it"
