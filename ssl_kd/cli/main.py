@@ -127,17 +127,50 @@ def export(argv: Sequence[str]) -> int:
     parser = OneLineParser("ssl-kd export", description=export.__doc__)
     parser.add_argument("student", help="student or teacher: a checkpoint file, or a name such as dino_vits16")
     parser.add_argument(
-        "--to", nargs="+", required=True, metavar="FORMAT", help="timm, torchvision, safetensors, torchscript, onnx"
+        "--to",
+        nargs="+",
+        required=True,
+        metavar="FORMAT",
+        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8",
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
     parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
-    parser.add_argument("--images", help="folder or zip to measure on; default: noise like photographs")
+    parser.add_argument(
+        "--images", help="folder or zip to measure on; default: noise like photographs; int8 and fp16 need photos"
+    )
+    parser.add_argument("--teacher", help="int8, fp16: the teacher, whose neighbours are kept: a file or a name")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=2.0,
+        metavar="POINTS",
+        help="int8, fp16: points of overlap with the teacher that may be lost (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        metavar="PERCENT",
+        help="int8, fp16: share of the float student's neighbours that must stay (default: 90 without a teacher)",
+    )
     options = parser.parse_args(argv)
     from ssl_kd.exporters.export import export as run
 
-    for done in run(options.student, options.to, options.out, options.images, options.feature, options.format):
+    made = run(
+        options.student,
+        options.to,
+        options.out,
+        options.images,
+        options.feature,
+        options.format,
+        options.teacher,
+        options.within,
+        options.keep,
+    )
+    for done in made:
         print(done)
+    if not all(done.met for done in made):
+        return 1
     print(f"Next: ssl-kd embed --weights {options.student} --images photos/ --out features.npz")
     return 0
 

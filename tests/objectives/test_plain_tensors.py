@@ -158,6 +158,7 @@ def test_terms_and_presets_are_criteria():
         "hard_pairs",
         "compressed",
         "progression",
+        "ladder",
     }
 
 
