@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ssl_kd.errors import nearest
+from ssl_kd.registry import admit, objects_in
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
 from ssl_kd.runtime.objects import names_code
 from ssl_kd.validation import about
+
+FORMAT_TABLES = {"": ["ssl_kd.checkpoints.formats:FORMATS"]}
 
 
 def distill(argv: Sequence[str]) -> int:
@@ -113,6 +116,7 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument("--format", help="read it as this format, where two would claim it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    admit("format", options.format, FORMAT_TABLES)
     from ssl_kd.checkpoints.loading import inspect as report_of
 
     report = report_of(options.file, format=options.format)
@@ -154,6 +158,9 @@ def export(argv: Sequence[str]) -> int:
         help="int8, fp16: share of the float student's neighbours that must stay (default: 90 without a teacher)",
     )
     options = parser.parse_args(argv)
+    admit("format", options.format, FORMAT_TABLES)
+    admit("to", options.to, {"": ["ssl_kd.exporters.export:TARGETS"]})
+    admit("images", options.images, {"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
     from ssl_kd.exporters.export import export as run
 
     made = run(
@@ -266,10 +273,12 @@ def completion(argv: Sequence[str]) -> int:
     return main(argv, list(COMMANDS))
 
 
-def named_code(config: Any) -> dict[str, str]:
+def named_code(config: Any) -> dict[str, Any]:
     """The settings that name code as package.module:name: they come from the command line, for a file's are refused."""
     values = {one.name: getattr(config, one.name) for one in fields(config) if about(one).code}
-    return {name: value for name, value in values.items() if names_code(value)}
+    named = {name: value for name, value in values.items() if names_code(value)}
+    lines = getattr(config, "teachers", None)
+    return named | ({"teachers": lines} if any(key == "objective" for key, _ in objects_in(lines)) else {})
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
