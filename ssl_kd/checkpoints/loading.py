@@ -33,7 +33,7 @@ LARGE = 1 << 33  # bytes of a file whose values `inspect` does not read, and of 
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: str | os.PathLike[str]) -> object:
     """The object in a weight file (torch.save of any age, or safetensors) as plain data; nothing in it is run."""
     file = contents(Path(path))
     try:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ssl_kd.checkpoints.formats.student import header, module_header
 from ssl_kd.checkpoints.formats.weights import shown
@@ -15,7 +14,7 @@ from ssl_kd.models.encoder import Encoder, not_finite
 from ssl_kd.runtime.files import atomically
 
 
-def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: object) -> Path:
     """Write a safetensors file that `load_teacher` reads back to the same features.
 
     notes: anything JSON can hold, kept with the file as its card and shown by `inspect`.
@@ -30,7 +29,7 @@ def save_student(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -
     return _write(encoder, path, lambda: header(encoder, notes))
 
 
-def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: object) -> Path:
     """Write the state dict of a module from Python, for `module.load_state_dict(safetensors.torch.load_file(path))`.
 
     As `save_student` in all else, but `load_teacher` refuses the file: it does not know the module's code.

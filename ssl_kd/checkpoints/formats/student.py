@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths
 from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line, shown_name
@@ -22,13 +21,13 @@ LOAD = "module.load_state_dict(safetensors.torch.load_file({file!r}))"
 LARGEST = 2**16  # no argument of an architecture is larger
 
 
-def header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+def header(encoder: Encoder, card: Mapping[str, object]) -> dict[str, str]:
     """The header of a student file: how to rebuild the Encoder, the digest of its weights, and the card."""
     record = json.dumps({**as_record(encoder), "digest": encoder.digest, "card": card})
     return {"format": "pt", KEY: record, SUM: hashlib.sha256(record.encode()).hexdigest()}
 
 
-def module_header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+def module_header(encoder: Encoder, card: Mapping[str, object]) -> dict[str, str]:
     """The header of a module's state dict: what it is, how to load it, which pixels it wants, and the card."""
     how = {"load": LOAD.format(file="FILE"), "digest": encoder.digest, "card": card}
     return {"format": "pt", MODULE_KEY: json.dumps(as_record(encoder) | how)}
@@ -43,14 +42,16 @@ def refuse_module(file: Contents) -> None:
         )
 
 
-def card(file: Contents) -> dict[str, Any]:
+def card(file: Contents) -> dict[str, object]:
     """What was written beside the weights when the student was saved: its teacher, its run, ..."""
     found = json.loads(file.metadata[KEY]).get("card", {})
     return {shown_name(str(key)): value for key, value in found.items()}
 
 
-def checked_arguments(given: Any, state: State) -> dict[str, Any]:
+def checked_arguments(given: object, state: State) -> dict[str, object]:
     """arch_args without absurd numbers: a billion blocks would be built for days before a tensor is missed."""
+    if not isinstance(given, dict):
+        raise BrokenCheckpoint("the student's record has no arguments of an architecture")
     for name, value in given.items():
         most = len(state) if any(part in name for part in ("depth", "layers", "blocks")) else LARGEST
         for item in value if isinstance(value, list) else [value]:
