@@ -523,6 +523,8 @@ class _Trainer:
         student = learner.module.student.eval().to(memory_format=torch.contiguous_format)
         learner.write_student(learner.file, self._readable)
         learner.write_card(self._facts() | self._facts_of(learner), self.loader.images.unreadable)
+        for name, head in learner.heads().items():  # no state is saved any more, which would have to hold them
+            student.heads[name] = head.to(student.mean.device)
         return Distilled(student, learner.file, learner.path, self.seconds, rate, learner.last, learner.best)
 
     def _facts(self) -> dict[str, str]:

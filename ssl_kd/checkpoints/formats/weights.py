@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_kd.errors import BrokenCheckpoint, one_line
 from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.models.space_head import SpaceHead
 
 DEEPEST = 30  # levels of nesting; the published files have at most nine
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's tensors
@@ -140,6 +141,7 @@ class Weights:
     origin: str
     branch: str  # where the tensors were in the file, for people
     used: Mapping[str, Tensor]  # path in the file -> tensor, as it is there
+    heads: Mapping[str, SpaceHead] = field(default_factory=dict)  # into other spaces, by the names of features
 
     def __post_init__(self) -> None:
         for name, tensor in self.used.items():
