@@ -66,7 +66,7 @@ def checked_arguments(given: object, state: State) -> dict[str, object]:
     return dict(given)
 
 
-def _heads(records: Mapping[str, Any], state: State) -> dict[str, SpaceHead]:
+def _heads(records: Mapping[str, Mapping[str, object]], state: State) -> dict[str, SpaceHead]:
     """The heads of a file; every tensor that is one's must be asked for."""
     places = {name: f"{HEADS}{name}." for name in records}
     found = {
