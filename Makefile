@@ -1,12 +1,13 @@
 # make demo   install, then the main job end to end on images that ship with a dependency
 # make test   install, then all but the slow tests (under 5 minutes on 2 cores)
 # make test-kill  kill a run at 40 random moments; it must end with the same bits (also, smaller, in make test-slow)
+# make test-index-kill  kill a picture index at 200 random moments; nothing may be lost or doubled
 # make check  style, types and the fast tests: before each commit
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory bench-eval docs clean
+.PHONY: install demo test test-slow test-kill test-index-kill check bench bench-distill bench-memory bench-eval bench-index docs clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +25,10 @@ test: install
 
 test-kill: install
 	$(BIN)/python -m benchmarks.kill --kills 40 --spawn
+
+# KILLS=1000 for longer
+test-index-kill: install
+	$(BIN)/python -m benchmarks.index_kill --kills $(or $(KILLS),200)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -43,6 +48,10 @@ bench-distill: install
 # IMAGES=1281167 for the whole of an ImageNet-1k index.
 bench-memory: install
 	$(BIN)/python -m benchmarks memory $(if $(IMAGES),--images $(IMAGES))
+
+# a million made-up vectors beside bare faiss; ROWS=10000000 where there is room
+bench-index: install
+	$(BIN)/python -m benchmarks index $(if $(ROWS),--rows $(ROWS))
 
 # the goals of evaluation beside its peers' times; SIZE=--quick for a look of some minutes
 bench-eval: install

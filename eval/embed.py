@@ -16,6 +16,7 @@ from pathlib import Path
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
 from ssl_kd.runtime.ownership import refuse_replacing
+from ssl_kd.validation import setting
 
 EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
 
@@ -29,6 +30,7 @@ class EmbedConfig:
         images: folder, zip or data set of pictures
         out: .npz file to write
         feature: which of the network's features (cls, pool, ...); empty: its family's default
+        format: checkpoint format, only where it cannot be told from the file
         size: side in pixels that the network receives; 0: its own
         crop_ratio: share of the shorter side that the centre crop keeps, above 0 to 1; 0: its own
         batch_size: images per forward pass
@@ -37,14 +39,16 @@ class EmbedConfig:
         precision: 32-true or bf16-mixed
         engine: how the network is run: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before it stops, 0 to 1
+        verify: read every byte of the images once for the file's key, which names them; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         overwrite: replace a file of features that is there
         quiet: no progress bar
-    """
+    """  # noqa: E501  the parser takes each setting's help from one line
 
     weights: str = ""
-    images: str = ""
+    images: str = setting("", "", tables={"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
     out: str = ""
     feature: str = ""
+    format: str = setting("", "", tables={"": ["ssl_kd.checkpoints.formats:FORMATS"]})
     size: int = 0
     crop_ratio: float = 0.0
     batch_size: int = 64
@@ -53,6 +57,7 @@ class EmbedConfig:
     precision: str = "32-true"
     engine: str = "folded"
     max_unreadable: float = 0.01
+    verify: bool = False
     overwrite: bool = False
     quiet: bool = False
 
@@ -76,8 +81,8 @@ def embed_images(config: EmbedConfig) -> Path:
 
     from .extraction.extract import extract
 
-    images = open_images(config.images, config.max_unreadable)
-    encoder = load_teacher(config.weights, feature=config.feature or None)
+    images = open_images(config.images, config.max_unreadable, config.verify)
+    encoder = load_teacher(config.weights, config.feature or None, config.format or None)
     if config.size or config.crop_ratio:
         size = config.size or encoder.preprocessing.size
         encoder.preprocessing = encoder.preprocessing.at(size, config.crop_ratio or None)

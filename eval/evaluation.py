@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_kd.errors import UserError, nearest, one_of
+from ssl_kd.registry import is_object
 from ssl_kd.runtime.files import atomically, probe
 from ssl_kd.runtime.ownership import mark, require_ours
 
@@ -19,7 +20,17 @@ from .evaluators.choices import Choice, choices, described
 from .results import Results
 from .runner.build import open_encoders, open_task
 from .runner.cells import Bench, Job, Settings, plan
-from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of, title_of
+from .runner.config import (
+    EncoderConfig,
+    EvalConfig,
+    check,
+    check_settings,
+    encoders_of,
+    ood_of,
+    pairs_of,
+    tasks_of,
+    title_of,
+)
 from .runner.own_features import OwnFeatures, own_features
 from .runner.place import EVALUATION
 
@@ -40,7 +51,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
     wanted = choices(config.evaluators, config.index)
     if config.workers > 1:
-        _check_names(wanted, task_list)
+        _check_names(wanted, task_list, encoder_list)
     _check_machine(config.device, config.engine)
     tasks = {title_of(task): open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
@@ -55,6 +66,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         Path(config.out) / "cells",
         None if config.cache == "none" else Path(config.cache or Path(config.out) / "features"),
         config.report,
+        config.verify,
         tuple(config.maps),
     )
     _make_folders(settings)
@@ -73,12 +85,15 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     return results
 
 
-def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any]) -> None:
+def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any], encoders: Sequence[EncoderConfig]) -> None:
     """UserError for objects where other processes would have to make them from their names."""
     objects = [choice.title for choice in wanted if choice.is_object]
-    objects += [task.name for task in tasks if not hasattr(task, "title")]
+    objects += [task.name for task in tasks if not hasattr(task, "title") or is_object(task.name)]
+    objects += [str(one.format) for one in encoders if is_object(one.format)]
     if objects:
-        raise UserError(f"workers: {objects[0]} is an object from Python, which stays in this process; take workers: 1")
+        raise UserError(
+            f"workers: {objects[0]} is code of your own, which other processes do not have; take workers: 1"
+        )
 
 
 def _with_report(results: Results, bench: Bench, out: Path, settings: str, sources: Mapping[str, str]) -> Results:

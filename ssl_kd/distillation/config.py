@@ -17,6 +17,16 @@ from ssl_kd.runtime.loggers import LogSettings
 from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import SEEDS, Rule, check_settings, described, must_hold, setting
 
+# Where `module:name`, typed on the command line, becomes a row.
+FORMATS = "ssl_kd.checkpoints.formats:FORMATS"
+OBJECTIVES = {
+    "term": ["ssl_kd.objectives:TERMS"],
+    "distance": ["ssl_kd.objectives:DISTANCES"],
+    "space": ["ssl_kd.objectives:TARGET_NORMS"],
+    "projector": ["ssl_kd.objectives:PROJECTORS"],
+    "relation": ["ssl_kd.objectives:RELATIONS"],
+    "comparison": ["ssl_kd.objectives:DIVERGENCES"],
+}
 # A preset's name or its terms; a scheme's name or its recipes.
 NameOrRows = str | list[dict[str, Any]]
 
@@ -27,12 +37,15 @@ class TeacherSettings:
 
     teacher: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
     teacher_feature: str = setting("", "feature to match (cls, pool, ...); empty: its family's default")
-    teacher_format: str = setting("", "checkpoint format, only where it cannot be told from the file")
+    teacher_format: str = setting(
+        "", "checkpoint format, only where it cannot be told from the file", tables={"": [FORMATS]}
+    )
     teachers: dict[Any, Any] = field(
         default_factory=dict,
         metadata=described(
             "several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}",
             expects="a mapping",
+            tables={"format": [FORMATS], "objective": []} | OBJECTIVES,  # an objective need be no row
             networks=True,
         ),
     )
@@ -53,6 +66,7 @@ class StudentSettings:
         "timm architecture, e.g. mobilenetv3_small_100, vit_tiny_patch16_224; empty: resnet18, or that of student_weights",
         first=True,
         code=True,
+        tables={"": ["ssl_kd.models.factory:SOURCES"]},
     )
     student_args: dict[str, Any] = field(
         default_factory=dict,
@@ -85,7 +99,11 @@ class DataSettings:
     """Images and views."""
 
     images: str = setting(
-        "", "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set", first=True
+        "",
+        "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set",
+        first=True,
+        tables={"": ["ssl_kd.data.open:SOURCES"]},
+        paths=True,
     )
     views: NameOrRows = field(
         default="",
@@ -110,6 +128,11 @@ class DataSettings:
     mix_probability: float = setting(1.0, "share of batches that are mixed, 0 to 1", least=0, most=1)
     max_unreadable: float = setting(
         0.01, "share of images that may fail to decode before the run stops, 0 to 1", least=0, most=1
+    )
+    verify: bool = setting(
+        False,
+        "read every byte of the images once, to know for certain which they are before anything stored for them is used; without, "
+        "large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)",
     )
 
 
@@ -146,6 +169,7 @@ class OptimiserSettings:
             expects="a preset's name or a list of terms",
             first=True,
             code=True,
+            tables=OBJECTIVES,
         ),
     )
     epochs: int = setting(100, "passes over the images", least=1, first=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ssl_kd.checkpoints.formats.student import LOAD
-from ssl_kd.distillation.arguments import CODE
+from ssl_kd.data.open import SOURCES
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.members import Member
 from ssl_kd.distillation.teachers import Teacher
 from ssl_kd.errors import shown_name
 from ssl_kd.models.encoder import MODULE, Encoder
-from ssl_kd.runtime.objects import is_record, names_code
+from ssl_kd.runtime.objects import code_in, is_record
 from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, STUDENTS, environment
+from ssl_kd.validation import About, about
 
 
 def card(
@@ -139,7 +143,7 @@ def _again(config: DistillConfig, student: Encoder) -> str:
     """The command, or where objects from Python took part, the call that needs them again."""
     objects, code = _objects(config, student)
     if not objects:
-        named = "".join(f" --{name} {value}" for name, value in code.items())
+        named = "".join(f" --{name} {shlex.quote(value)}" for name, value in code.items())
         return (
             f"`{environment()['command']}`, or `ssl-kd distill --config config.yaml{named} --out elsewhere` (every setting "
             f"is in `config.yaml`)."
@@ -152,9 +156,17 @@ def _again(config: DistillConfig, student: Encoder) -> str:
     )
 
 
+def _code(value: object, known: About) -> str:
+    """A setting that names code, as it is typed; empty for any other."""
+    names = code_in(value, known)
+    if not names or (known.paths and not any(name in SOURCES for name in names)):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _objects(config: DistillConfig, student: Encoder) -> tuple[list[str], dict[str, str]]:
     """The settings that were objects, and those that name code, which has to be given beside a config."""
-    code = {name: str(getattr(config, name)) for name in CODE if names_code(getattr(config, name))}
+    code = {one.name: value for one in fields(config) if (value := _code(getattr(config, one.name), about(one)))}
     names = ["student"] if student.is_module and "student" not in code else []
     names += ["images"] if config.images.startswith("<") else []
     return names + [name for name in ("teacher", "objective", "views", "log") if is_record(getattr(config, name))], code

@@ -74,7 +74,9 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     check(config)
     asked = asked_students(config, objects)
     torch.manual_seed(config.seed)
-    images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
+    images = open_images(
+        config.images if images is None or is_path(images) else images, config.max_unreadable, config.verify
+    )
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)

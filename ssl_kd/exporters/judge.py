@@ -46,7 +46,7 @@ class Part:
 
     def rows(self, ask: Ask) -> Tensor:
         """What a program says to these photos: (N, D)."""
-        return torch.cat([ask(part.float() / 255) for part in self.torch.split(photos, BATCH)]).float()
+        return torch.cat([ask(part.float() / 255) for part in torch.split(self.photos, BATCH)]).float()
 
 
 @dataclass(frozen=True)

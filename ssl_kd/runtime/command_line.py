@@ -17,7 +17,8 @@ from dataclasses import MISSING, Field, fields
 from typing import IO, Any, Literal, NoReturn
 
 from ssl_kd.errors import UserError, nearest, one_line
-from ssl_kd.runtime.objects import names_code
+from ssl_kd.registry import admit
+from ssl_kd.runtime.objects import code_in
 from ssl_kd.validation import Settings, about, fits, must_fit, types_of
 
 
@@ -138,6 +139,7 @@ def parse(
     for name, text in vars(given).items():
         if name != "config":
             values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
+            admit(name, values[name], about(known[name]).tables, about(known[name]).paths)
     if alone:
         values[words] = alone
     for name, value in values.items():
@@ -258,9 +260,11 @@ def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, A
     for key, value in found.items():
         if key not in known:
             raise UserError(f"no setting {key!r}.{nearest(key, list(known))} See {prog} --help")
-        if about(known[key]).code and names_code(value):
+        code = code_in(value, about(known[key]))
+        if code and not about(known[key]).paths:
+            hint = f" {value}" if isinstance(value, str) else " on the command line"
             raise UserError(
-                f"{key}: {path} names code ({value}), and a file's settings run none; give it as --{key} {value}"
+                f"{key}: {path} names code ({code[0]}), and a file's settings run none; give it as --{key}{hint}"
             )
     return {
         key: value if value is None else must_fit(key, value, kinds[key], about(known[key]).expects)
