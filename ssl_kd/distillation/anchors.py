@@ -1,9 +1,9 @@
 """Prototypes and heads for the objectives of a run that ask for them.
 
-Prototypes are k-means on what the teacher says of the unlabelled images, made once, before the first step, from the views of the first epoch (which fills the stored targets, where a run has
-them; otherwise it costs one more pass of the teacher over at most 256 images per prototype). They are kept in the run's
-folder under a digest of all that decides them, and in the saved state: a run resumes to the same bits. Remove the file
-and begin anew (`--overwrite`) to have them made again.
+Prototypes are k-means on what the teacher says of the unlabelled images, made once, before the first step, from the views
+of the first epoch (which fills the stored targets, where a run has them; otherwise it costs one more pass of the teacher
+over at most 256 images per prototype). They are kept in the run's folder under a digest of all that decides them, and in
+the saved state: a run resumes to the same bits. `--overwrite` has them made again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.checkpoints import zoo
 from ssl_kd.checkpoints.heads import load_head
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.sources.base import content_key
@@ -25,7 +26,6 @@ from ssl_kd.errors import UserError
 from ssl_kd.objectives.multi_teacher import MultiTeacher
 from ssl_kd.objectives.prototypes import ROWS_EACH, Prototypes, spherical_kmeans
 from ssl_kd.objectives.teacher_heads import TeacherHead
-from ssl_kd.runtime.objects import is_record
 from ssl_kd.runtime.run_dir import UNREADABLE
 from ssl_kd.runtime.state import load_state, save_state
 
@@ -53,8 +53,8 @@ def wanted(objective: nn.Module) -> Iterator[tuple[str, Prototypes]]:
 def give_heads(objective: nn.Module, teachers: Mapping[str, Teacher]) -> None:
     """Load the teacher's own head for every relation that asks for it. UserError where its file has none."""
     for name, relation in relations(objective, TeacherHead):
-        file = teachers[name].line.file
-        if not isinstance(file, str) or is_record(file):
+        file = str(teachers[name].line.file)
+        if not Path(file).exists() and "/" not in file and not zoo.known(file):
             raise UserError("objective: a teacher from Python has no head of its own here; name its file")
         relation.give(load_head(file))
 
