@@ -15,7 +15,7 @@ from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import make
-from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
 from ssl_kd.runtime.download import offline
 
 PUBLISHERS = ("timm/", "torchvision/")
@@ -45,12 +45,7 @@ def timm_weights(network: Network, name: str) -> Preprocessing:
     file = {"file": timm_file(name), "custom_load": False} if offline() else None
     published: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, num_classes=0)
     network.backbone.load_state_dict(published.state_dict())
-    config = published.pretrained_cfg
-    size = int(config["input_size"][-1])
-    resize = int(size / config.get("crop_pct", 0.875))
-    return Preprocessing(
-        tuple(config["mean"]), tuple(config["std"]), size, resize, size, config.get("interpolation", "bicubic")
-    )
+    return timm_pixels(published.pretrained_cfg)
 
 
 def timm_file(name: str) -> str:

@@ -7,21 +7,28 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssl_kd.checkpoints.formats import Contents, Format, Weights, recognise
+from ssl_kd.checkpoints.agreement import of_transformers, timms
+from ssl_kd.checkpoints.by_architecture import by_architecture
+from ssl_kd.checkpoints.folders import Folder, open_folder
+from ssl_kd.checkpoints.formats import FORMATS, Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
 from ssl_kd.checkpoints.formats.weights import State, shown
+from ssl_kd.checkpoints.licences import UNSTATED, stated
 from ssl_kd.checkpoints.pixels_record import recorded
+from ssl_kd.checkpoints.reading import Reading, reading
+from ssl_kd.checkpoints.shards import INDEX, open_index, refuse_a_part
 from ssl_kd.checkpoints.torch_file import open_contents
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
+from ssl_kd.checkpoints.wrappers import branch_of, unwrapped
+from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.models.factory import make
 
@@ -37,72 +44,193 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise type(error)(f"{path}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a path leads to: the tensors, how many bytes they have, and the folder where a whole one was named."""
+
+    path: Path
+    file: Contents
+    bytes: int
+    folder: Folder | None = None
+
+    def licence(self) -> str:
+        """As the folder says it, or for a student what its card says of its teacher."""
+        return (self.folder.licence if self.folder else "") or stated_in(self.file)
+
+
 def contents(path: Path) -> Contents:
     """The file as plain data. CheckpointError, starting with the path, for anything that is not a checkpoint."""
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; name the checkpoint file in it")
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is a device or a pipe, not a file")
+    return source(path).file
+
+
+def source(path: Path, name: str = "") -> Source:
+    """A file, an index of shards, or a folder with either. CheckpointError, starting with the path, for anything else.
+
+    name: ORG/NAME of a folder of the hub.
+    """
     try:
-        return open_contents(path)
-    except CheckpointError as error:
+        if path.is_dir():
+            folder = open_folder(path, name)
+            return replace(_one(folder.weights), path=path, folder=folder)
+        if path.exists() and not path.is_file():
+            raise CheckpointError("is a device or a pipe, not a file")
+        return _one(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except UserError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _one(path: Path) -> Source:
+    """A file or an index."""
+    if path.name.endswith(INDEX):
+        return Source(path, *open_index(path))
+    refuse_a_part(path)
+    return Source(path, open_contents(path), path.stat().st_size)
 
 
 def load_teacher(
     path_or_name: str | os.PathLike[str],
     feature: str | None = None,
     format: str | None = None,  # noqa: A002
+    *,
+    branch: str | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    mean: object = None,
+    std: object = None,
+    size: int | None = None,
 ) -> Encoder:
     """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
 
-    path_or_name: a file, or a name of the zoo (`ssl-kd zoo list`), or `timm/NAME` or `torchvision/NAME` for the
-    weights that those libraries publish. feature: one of the names that the architecture offers (`cls`, `cls4`,
-    `cls_avg`, `pool`, ...); None is the one that the authors evaluate. format: a name in `formats.FORMATS`, for a file
-    that does not say what it is. Every tensor of the backbone is loaded or the load fails: CheckpointError.
+    path_or_name: a file; the index of a sharded one; a folder as transformers or timm write it; `hf-hub:ORG/NAME`; a name
+    of the zoo (`ssl-kd zoo list`); or `timm/NAME` or `torchvision/NAME` for the weights that those libraries publish.
+
+    feature: one of the names that the architecture offers (`cls`, `cls4`, `cls_avg`, `pool`, ...); None is the one that
+    the authors evaluate. format: a name in `formats.FORMATS`, for a file that does not say what it is. branch: the place
+    of the network in the file, such as `state_dict/module.encoder.`. arch, arch_args: a timm or `torchvision/`
+    architecture, for a bare state dict of it. mean, std: three numbers (or one) for pixels in [0, 1]; size: a side in
+    pixels. What is given by hand wins. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
-    path = Path(path_or_name)
+    given = reading(feature, format, branch, arch, arch_args, mean, std, size)
+    path, licence, name = Path(path_or_name), "", ""
     if not path.exists():
-        found = by_name(str(path_or_name), feature)
+        found = by_name(str(path_or_name), given)
         if isinstance(found, Encoder):
             return frozen(found)
-        path = found
-    file = contents(path)
+        path, licence, name = found
+    opened = source(path, name)
     try:
-        return frozen(assemble(convert(file, recognise(file, format)), feature))
+        encoder = frozen(assemble(weights_of(opened, given)[0], given.feature))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
+    encoder.licence = licence or opened.licence() or UNSTATED
+    return encoder
 
 
-def by_name(name: str, feature: str | None) -> Encoder | Path:
-    """The zoo's file of that name, or an Encoder with the weights that timm or torchvision publishes."""
-    from ssl_kd.checkpoints import library_weights, zoo
+def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str]:
+    """The file or folder of that name, its licence and its name on the hub; or an Encoder of a library's own weights."""
+    from ssl_kd.checkpoints import hub, library_weights, zoo
 
+    if hub.is_hub_name(name):
+        folder, repo = hub.fetch_hub(name)
+        return folder, "", repo
     if name.startswith(tuple(library_weights.PUBLISHERS)):
-        return library_weights.load(name, feature)
+        if given.by_hand:
+            raise UserError(f"{one_line(name, 200)}: its library says what it is; give nothing but feature beside it")
+        return library_weights.load(name, given.feature)
     if zoo.known(name):
-        return zoo.fetch(name)
+        return zoo.fetch(name), zoo.find(name).licence, ""
     raise CheckpointError(
         f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
     )
 
 
+def weights_of(opened: Source, given: Reading) -> tuple[Weights, Format | None]:
+    """The network in a source, as given by hand, else as its folder says, else as a format knows it; and that format."""
+    file, folder, row = opened.file, opened.folder, None
+    if given.branch:
+        file = branch_of(file, given.branch)
+    if given.arch:
+        beside = folder.pixels() if folder else None
+        weights = checked(file, lambda: by_architecture(file, str(given.arch), given.arch_args or {}, given, beside))
+    elif folder and folder.timms and not given.format:
+        weights = checked(file, lambda: timms(file, folder, given))
+    else:
+        found, row = identified(file, given.format)
+        weights = convert(found, row)
+        if folder and row is not STUDENT:
+            weights = of_transformers(weights, folder)
+            weights = replace(weights, preprocessing=folder.pixels() or weights.preprocessing)
+    return by_hand(replace(weights, used=in_the_file(opened.file, weights.used)), given), row
+
+
+def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
+    """The format, and the file as it claims it: as it lies, or without wrappers that change no weight."""
+    quiet = replace(file, reading=False)
+    if name is not None:
+        row = recognise(file, name)
+        within = [one.file for one in unwrapped(file)] if not row.matches(quiet) else []
+        return next((one for one in within if row.matches(replace(one, reading=False))), file), row
+    try:
+        return file, recognise(file)
+    except UnknownCheckpoint:
+        if sum(row.matches(quiet) for row in FORMATS.values()) > 1:
+            raise
+        for one in unwrapped(file):
+            try:
+                return one.file, recognise(one.file)
+            except UnknownCheckpoint:
+                continue
+        raise
+
+
+def in_the_file(file: Contents, used: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The used tensors by their paths in the file as it lies, whatever was taken off on the way."""
+    lying: dict[int, list[str]] = {}
+    for path, tensor in file.leaves():
+        lying.setdefault(id(tensor), []).append(path)
+    named = {}
+    for name, tensor in used.items():
+        paths = lying.get(id(tensor), [name])
+        named[next((path for path in paths if path.endswith(name)), paths[0])] = tensor
+    return named
+
+
+def by_hand(weights: Weights, given: Reading) -> Weights:
+    """The weights with the pixels that were given by hand."""
+    pixels = weights.preprocessing
+    if given.size and given.size != pixels.size:
+        pixels = pixels.at(given.size)
+    pixels = replace(pixels, mean=given.mean or pixels.mean, std=given.std or pixels.std)
+    return replace(weights, preprocessing=pixels)
+
+
 def convert(file: Contents, row: Format) -> Weights:
     """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
-    try:
+
+    def read() -> Weights:
         weights = row.convert(file)
-        if row is not STUDENT:  # whose record is whole
-            weights = replace(weights, preprocessing=recorded(file, weights.preprocessing))
+        # A student's record is whole; that of any other decides over its family.
+        return weights if row is STUDENT else replace(weights, preprocessing=recorded(file, weights.preprocessing))
+
+    return checked(file, read, row.name)
+
+
+def checked(file: Contents, read: Callable[[], Weights], name: str = "such a network") -> Weights:
+    """The weights that `read` makes of the file, once their values are read and found whole and finite."""
+    try:
+        weights = read()
         file.fill(weights.used.values())
         file.verify(weights.used.values())
         bad = not_finite(weights.used)
-    except CheckpointError:
+    except UserError:
         raise
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror or one_line(error, 120)}") from error
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError) as error:
         # A forced format on another kind of file, or shapes that fit no architecture.
-        raise BrokenCheckpoint(f"cannot be read as {row.name}: {one_line(error, 120)}") from error
+        raise BrokenCheckpoint(f"cannot be read as {name}: {one_line(error, 120)}") from error
     if bad:
         raise BrokenCheckpoint(f"{len(bad)} of its tensors hold NaN or infinity: {shown(bad)}")
     return weights
@@ -144,24 +272,43 @@ def assemble(weights: Weights, feature: str | None = None) -> Encoder:
     )
 
 
-def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report:  # noqa: A002
-    """What a weight file is, or in `problem` why it cannot be a teacher. The network is not built.
+def inspect(
+    path: str | os.PathLike[str],
+    format: str | None = None,  # noqa: A002
+    *,
+    feature: str | None = None,
+    branch: str | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    mean: object = None,
+    std: object = None,
+    size: int | None = None,
+) -> Report:
+    """What a weight file or folder is, or in `problem` why it cannot be a teacher. The arguments are `load_teacher`'s.
 
     Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
     """
-    path = Path(path)
-    file = contents(path)
-    seen = tuple(file.tensors())
-    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}
+    given = reading(feature, format, branch, arch, arch_args, mean, std, size)
+    path, name = Path(path), ""
+    if not path.exists() and str(path).startswith(("hf-hub:", "hf_hub:")):
+        from ssl_kd.checkpoints.hub import fetch_hub
+
+        path, name = fetch_hub(str(path))
+    opened = source(path, name)
+    file = opened.file
+    seen = tuple(path for path, _ in file.leaves())
+    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": opened.bytes}
+    row = None
     try:
-        row = recognise(file, format)
-    except CheckpointError as error:
+        if not (given.arch or (opened.folder and opened.folder.timms)):
+            found = branch_of(file, given.branch) if given.branch else file
+            row = identified(found, given.format)[1]
+        weights, _ = weights_of(opened, given)
+    except UserError as error:
+        about |= {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
         return Report(**about, dropped=seen, problem=str(error))
-    about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
-    try:
-        weights = convert(file, row)
-    except CheckpointError as error:
-        return Report(**about, dropped=seen, problem=str(error))
+    if row:
+        about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
     return Report(
         **about,
         origin=weights.origin,
@@ -177,4 +324,14 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
         dropped=tuple(name for name in seen if name not in weights.used),
         digest=digest_of(weights.arch, weights.arch_args, weights.state),
         card=card(file) if row is STUDENT else {},
+        licence=opened.licence() or UNSTATED,
     )
+
+
+def stated_in(file: Contents) -> str:
+    """What a student's card says of its teachers' licences; nothing for any other file."""
+    try:
+        found = card(file).get("teacher_licence", "") if STUDENT.matches(file) else ""
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return ""
+    return stated(list(found.values())) if isinstance(found, dict) else stated(found)

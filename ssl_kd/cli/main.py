@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ssl_kd.checkpoints.reading import add_options, from_options, spelled
 from ssl_kd.errors import nearest
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
 from ssl_kd.runtime.objects import names_code
@@ -107,16 +108,20 @@ def embed(argv: Sequence[str]) -> int:
 def inspect(argv: Sequence[str]) -> int:
     """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
-    parser.add_argument("file", help="checkpoint, in any supported layout")
-    parser.add_argument("--format", help="read it as this format, where two would claim it")
+    parser.add_argument(
+        "file", help="checkpoint in any supported layout, a folder of transformers or timm, or hf-hub:ORG/NAME"
+    )
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    given = from_options(options)
     from ssl_kd.checkpoints.loading import inspect as report_of
 
-    report = report_of(options.file, format=options.format)
+    report = report_of(options.file, **given)
     print(report.to_json() if options.json else report)
     if not (report.problem or options.json):
-        print(f"Next: ssl-kd distill --teacher {options.file} --images photos/ --out runs/student")
+        beside = "".join(f" {word}" for word in spelled(given))
+        print(f"Next: ssl-kd distill --teacher {options.file}{beside} --images photos/ --out runs/student")
     return 2 if report.problem else 0
 
 
@@ -129,12 +134,13 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
-    parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
+    add_options(parser)
     parser.add_argument("--images", help="folder or zip to measure on; default: noise like photographs")
     options = parser.parse_args(argv)
     from ssl_kd.exporters.export import export as run
 
-    for done in run(options.student, options.to, options.out, options.images, options.feature, options.format):
+    given = from_options(options)
+    for done in run(options.student, options.to, options.out, options.images, options.feature, **given):
         print(done)
     print(f"Next: ssl-kd embed --weights {options.student} --images photos/ --out features.npz")
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ssl_kd.checkpoints.licences import UNSTATED, warning
 from ssl_kd.checkpoints.loading import inspect
 from ssl_kd.models.encoder import Encoder, as_record
 from ssl_kd.runtime.download import digest_of
@@ -67,6 +68,8 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
         "digest": encoder.digest,
         "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
         "output": f"(B, {encoder.width(feature)}) float32",
+        "licence": encoder.licence or UNSTATED,
+        **({"licence_warning": sentence} if (sentence := warning([encoder.licence])) else {}),
         "preprocessing": asdict(eyes)
         | {
             "order": f"resize {'to a square' if eyes.square else 'the shorter side'}, crop the centre, divide by 255"

@@ -58,10 +58,12 @@ def export(
     images: Tensor | str | os.PathLike[str] | None = None,
     feature: str | None = None,
     format: str | None = None,  # noqa: A002
+    **by_hand: Any,
 ) -> list[Exported]:
     """Write `student` in one or several formats (keys of TARGETS), each measured against the Encoder.
 
-    student: an Encoder, a checkpoint file or a name; `feature` and `format` are those of `load_teacher`. out: the file;
+    student: an Encoder, a checkpoint file or a name; `feature`, `format` and those by_hand (branch, arch, arch_args, mean, std,
+    size) are `load_teacher`'s. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
     UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
@@ -72,7 +74,7 @@ def export(
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
-    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format)
+    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format, **by_hand)
     notes = notes_of(student)
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):

@@ -38,6 +38,10 @@ class Contents:
         """Everything in the file."""
         return self.at()
 
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        """Path of every tensor in the file as it stands there, and the tensor, whose values may not be read yet."""
+        return _leaves(self.nodes)
+
     def at(self, *path: str) -> Any:
         """The entry below these keys, or None."""
         node = self._node(path)
