@@ -6,6 +6,7 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,20 +19,23 @@ from torch import Tensor
 from ssl_kd.checkpoints.agreement import of_transformers, timms
 from ssl_kd.checkpoints.by_architecture import by_architecture
 from ssl_kd.checkpoints.folders import Folder, open_folder
-from ssl_kd.checkpoints.formats import FORMATS, Contents, Format, Weights, recognise
+from ssl_kd.checkpoints.formats import FORMATS, LAST, Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
 from ssl_kd.checkpoints.formats.weights import State, shown
 from ssl_kd.checkpoints.licences import UNSTATED, stated
 from ssl_kd.checkpoints.pixels_record import recorded
+from ssl_kd.checkpoints.programs import describe_program, is_program, load_program
 from ssl_kd.checkpoints.reading import Reading, reading
 from ssl_kd.checkpoints.shards import INDEX, open_index, refuse_a_part
 from ssl_kd.checkpoints.torch_file import open_contents
 from ssl_kd.checkpoints.wrappers import branch_of, unwrapped
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
+from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.models.factory import make
 
+LONGEST_CONFIG = 1 << 20  # bytes of a config.json; published ones have a thousandth
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -71,7 +75,8 @@ def source(path: Path, name: str = "") -> Source:
     try:
         if path.is_dir():
             folder = open_folder(path, name)
-            return replace(_one(folder.weights), path=path, folder=folder)
+            opened = _one(folder.weights)
+            return replace(opened, path=path, folder=folder, file=replace(opened.file, config=folder.config))
         if path.exists() and not path.is_file():
             raise CheckpointError("is a device or a pipe, not a file")
         return _one(path)
@@ -84,9 +89,23 @@ def source(path: Path, name: str = "") -> Source:
 def _one(path: Path) -> Source:
     """A file or an index."""
     if path.name.endswith(INDEX):
-        return Source(path, *open_index(path))
-    refuse_a_part(path)
-    return Source(path, open_contents(path), path.stat().st_size)
+        file, size = open_index(path)
+    else:
+        refuse_a_part(path)
+        file, size = open_contents(path), path.stat().st_size
+    return Source(path, replace(file, config=config_beside(path)), size)
+
+
+def config_beside(path: Path) -> Mapping[str, object]:
+    """What a config.json beside the file says, as transformers writes it; nothing where there is none that can be read."""
+    beside = path.with_name("config.json")
+    try:
+        if not beside.is_file() or beside.stat().st_size > LONGEST_CONFIG:
+            return {}
+        found = json.loads(beside.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_teacher(
@@ -104,7 +123,8 @@ def load_teacher(
     """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
 
     path_or_name: a file; the index of a sharded one; a folder as transformers or timm write it; `hf-hub:ORG/NAME`; a name
-    of the zoo (`ssl-kd zoo list`); or `timm/NAME` or `torchvision/NAME` for the weights that those libraries publish.
+    of the zoo (`ssl-kd zoo list`); `timm/NAME` or `torchvision/NAME` for the weights that those libraries publish; or an
+    .onnx or OpenVINO .xml file with its card (`checkpoints.programs`), which runs on the CPU and has one feature.
 
     feature: one of the names that the architecture offers (`cls`, `cls4`, `cls_avg`, `pool`, ...); None is the one that
     the authors evaluate. format: a name in `formats.FORMATS`, for a file that does not say what it is. branch: the place
@@ -113,40 +133,46 @@ def load_teacher(
     pixels. What is given by hand wins. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
     given = reading(feature, format, branch, arch, arch_args, mean, std, size)
-    path, licence, name = Path(path_or_name), "", ""
+    path, licence, name, method = Path(path_or_name), "", "", ""
     if not path.exists():
         found = by_name(str(path_or_name), given)
         if isinstance(found, Encoder):
             return frozen(found)
-        path, licence, name = found
+        path, name, licence, method = found
+    if is_program(path):
+        return frozen(load_program(path, feature))
     opened = source(path, name)
     try:
-        encoder = frozen(assemble(weights_of(opened, given)[0], given.feature))
+        encoder = frozen(assemble(weights_of(opened, given, method)[0], given.feature))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
     encoder.licence = licence or opened.licence() or UNSTATED
     return encoder
 
 
-def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str]:
-    """The file or folder of that name, its licence and its name on the hub; or an Encoder of a library's own weights."""
+def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str]:
+    """The file or folder of that name, its name on the hub, its licence and its method, in small letters.
+
+    Or an Encoder with the weights that timm or torchvision publishes.
+    """
     from ssl_kd.checkpoints import hub, library_weights, zoo
 
     if hub.is_hub_name(name):
         folder, repo = hub.fetch_hub(name)
-        return folder, "", repo
+        return folder, repo, "", ""
     if name.startswith(tuple(library_weights.PUBLISHERS)):
         if given.by_hand:
             raise UserError(f"{one_line(name, 200)}: its library says what it is; give nothing but feature beside it")
         return library_weights.load(name, given.feature)
     if zoo.known(name):
-        return zoo.fetch(name), zoo.find(name).licence, ""
+        entry = zoo.find(name)  # its publisher says what the file alone need not
+        return zoo.fetch(name), "", entry.licence, entry.method.lower()
     raise CheckpointError(
         f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
     )
 
 
-def weights_of(opened: Source, given: Reading) -> tuple[Weights, Format | None]:
+def weights_of(opened: Source, given: Reading, method: str = "") -> tuple[Weights, Format | None]:
     """The network in a source, as given by hand, else as its folder says, else as a format knows it; and that format."""
     file, folder, row = opened.file, opened.folder, None
     if given.branch:
@@ -158,7 +184,8 @@ def weights_of(opened: Source, given: Reading) -> tuple[Weights, Format | None]:
         weights = checked(file, lambda: timms(file, folder, given))
     else:
         found, row = identified(file, given.format)
-        weights = convert(found, row)
+        vouched = given.format is not None or (bool(method) and method.startswith(row.family))
+        weights = convert(replace(found, vouched=vouched), row)
         if folder and row is not STUDENT:
             weights = of_transformers(weights, folder)
             weights = replace(weights, preprocessing=folder.pixels() or weights.preprocessing)
@@ -166,23 +193,29 @@ def weights_of(opened: Source, given: Reading) -> tuple[Weights, Format | None]:
 
 
 def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
-    """The format, and the file as it claims it: as it lies, or without wrappers that change no weight."""
-    quiet = replace(file, reading=False)
-    if name is not None:
-        row = recognise(file, name)
-        within = [one.file for one in unwrapped(file)] if not row.matches(quiet) else []
-        return next((one for one in within if row.matches(replace(one, reading=False))), file), row
+    """The format, and the file as it claims it: as it lies, or without wrappers that change no weight.
+
+    A format of a lab that claims the file without its wrappers is preferred to one that only knows the network's kind.
+    """
     try:
-        return file, recognise(file)
-    except UnknownCheckpoint:
-        if sum(row.matches(quiet) for row in FORMATS.values()) > 1:
+        row = recognise(file, name)
+        if name is not None or row.name not in LAST:
+            return file, row
+    except UnknownCheckpoint as error:
+        claims = [row for row in FORMATS.values() if row.matches(file.without_values())]
+        if len(claims) > 1:
             raise
-        for one in unwrapped(file):
-            try:
-                return one.file, recognise(one.file)
-            except UnknownCheckpoint:
-                continue
-        raise
+        row, trouble = None, error
+    for one in unwrapped(file):
+        try:
+            within = recognise(one.file, name)
+        except UnknownCheckpoint:
+            continue
+        if row is None or within.name not in LAST:
+            return one.file, within
+    if row is None:
+        raise trouble
+    return file, row
 
 
 def in_the_file(file: Contents, used: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -239,33 +272,50 @@ def checked(file: Contents, read: Callable[[], Weights], name: str = "such a net
 def own_copy(state: Mapping[str, Tensor]) -> State:
     """Contiguous tensors in memory of their own, half and double precision as float32."""
     return {
-        name: tensor.to(
-            torch.float32 if tensor.is_floating_point() else tensor.dtype,
-            memory_format=torch.contiguous_format,
-            copy=True,
-        )
+        name: tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
         for name, tensor in state.items()
     }
 
 
-def assemble(weights: Weights, feature: str | None = None) -> Encoder:
-    """Build the architecture without spending time on random numbers, and load every tensor strictly."""
+def blueprint(weights: Weights, feature: str | None = None) -> Network:
+    """The network without memory for its numbers. BrokenCheckpoint unless the weights are exactly what it needs."""
     with torch.device("meta"):
         network = make(weights.arch, weights.arch_args)
-    wanted = network.backbone.state_dict()
-    state = own_copy(weights.state)
-    for name in wanted:
-        if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
-            state.setdefault(name, torch.zeros((), dtype=torch.long))
+    network.width(feature or weights.feature)  # UserError for one that it does not have
+    wanted, state = network.backbone.state_dict(), weights.state
+    both = [name for name in state if name in wanted]
     problems = {
-        "lacks": [n for n in wanted if n not in state],
+        "lacks": [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")],
         "has no place for": [n for n in state if n not in wanted],
-        "has other shapes for": [n for n in state if n in wanted and state[n].shape != wanted[n].shape],
-        "has other types for": [n for n in state if n in wanted and state[n].dtype != wanted[n].dtype],
+        "has other shapes for": [n for n in both if state[n].shape != wanted[n].shape],
+        "has other types for": [n for n in both if loaded_as(state[n]) != wanted[n].dtype],
     }
     for problem, names in problems.items():
         if names:
-            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}")
+            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}{channels(state)}")
+    return network
+
+
+def loaded_as(tensor: Tensor) -> torch.dtype:
+    """Floating numbers of any precision are loaded as float32."""
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def channels(state: Mapping[str, Tensor]) -> str:
+    """That the first layer of a network is not made for RGB, where that is so."""
+    for name in ("conv1.weight", "patch_embed.proj.weight", "conv1.0.weight", "patch_embed.proj.0.weight"):
+        if name in state and state[name].ndim == 4 and state[name].shape[1] != 3:
+            return f"; its first layer takes {state[name].shape[1]} channels, and images have 3 (RGB)"
+    return ""
+
+
+def assemble(weights: Weights, feature: str | None = None) -> Encoder:
+    """Build the architecture without spending time on random numbers, and load every tensor strictly."""
+    network = blueprint(weights, feature)
+    state = own_copy(weights.state)
+    for name in network.backbone.state_dict():
+        if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
+            state.setdefault(name, torch.zeros((), dtype=torch.long))
     network.backbone.load_state_dict(state, strict=True, assign=True)
     return Encoder(
         network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
@@ -294,6 +344,8 @@ def inspect(
         from ssl_kd.checkpoints.hub import fetch_hub
 
         path, name = fetch_hub(str(path))
+    if is_program(path):
+        return describe_program(path)
     opened = source(path, name)
     file = opened.file
     seen = tuple(path for path, _ in file.leaves())
@@ -304,6 +356,7 @@ def inspect(
             found = branch_of(file, given.branch) if given.branch else file
             row = identified(found, given.format)[1]
         weights, _ = weights_of(opened, given)
+        blueprint(weights)
     except UserError as error:
         about |= {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
         return Report(**about, dropped=seen, problem=str(error))

@@ -197,6 +197,27 @@ def zoo(argv: Sequence[str]) -> int:
     return main(list(argv))
 
 
+def configs(argv: Sequence[str]) -> int:
+    """List, show or copy the example configs that come with the package."""
+    from ssl_kd.cli.configs import main
+
+    return main(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Show versions, devices, the cache, and what is missing for which extra."""
+    from ssl_kd.cli.doctor import main
+
+    return main(argv)
+
+
+def completion(argv: Sequence[str]) -> int:
+    """Print what makes a shell complete commands and options."""
+    from ssl_kd.cli.completion import main
+
+    return main(argv, list(COMMANDS))
+
+
 def named_code(config: Any) -> dict[str, str]:
     """The settings that name code as package.module:name: they come from the command line, for a file's are refused."""
     values = {one.name: getattr(config, one.name) for one in fields(config) if about(one).code}
@@ -204,8 +225,11 @@ def named_code(config: Any) -> dict[str, str]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "completion": completion,
+    "configs": configs,
     "demo": demo,
     "distill": distill,
+    "doctor": doctor,
     "embed": embed,
     "eval": evaluate,
     "export": export,
@@ -217,7 +241,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    lines = [f"  {name:<12}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ssl-kd COMMAND [options]        (ssl-kd COMMAND --help lists every option)",

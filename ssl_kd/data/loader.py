@@ -20,7 +20,8 @@ from ssl_kd.types import ViewBatch
 class ViewLoader:
     """Cuts batches of views in worker threads, ahead of the consumer; `finish_all` completes them on the device.
 
-    seed: names the whole stream of views. threads: decoding and resizing release the interpreter lock.
+    seed: names the order of the images, view_seed the stream of views (None: seed does that too).
+    threads: decoding and resizing release the interpreter lock.
     replay: after so many epochs the views come round again (0: never), though in another order.
     parts: with K a batch is K times `batch_size`, and comes in K pieces, one after another.
     """
@@ -35,9 +36,11 @@ class ViewLoader:
         threads: int = 2,
         replay: int = 0,
         parts: int = 1,
+        view_seed: int | None = None,
     ):
         self.images, self.recipes, self.size, self.parts = images, recipes, size, parts
         self.batch_size, self.seed, self.threads, self.replay = batch_size, seed, threads, replay
+        self.view_seed = seed if view_seed is None else view_seed
 
     def batches_per_epoch(self) -> int:
         """Number of batches in every epoch. Raises ImagesError where there are too few images for one."""
@@ -80,7 +83,7 @@ class ViewLoader:
 
     def _cut_views(self, i: int, numbers: tuple[int, ...], image: Image.Image) -> list[np.ndarray]:
         return [
-            cut(image, recipe, self.side(recipe), self.seed, i, number)
+            cut(image, recipe, self.side(recipe), self.view_seed, i, number)
             for recipe, number in zip(self.recipes, numbers, strict=True)
         ]
 
@@ -107,7 +110,7 @@ class ViewLoader:
             finish(
                 pixels.to(device, non_blocking=True),
                 recipe,
-                self.seed,
+                self.view_seed,
                 views.index,
                 number,
                 self.cycle(views.epoch),

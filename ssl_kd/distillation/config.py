@@ -14,7 +14,7 @@ from ssl_kd.errors import UserError, nearest
 from ssl_kd.runtime import loggers
 from ssl_kd.runtime.loggers import LogSettings
 from ssl_kd.runtime.settings import MachineSettings
-from ssl_kd.validation import Rule, check_settings, described, must_hold, setting
+from ssl_kd.validation import SEEDS, Rule, check_settings, described, must_hold, setting
 
 # A preset's name or its terms; a scheme's name or its recipes.
 NameOrRows = str | list[dict[str, Any]]
@@ -106,9 +106,15 @@ class TargetSettings:
         least=0,
         first=True,
     )
+    view_seed: int = setting(
+        -1,
+        "seed of the views alone, so that runs of other seeds can share stored outputs; -1: the run's seed",
+        least=-1,
+        below=SEEDS,
+    )
     targets: str = setting(
         "",
-        "folder of the stored outputs, which runs on the same teacher, images, views and seed share; empty: the run's",
+        "folder of the stored outputs, which runs on the same teacher, images, views and view_seed share; empty: the run's",
     )
 
 

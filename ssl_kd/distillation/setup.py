@@ -75,6 +75,7 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
         config.threads,
         config.replay,
         config.accumulate,
+        None if config.view_seed < 0 else config.view_seed,
     )
     loader.batches_per_epoch()  # an error where there are too few images
     device_kind(config.accelerator)  # and where there is no such device

@@ -4,8 +4,8 @@ A view is a function of (image, index, view number, seed), so with `replay: K` t
 image (times the recipes of the scheme) and the teacher runs only the first time it sees one. The store is filled during
 the first pass, or ahead of it by `ssl-kd targets`; a killed fill goes on where it stopped.
 
-A row is the embedding, and behind it the tokens and tapped layers that the objective reads (patches take much more
-room: 196 of 384 numbers are 150 kB a view).
+The embedding, the tokens and each tapped layer have a store of their own, so that runs whose objectives read different
+parts share those that they have in common (patches take much more room: 196 of 384 numbers are 150 kB a view).
 
 Rows are float16 in one memory-mapped file, (views, images, width), beside one CRC-32 per row, which also covers the
 row's place and the store's key. A row counts only while its checksum fits: a torn write, a flipped bit, a file that was
@@ -33,12 +33,12 @@ from ssl_kd.runtime.files import reserve
 from ssl_kd.runtime.ownership import Kind, mark, require_ours
 from ssl_kd.types import Features
 
-VERSION = 3  # raise it when a change of code changes what a view or a target is
+VERSION = 4  # raise it when a change of code changes what a view or a target is
 HEX = "[0-9a-f]" * 16
 CHUNK = 4096  # rows that are checked at once
 MADE_BY = ("ssl-kd", "torch", "timm", "Pillow", "numpy")  # whose versions are part of the key
 
-# Of each part of a row: its name (a tapped layer's own), its shape for one image, how many numbers that is.
+# Of each part of a teacher's outputs: its name (a tapped layer's own), its shape for one image, how many numbers that is.
 Layout = Sequence[tuple[str, tuple[int, ...], int]]
 EMBEDDING, TOKENS = "", "tokens of "  # no layer of a network can be called so
 
@@ -49,20 +49,8 @@ def _parts(features: Features) -> list[tuple[str, Tensor]]:
 
 
 def layout_of(features: Features) -> Layout:
-    """How the rows of such features are laid out."""
+    """Which parts such features have."""
     return [(name, tuple(part.shape[1:]), part[0].numel()) for name, part in _parts(features)]
-
-
-def flattened(features: Features) -> Tensor:
-    """Features of N views as rows (N, width), float32."""
-    return torch.cat([part.float().flatten(1) for _, part in _parts(features)], dim=1)
-
-
-def unflattened(rows: Tensor, layout: Layout, device: torch.device | str = "cpu") -> Features:
-    """The inverse of `flattened`."""
-    pieces = torch.split(rows.to(device), [width for _, _, width in layout], dim=1)
-    parts = {name: torch.unflatten(piece, 1, shape) for (name, shape, _), piece in zip(layout, pieces, strict=True)}
-    return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
 def _has_only_stores(folder: Path) -> bool:
@@ -175,6 +163,63 @@ class TargetCache:
         """Ask the system to write everything out: rows before the sums that vouch for them."""
         self.rows.flush()
         self.sums.flush()
+
+
+class TargetStore:
+    """All that one teacher said about replayed views: a `TargetCache` for each part of its outputs.
+
+    question: everything that decides the outputs; with a part's name and shape it decides that part's file.
+    """
+
+    def __init__(self, folder: str | Path, question: object, views: int, images: int, layout: Layout):
+        self.layout, self.shape = layout, (views, images)
+        self.parts = {
+            name: TargetCache(folder, (question, name, shape), views, images, width) for name, shape, width in layout
+        }
+
+    @property
+    def path(self) -> Path:
+        """The embeddings' file; those of other parts lie beside it."""
+        return self.parts[EMBEDDING].path
+
+    def get(self, numbers: Sequence[int], index: np.ndarray, device: torch.device | str = "cpu") -> Features | None:
+        """Features of these views of images (B,), view-major; None unless every row of every part is there and whole."""
+        found: dict[str, Tensor] = {}
+        for name, shape, _ in self.layout:
+            rows = [self.parts[name].get(number, index) for number in numbers]
+            whole = [part for part in rows if part is not None]
+            if len(whole) < len(numbers):
+                return None
+            found[name] = torch.unflatten(torch.cat(whole).to(device), 1, shape)
+        return _features(found)
+
+    def put(self, numbers: Sequence[int], index: np.ndarray, outputs: Features) -> Features:
+        """Keep features of these views of images (B,), view-major, and return them as they will be read."""
+        found: dict[str, Tensor] = {}
+        parts = dict(_parts(outputs))
+        for name, shape, _ in self.layout:
+            chunks = parts[name].float().flatten(1).chunk(len(numbers))
+            kept = [self.parts[name].put(number, index, one) for number, one in zip(numbers, chunks, strict=True)]
+            found[name] = torch.unflatten(torch.cat(kept).to(outputs.embedding.device), 1, shape)
+        return _features(found)
+
+    def recheck(self) -> None:
+        """Read all rows of all parts against their checksums."""
+        for part in self.parts.values():
+            part.recheck()
+
+    def filled(self) -> float:
+        """Share of rows that are there, 0 to 1, of the part that has fewest."""
+        return min(part.filled() for part in self.parts.values())
+
+    def flush(self) -> None:
+        """Ask the system to write everything out."""
+        for part in self.parts.values():
+            part.flush()
+
+
+def _features(parts: dict[str, Tensor]) -> Features:
+    return Features(parts.pop(EMBEDDING), parts.pop(TOKENS, None), parts)
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -19,7 +19,7 @@ from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.sources.base import content_key
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
 from ssl_kd.distillation.students import wrapped
-from ssl_kd.distillation.target_cache import Layout, TargetCache, flattened, unflattened
+from ssl_kd.distillation.target_cache import Layout, TargetStore
 from ssl_kd.errors import UserError, must_be
 from ssl_kd.models.encoder import Encoder, frozen
 from ssl_kd.models.preprocessing import Preprocessing
@@ -89,7 +89,7 @@ class TeacherGroup:
 
     def __init__(self, teachers: Mapping[str, Teacher], layouts: Mapping[str, Layout], loader: ViewLoader):
         self.teachers, self.layouts, self.loader = dict(teachers), layouts, loader
-        self.stores: dict[str, TargetCache] = {}
+        self.stores: dict[str, TargetStore] = {}
 
     def to(self, device: torch.device) -> None:
         """Move every teacher, channels last."""
@@ -100,18 +100,13 @@ class TeacherGroup:
         """Keep the outputs on replayed views under a digest of everything that decides them."""
         loader = self.loader
         content = content_key(getattr(loader.images, "whole", loader.images))  # a part knows its pictures by number
-        views = (loader.recipes, loader.size, loader.seed, loader.images.digest, content)
+        views = (loader.recipes, loader.size, loader.view_seed, loader.images.digest, content)
         for name, teacher in self.teachers.items():
             encoder = teacher.encoder
             pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)
             question = (encoder.digest, encoder.feature, pixels, teacher.size, views, precision)
-            self.stores[name] = TargetCache(
-                folder,
-                (*question, self.layouts[name]),
-                loader.replay * loader.teacher_views,
-                len(loader.images),
-                sum(width for _, _, width in self.layouts[name]),
-            )
+            views_kept = loader.replay * loader.teacher_views
+            self.stores[name] = TargetStore(folder, question, views_kept, len(loader.images), self.layouts[name])
 
     def outputs(self, views: ViewBatch, autocast: Autocast) -> dict[str, Features]:
         """Each teacher's features of its views, view-major: from its store where all are there, else computed."""
@@ -129,17 +124,11 @@ class TeacherGroup:
             views.pixels[0].device,
         )
         numbers = [self.loader.cycle(views.epoch) * len(teacher_views) + v for v in range(len(teacher_views))]
-        if store is not None:
-            known = [store.get(number, views.index) for number in numbers]
-            if all(rows is not None for rows in known):
-                return unflattened(torch.cat([rows for rows in known if rows is not None]), self.layouts[name], device)
+        if store is not None and (known := store.get(numbers, views.index, device)) is not None:
+            return known
         with torch.no_grad(), autocast():
             teacher_outputs = teacher.embed(torch.cat(teacher_views))
-        if store is None:
-            return teacher_outputs
-        parts = flattened(teacher_outputs).chunk(len(numbers))
-        kept = [store.put(number, views.index, part) for number, part in zip(numbers, parts, strict=True)]
-        return unflattened(torch.cat(kept), self.layouts[name], device)
+        return teacher_outputs if store is None else store.put(numbers, views.index, teacher_outputs)
 
     def is_complete(self) -> bool:
         """Whether every row of every store is there; a row that rotted since is found when it is read, and computed again."""

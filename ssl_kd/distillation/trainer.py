@@ -34,7 +34,7 @@ from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts, prepare
 from ssl_kd.distillation.step import Bad, Stepper
-from ssl_kd.distillation.target_cache import TARGETS, TargetCache
+from ssl_kd.distillation.target_cache import TARGETS, TargetStore
 from ssl_kd.errors import ImagesError, NonFinite, UserError, one_line
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.runtime import distributed
@@ -89,7 +89,7 @@ def fill_targets(
     images: Any = None,
     config: DistillConfig | None = None,
     **settings: Any,
-) -> dict[str, TargetCache]:
+) -> dict[str, TargetStore]:
     """Store the teachers' outputs on all replayed views ahead of `distill` with the same settings, in the same run folder.
 
     Returns the store of each teacher; a single one has the name "".
@@ -269,7 +269,7 @@ class _Trainer:
             return {}
         return taken
 
-    def fill(self) -> dict[str, TargetCache]:
+    def fill(self) -> dict[str, TargetStore]:
         """Run the teachers on every view that will be replayed, without training."""
         self._saved = None
         for store in self.teacher_group.stores.values():

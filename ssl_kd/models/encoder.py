@@ -90,8 +90,8 @@ class Encoder(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in the network that were or can be learnt, buffers not among them."""
-        return sum(p.numel() for p in self.parameters())
+        """Numbers in the network that were or can be learnt, buffers not among them; of a program its weights."""
+        return self.network.parameter_count
 
     def width(self, feature: str) -> int:
         """Numbers per image of any feature of this network; UserError if it has no such feature."""

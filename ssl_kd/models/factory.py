@@ -8,7 +8,7 @@ A few arguments are ours, because timm has no word for them and two checkpoints 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -63,11 +63,7 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
         if not hasattr(backbone, "patch_embed"):
             raise UserError(f"{name}: conv_stem is for ViTs")
         backbone.patch_embed.proj = convolutional_stem(backbone.embed_dim)
-    if (
-        type(backbone) is timm.models.VisionTransformer
-        and backbone.cls_token is not None
-        and backbone.global_pool == "token"
-    ):
+    if type(backbone) is timm.models.VisionTransformer and read_by_us(backbone, ours):
         return VisionTransformerNet(backbone, **ours)
     if ours:
         raise UserError(f"{name}: does not take {', '.join(ours)}")
@@ -75,6 +71,11 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     size = arch_args.get("img_size", net.size)
     net.size = int(size[0] if isinstance(size, (list, tuple)) else size)
     return net
+
+
+def read_by_us(vit: Any, ours: Mapping[str, Any]) -> bool:
+    """Whether a timm ViT is read at any size and by several features: with a class token, or where a format asks for it."""
+    return vit.global_pool == "token" if vit.cls_token is not None else "positions" in ours
 
 
 def change_stem(backbone: Any, name: str, ours: dict[str, Any]) -> None:

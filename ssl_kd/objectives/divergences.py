@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.errors import UserError
+from ssl_kd.objectives.top_columns import decoupled_differences, top_k_kl
 from ssl_kd.registry import Registry
 
 
@@ -252,6 +253,33 @@ class TargetRatio(_BySoftmax):
 
 
 @dataclass(frozen=True)
+class TopK(_BySoftmax):
+    """See `top_k_kl`."""
+
+    neighbours: int = 20
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return top_k_kl(student, teacher, *self.taus, self.neighbours)
+
+
+@dataclass(frozen=True)
+class Differences(Divergence):
+    """See `decoupled_differences`."""
+
+    whole_table = True
+
+    neighbours: int = 10
+    own: float = 100.0
+    wrong: float = 5.0
+    right: float = 1.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return decoupled_differences(student, teacher, self.neighbours, self.own, self.wrong, self.right)
+
+
+@dataclass(frozen=True)
 class Plain(Divergence):
     """A divergence without constants, from any function of two tables."""
 
@@ -282,6 +310,8 @@ DIVERGENCES: Registry[Callable[..., Divergence]] = Registry(
         "rank": SoftRank,
         "nearest": NearestNeighbours,
         "target_ratio": TargetRatio,
+        "top_k": TopK,
+        "differences": Differences,
     },
     group="ssl_kd.divergences",
 )

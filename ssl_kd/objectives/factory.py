@@ -16,6 +16,7 @@ from torch import nn
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.objectives.alignment import Alignment
 from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.options import must_fit
@@ -35,6 +36,7 @@ TERMS: Registry[type[Term]] = Registry(
         "residual": Residual,
         "uncertainty": Uncertainty,
         "hard_pairs": HardPairs,
+        "compressed": Compressed,
     },
     group="ssl_kd.terms",
 )

@@ -10,7 +10,7 @@ from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.distillation import target_cache
-from ssl_kd.distillation.target_cache import MADE_BY, TargetCache, flattened, layout_of, unflattened
+from ssl_kd.distillation.target_cache import MADE_BY, TargetCache, TargetStore, layout_of
 from ssl_kd.distillation.trainer import fill_targets
 from ssl_kd.errors import UserError
 from ssl_kd.types import Features
@@ -224,15 +224,40 @@ def test_patches_and_tapped_layers_are_stored_as_well(teacher, tmp_path, objecti
     assert ahead.last.keys() == online.last.keys()
 
 
-def test_features_come_back_from_rows():
-    given = Features(torch.randn(3, 4), torch.randn(3, 2, 5), {"b": torch.randn(3, 2, 2, 2), "a": torch.randn(3, 6)})
-    layout = layout_of(given)
-    rows = flattened(given)
-    assert rows.shape == (3, sum(width for _, _, width in layout)) == (3, 4 + 10 + 8 + 6)
-    back = unflattened(rows, layout)
-    assert torch.equal(back.embedding, given.embedding)
-    assert torch.equal(back.tokens, given.tokens)
-    assert all(torch.equal(back.layers[name], tap) for name, tap in given.layers.items())
+def test_features_of_two_views_come_back_as_they_were_put(tmp_path):
+    given = Features(torch.randn(6, 4), torch.randn(6, 2, 5), {"b": torch.randn(6, 2, 2, 2), "a": torch.randn(6, 6)})
+    store, index = TargetStore(tmp_path, "q", 4, 9, layout_of(given)), np.array([7, 1, 4])
+    assert store.get((2, 3), index) is None
+    store.put((2, 3), index, given)
+    back = store.get((2, 3), index)
+    assert torch.equal(back.embedding, given.embedding.half().float())
+    assert torch.equal(back.tokens, given.tokens.half().float())
+    assert all(torch.equal(back.layers[name], tap.half().float()) for name, tap in given.layers.items())
+    assert store.get((1, 3), index) is None
+    assert store.filled() == 6 / 36
+
+
+def test_objectives_that_read_different_parts_share_those_they_have_in_common(teacher, tmp_path):
+    calls = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    shared = QUICK | {"images": small_images(), "targets": str(tmp_path / "said"), "replay": 1, "epochs": 1}
+    ssl_kd.distill(teacher, out=tmp_path / "wide", objective="default", **shared)
+    asked = len(calls)
+    ssl_kd.distill(teacher, out=tmp_path / "narrow", objective="simreg", **shared)
+    hook.remove()
+    assert len(calls) == asked + 1  # the trial before the run
+
+
+def test_runs_of_other_seeds_share_targets_where_the_views_have_a_seed_of_their_own(teacher, tmp_path):
+    calls = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    shared = QUICK | {"images": small_images(), "targets": str(tmp_path / "said"), "replay": 1, "epochs": 1}
+    first = ssl_kd.distill(teacher, out=tmp_path / "a", seed=1, view_seed=5, **shared)
+    asked = len(calls)
+    second = ssl_kd.distill(teacher, out=tmp_path / "b", seed=2, view_seed=5, **shared)
+    hook.remove()
+    assert len(calls) == asked + 1  # the trial before the run
+    assert not same(first.student, second.student)
 
 
 def test_room_is_taken_at_once(tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 from ssl_kd.errors import UserError
 from ssl_kd.objectives import PRESETS, build_objective, taps
 from ssl_kd.objectives.auxiliary import Residual
+from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import RELATIONS, Correlation, options_of
 from ssl_kd.objectives.memory_bank import MemoryBank
 from ssl_kd.objectives.presets import CATALOGUE
@@ -33,7 +34,16 @@ def grammar():
                 continue  # angles at i towards i itself are rows of zeros, which correlate with nothing
             spec = {"term": "correlation", "relation": relation, "comparison": comparison, **more}
             yield f"{relation} {comparison}", [spec]
-    for comparison in ("pkt", "rows_and_columns", "rank", "nearest", "target_ratio", "frobenius"):
+    for comparison in (
+        "pkt",
+        "rows_and_columns",
+        "rank",
+        "nearest",
+        "target_ratio",
+        "top_k",
+        "differences",
+        "frobenius",
+    ):
         yield f"batch {comparison}", [{"term": "correlation", "relation": "batch", "comparison": comparison}]
     for space in TARGET_NORMS:
         for of in ("embedding", "tokens"):
@@ -120,6 +130,8 @@ def without_heads(objective):
     for term in objective.terms.values():
         term.projector = nn.Identity()
         term.space = nn.Identity()
+        if isinstance(term, Compressed):
+            term.compressor, term.token_compressor = nn.Identity(), None
         if isinstance(term, Residual):
             term.assistant = Nothing()
         if isinstance(term, Correlation):
@@ -202,8 +214,8 @@ def test_a_preset_resumes_to_the_same_bits(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_network_that_lacks_what_a_preset_reads_is_told_so(name):
-    needs = {"tokens", "all_tokens", "context", "attention_map", "flow", "class_attention"}
-    read = {str(o) for spec in PRESETS[name] for key, o in spec.items() if key in ("of", "relation")}
+    needs = {"tokens", "all_tokens", "context", "attention_map", "flow", "class_attention", "True"}
+    read = {str(o) for spec in PRESETS[name] for key, o in spec.items() if key in ("of", "relation", "of_tokens")}
     averaged = any(spec.get("momentum") for spec in PRESETS[name])
 
     def answer():

@@ -150,7 +150,7 @@ def test_a_batch_that_cannot_be_is_refused(given):
 
 def test_terms_and_presets_are_criteria():
     assert all(isinstance(part, Criterion) for part in (Alignment(6, 10), build_objective("seed", 6, 10)))
-    assert set(TERMS) == {"alignment", "correlation", "residual", "uncertainty", "hard_pairs"}
+    assert set(TERMS) == {"alignment", "correlation", "residual", "uncertainty", "hard_pairs", "compressed"}
 
 
 def test_the_loop_of_the_page_learns():

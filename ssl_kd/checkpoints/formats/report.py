@@ -70,7 +70,13 @@ class Report:
         }
 
 
-CONTAINERS = {"zip": "torch.save", "legacy": "torch.save before torch 1.6", "safetensors": "safetensors"}
+CONTAINERS = {
+    "zip": "torch.save",
+    "legacy": "torch.save before torch 1.6",
+    "safetensors": "safetensors",
+    "onnx": "ONNX",
+    "openvino": "OpenVINO",
+}
 
 
 def summary(names: Sequence[str], most: int = 8) -> str:
