@@ -269,6 +269,22 @@ def checked(file: Contents, read: Callable[[], Weights], name: str = "such a net
     return weights
 
 
+def fill_constants(network: Network, weights: Weights) -> None:
+    """Compute the buffers that are in no state dict: as timm's modules know how to, else as a fresh network has them."""
+    fresh: Network | None = None
+    for path, module in network.named_modules():
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        compute = getattr(module, "init_non_persistent_buffers", None)
+        for name in empty:
+            if compute:
+                setattr(module, name, torch.zeros_like(getattr(module, name), device="cpu"))
+            else:
+                fresh = fresh or make(weights.arch, weights.arch_args)
+                setattr(module, name, getattr(fresh.get_submodule(path), name))
+        if empty and compute:
+            compute()
+
+
 def own_copy(state: Mapping[str, Tensor]) -> State:
     """Contiguous tensors in memory of their own, half and double precision as float32."""
     return {
@@ -317,6 +333,7 @@ def assemble(weights: Weights, feature: str | None = None) -> Encoder:
         if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
             state.setdefault(name, torch.zeros((), dtype=torch.long))
     network.backbone.load_state_dict(state, strict=True, assign=True)
+    fill_constants(network, weights)
     return Encoder(
         network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
     )

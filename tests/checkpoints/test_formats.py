@@ -23,7 +23,7 @@ def marked(names):
     return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
-CASES = marked([name for name in MANIFESTS if rebuild.expected(name) and "dinov3" not in name])
+CASES = marked([name for name in MANIFESTS if rebuild.expected(name)])
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -32,6 +32,7 @@ def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     manifest = MANIFESTS[request.param]
     path = rebuild.write(manifest, folder)
+    rebuild.write_beside(manifest, folder)
     yield request.param, manifest, path, load_teacher(path)
     shutil.rmtree(folder)
 
