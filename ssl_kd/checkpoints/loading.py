@@ -6,36 +6,32 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssl_kd.checkpoints.agreement import of_transformers, timms
+from ssl_kd.checkpoints.assembly import assemble, blueprint
 from ssl_kd.checkpoints.by_architecture import by_architecture
-from ssl_kd.checkpoints.folders import Folder, open_folder
 from ssl_kd.checkpoints.formats import FORMATS, LAST, Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
-from ssl_kd.checkpoints.formats.weights import State, shown
-from ssl_kd.checkpoints.licences import UNSTATED, stated
+from ssl_kd.checkpoints.formats.weights import shown
+from ssl_kd.checkpoints.licences import UNSTATED
 from ssl_kd.checkpoints.pixels_record import recorded
 from ssl_kd.checkpoints.programs import describe_program, is_program, load_program
 from ssl_kd.checkpoints.reading import Reading, reading
-from ssl_kd.checkpoints.shards import INDEX, open_index, refuse_a_part
-from ssl_kd.checkpoints.torch_file import open_contents
+from ssl_kd.checkpoints.sources import Source, contents, source
 from ssl_kd.checkpoints.wrappers import branch_of, unwrapped
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
-from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
-from ssl_kd.models.factory import make
 
-LONGEST_CONFIG = 1 << 20  # bytes of a config.json; published ones have a thousandth
+__all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
+
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -46,66 +42,6 @@ def read(path: str | os.PathLike[str]) -> Any:
         return file.tree
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a path leads to: the tensors, how many bytes they have, and the folder where a whole one was named."""
-
-    path: Path
-    file: Contents
-    bytes: int
-    folder: Folder | None = None
-
-    def licence(self) -> str:
-        """As the folder says it, or for a student what its card says of its teacher."""
-        return (self.folder.licence if self.folder else "") or stated_in(self.file)
-
-
-def contents(path: Path) -> Contents:
-    """The file as plain data. CheckpointError, starting with the path, for anything that is not a checkpoint."""
-    return source(path).file
-
-
-def source(path: Path, name: str = "") -> Source:
-    """A file, an index of shards, or a folder with either. CheckpointError, starting with the path, for anything else.
-
-    name: ORG/NAME of a folder of the hub.
-    """
-    try:
-        if path.is_dir():
-            folder = open_folder(path, name)
-            opened = _one(folder.weights)
-            return replace(opened, path=path, folder=folder, file=replace(opened.file, config=folder.config))
-        if path.exists() and not path.is_file():
-            raise CheckpointError("is a device or a pipe, not a file")
-        return _one(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-def _one(path: Path) -> Source:
-    """A file or an index."""
-    if path.name.endswith(INDEX):
-        file, size = open_index(path)
-    else:
-        refuse_a_part(path)
-        file, size = open_contents(path), path.stat().st_size
-    return Source(path, replace(file, config=config_beside(path)), size)
-
-
-def config_beside(path: Path) -> Mapping[str, object]:
-    """What a config.json beside the file says, as transformers writes it; nothing where there is none that can be read."""
-    beside = path.with_name("config.json")
-    try:
-        if not beside.is_file() or beside.stat().st_size > LONGEST_CONFIG:
-            return {}
-        found = json.loads(beside.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def load_teacher(
@@ -269,76 +205,6 @@ def checked(file: Contents, read: Callable[[], Weights], name: str = "such a net
     return weights
 
 
-def fill_constants(network: Network, weights: Weights) -> None:
-    """Compute the buffers that are in no state dict: as timm's modules know how to, else as a fresh network has them."""
-    fresh: Network | None = None
-    for path, module in network.named_modules():
-        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        compute = getattr(module, "init_non_persistent_buffers", None)
-        for name in empty:
-            if compute:
-                setattr(module, name, torch.zeros_like(getattr(module, name), device="cpu"))
-            else:
-                fresh = fresh or make(weights.arch, weights.arch_args)
-                setattr(module, name, getattr(fresh.get_submodule(path), name))
-        if empty and compute:
-            compute()
-
-
-def own_copy(state: Mapping[str, Tensor]) -> State:
-    """Contiguous tensors in memory of their own, half and double precision as float32."""
-    return {
-        name: tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
-        for name, tensor in state.items()
-    }
-
-
-def blueprint(weights: Weights, feature: str | None = None) -> Network:
-    """The network without memory for its numbers. BrokenCheckpoint unless the weights are exactly what it needs."""
-    with torch.device("meta"):
-        network = make(weights.arch, weights.arch_args)
-    network.width(feature or weights.feature)  # UserError for one that it does not have
-    wanted, state = network.backbone.state_dict(), weights.state
-    both = [name for name in state if name in wanted]
-    problems = {
-        "lacks": [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")],
-        "has no place for": [n for n in state if n not in wanted],
-        "has other shapes for": [n for n in both if state[n].shape != wanted[n].shape],
-        "has other types for": [n for n in both if loaded_as(state[n]) != wanted[n].dtype],
-    }
-    for problem, names in problems.items():
-        if names:
-            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}{channels(state)}")
-    return network
-
-
-def loaded_as(tensor: Tensor) -> torch.dtype:
-    """Floating numbers of any precision are loaded as float32."""
-    return torch.float32 if tensor.is_floating_point() else tensor.dtype
-
-
-def channels(state: Mapping[str, Tensor]) -> str:
-    """That the first layer of a network is not made for RGB, where that is so."""
-    for name in ("conv1.weight", "patch_embed.proj.weight", "conv1.0.weight", "patch_embed.proj.0.weight"):
-        if name in state and state[name].ndim == 4 and state[name].shape[1] != 3:
-            return f"; its first layer takes {state[name].shape[1]} channels, and images have 3 (RGB)"
-    return ""
-
-
-def assemble(weights: Weights, feature: str | None = None) -> Encoder:
-    """Build the architecture without spending time on random numbers, and load every tensor strictly."""
-    network = blueprint(weights, feature)
-    state = own_copy(weights.state)
-    for name in network.backbone.state_dict():
-        if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
-            state.setdefault(name, torch.zeros((), dtype=torch.long))
-    network.backbone.load_state_dict(state, strict=True, assign=True)
-    fill_constants(network, weights)
-    return Encoder(
-        network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
-    )
-
-
 def inspect(
     path: str | os.PathLike[str],
     format: str | None = None,  # noqa: A002
@@ -396,12 +262,3 @@ def inspect(
         card=card(file) if row is STUDENT else {},
         licence=opened.licence() or UNSTATED,
     )
-
-
-def stated_in(file: Contents) -> str:
-    """What a student's card says of its teachers' licences; nothing for any other file."""
-    try:
-        found = card(file).get("teacher_licence", "") if STUDENT.matches(file) else ""
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return ""
-    return stated(list(found.values())) if isinstance(found, dict) else stated(found)
