@@ -40,6 +40,7 @@ class About:
     least, most: inclusive ends of its range; above, below: exclusive ones; a float is always finite. expects: its type
     in words, where the annotation's own would say too little. why: the reason for its range. first: one of the few that
     people set first. code: it may name an object as `package.module:name`. networks: there may be networks inside.
+    also: a shorter name on the command line. several: there it may be several words, such as three numbers.
     """
 
     help: str = ""
@@ -52,6 +53,8 @@ class About:
     first: bool = False
     code: bool = False
     networks: bool = False
+    also: str = ""
+    several: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a number is in the range."""
@@ -88,6 +91,8 @@ class Known(TypedDict, total=False):
     first: bool
     code: bool
     networks: bool
+    also: str
+    several: bool
 
 
 def described(help: str, **known: Unpack[Known]) -> dict[str, About]:  # noqa: A002 - as argparse calls it

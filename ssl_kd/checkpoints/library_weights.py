@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ssl_kd.checkpoints.licences import stated
 from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder
@@ -32,7 +33,19 @@ def load(name: str, feature: str | None = None) -> Encoder:
         raise
     except Exception as error:  # whatever a download client raises, the answer is the same
         raise CheckpointError(f"{name}: its weights could not be had: {one_line(error, 160)}") from error
-    return Encoder(network, name, {}, feature, pixels, f"{name}, pretrained")
+    encoder = Encoder(network, name, {}, feature, pixels, f"{name}, pretrained")
+    encoder.licence = licence_of(source, rest)
+    return encoder
+
+
+def licence_of(source: str, name: str) -> str:
+    """What timm says of its weights; torchvision says nothing."""
+    if source != "timm":
+        return "not stated by torchvision"
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    return stated(getattr(config, "license", None)) or "not stated by timm"
 
 
 def timm_weights(network: Network, name: str) -> Preprocessing:

@@ -62,7 +62,7 @@ class Distilled:
 
 
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -84,7 +84,7 @@ def distill(
 
 
 def fill_targets(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
