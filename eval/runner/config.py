@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "python -m eval configs/eval/cifar10.yaml",
     "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
+    "ssl-kd eval --selfcheck dino_vits16 --imagenet FOLDER     (does our k-NN give the published figure?)",
 )
 BY_HAND = ("format", "branch", "arch", "arch_args", "mean", "std")  # of an encoder's entry
 MAPS = ("pca", "tsne", "umap")
