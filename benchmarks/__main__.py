@@ -15,9 +15,12 @@ NAMES = {
     "distill_speed": "the training loop, against the networks alone, the usual script and lightly-train",
 }
 WHEN_NAMED = {
+    "students_speed": "several students on one pass of the teacher, against one after another and the networks alone",
     "eval_workers": "the cells of an evaluation in several processes, against one",
     "quality": "which objective gives the better student: every preset on the same budget",
     "health": "how well label-free health ranks students, against labelled k-NN",
+    "index": "a million made-up vectors in an index, against bare faiss",
+    "index_kill": "an index killed again and again while it is changed",
     "kill": "a run killed again and again, against one that was left alone",
     "memory": "seconds and bytes of an index, and whether a run's memory grows",
     "lightly_train": "lightly-train beside us: its losses against our presets, its own recipe on our teacher",

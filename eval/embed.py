@@ -17,7 +17,7 @@ from typing import Any
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
 from ssl_kd.runtime.ownership import refuse_replacing
-from ssl_kd.validation import described
+from ssl_kd.validation import described, setting
 
 from .runner.config import BY_HAND
 
@@ -33,7 +33,7 @@ class EmbedConfig:
         images: folder, zip or data set of pictures
         out: .npz file to write
         feature: which of the network's features (cls, pool, ...); empty: its family's default
-        format: read the weights as this checkpoint format, where two would claim it
+        format: checkpoint format, only where it cannot be told from the file
         branch: read only the tensors below this place or prefix of the file, such as state_dict/module.encoder.
         arch: timm or torchvision/ architecture of a bare state dict, such as tf_efficientnet_lite0
         arch_args: extra arguments of arch, such as {img_size: 32}
@@ -47,15 +47,16 @@ class EmbedConfig:
         precision: 32-true or bf16-mixed
         engine: how the network is run: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before it stops, 0 to 1
+        verify: read every byte of the images once for the file's key, which names them; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         overwrite: replace a file of features that is there
         quiet: no progress bar
-    """
+    """  # noqa: E501  the parser takes each setting's help from one line
 
     weights: str = ""
-    images: str = ""
+    images: str = setting("", "", tables={"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
     out: str = ""
     feature: str = ""
-    format: str = ""
+    format: str = setting("", "", tables={"": ["ssl_kd.checkpoints.formats:FORMATS"]})
     branch: str = ""
     arch: str = ""
     arch_args: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class EmbedConfig:
     precision: str = "32-true"
     engine: str = "folded"
     max_unreadable: float = 0.01
+    verify: bool = False
     overwrite: bool = False
     quiet: bool = False
 
@@ -92,7 +94,7 @@ def embed_images(config: EmbedConfig) -> Path:
 
     from .extraction.extract import extract
 
-    images = open_images(config.images, config.max_unreadable)
+    images = open_images(config.images, config.max_unreadable, config.verify)
     given = {name: getattr(config, name) or None for name in ("feature", *BY_HAND)}
     encoder = load_teacher(config.weights, **given, size=config.size if config.arch else None)
     if config.size or config.crop_ratio:

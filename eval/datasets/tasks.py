@@ -74,6 +74,11 @@ class Task:
         """Whether an image may show several classes."""
         return self.train.labels.ndim == 2
 
+    def verify(self) -> None:
+        """Have every byte of the images read for `digest` and for the keys of features: one pass over all of them."""
+        self.train.images.verify = self.test.images.verify = True
+        self.__dict__.pop("digest", None)  # one that was made with less
+
     @cached_property
     def digest(self) -> str:
         """Hexadecimal name of all images and labels, and of the validation split."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError
 from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank
@@ -187,9 +187,6 @@ def split_evaluator(name: str) -> tuple[str, str]:
     kind, _, protocol = name.partition("/")
     if kind == OOD:
         raise UserError("evaluators: ood judges pairs of tasks; give them as ood: [[inside, outside], ...]")
-    if kind not in EVALUATORS:
-        known = list(EVALUATORS)
-        raise UserError(f"no evaluator {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")
     row = EVALUATORS[kind]
     row.find(protocol or row.default)
     return kind, protocol or row.default

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.search.vectors import unit_rows
@@ -130,9 +130,6 @@ def retrieval_protocol(protocol: str | RetrievalProtocol) -> RetrievalProtocol:
                 f"{protocol}: {plain} ranks every row; an approximate index serves a cut ranking, as top1000"
             )
         return found
-    if protocol not in PROTOCOLS:
-        known = list(PROTOCOLS)
-        raise UserError(f"no retrieval protocol {protocol!r}; known: {', '.join(known)}.{nearest(protocol, known)}")
     return PROTOCOLS[protocol]
 
 

@@ -43,7 +43,8 @@ CELL_VERSION = 6  # raise it when a change of code changes figures
 @dataclass(frozen=True)
 class Settings:
     """How features are extracted, where finished cells and features are kept (None: nowhere), and whether maps and
-    galleries are wanted for a report, by which projections.
+    galleries are wanted for a report, by which projections. verify: every byte of the images is read for their names in
+    caches.
     """
 
     batch_size: int = 64
@@ -56,6 +57,7 @@ class Settings:
     cells: Path | None = None
     features: Path | None = None
     looks: bool = False
+    verify: bool = False
     maps: tuple[str, ...] = ("pca",)
 
     @property
@@ -117,6 +119,9 @@ class Bench:
         own: Sequence[Choice] = (),
     ):
         self.encoders, self.tasks, self.reference, self.settings = encoders, tasks, reference, settings
+        if settings.verify:
+            for task in tasks.values():
+                task.verify()
         self.own = {(choice.kind, choice.protocol): choice for choice in own if choice.is_object}
         self.held: dict[tuple[str, str], Banks] = {}
         self.programs = programs(engine=settings.engine)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_kd.checkpoints.reading import reading
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.runtime.command_line import parse
+from ssl_kd.validation import described
 
 if TYPE_CHECKING:
     from .cells import Settings
@@ -23,6 +24,16 @@ EXAMPLES = (
     "ssl-kd eval --selfcheck dino_vits16 --imagenet FOLDER     (does our k-NN give the published figure?)",
 )
 BY_HAND = ("format", "branch", "arch", "arch_args", "mean", "std")  # of an encoder's entry
+# Where `module:name`, typed on the command line, becomes a row.
+TASK_TABLES = {"name": ["ssl_kd.eval.datasets.published:MAKERS"]}
+ENCODER_TABLES = {"format": ["ssl_kd.checkpoints.formats:FORMATS"]}
+EVALUATOR_TABLES = {
+    "": [
+        "ssl_kd.eval.evaluators.registry:EVALUATORS",
+        *(f"ssl_kd.eval.evaluators.{kind}:PROTOCOLS" for kind in ("knn", "linear_probe", "few_shot", "retrieval")),
+        "ssl_kd.eval.evaluators.robustness:PROTOCOLS",
+    ]
+}
 MAPS = ("pca", "tsne", "umap")
 SEEDS = 2**63  # torch's generators take no more, and those of a probe's draws count on from the seed
 
@@ -47,6 +58,7 @@ class EvalConfig:
         precision: 32-true or bf16-mixed; published protocols are 32-true, and every figure made otherwise says so
         engine: how networks are run when features are extracted: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
+        verify: read every byte of the images once, to know for certain which they are before anything stored for them is used; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         seed: of the part of train that chooses a probe's strength
         report: write report.html, with maps and neighbours of every encoder
         maps: list of pca, tsne, umap: projections that the report shows; umap needs pip install 'ssl-kd[umap]'
@@ -54,9 +66,11 @@ class EvalConfig:
     """  # noqa: E501  the parser takes each setting's help from one line
 
     out: str = "runs/eval"
-    tasks: list[Any] = field(default_factory=list)
-    encoders: list[Any] = field(default_factory=list)
-    evaluators: list[Any] = field(default_factory=lambda: ["knn", "linear"])
+    tasks: list[Any] = field(default_factory=list, metadata=described("", tables=TASK_TABLES, paths=True))
+    encoders: list[Any] = field(default_factory=list, metadata=described("", tables=ENCODER_TABLES))
+    evaluators: list[Any] = field(
+        default_factory=lambda: ["knn", "linear"], metadata=described("", tables=EVALUATOR_TABLES)
+    )
     ood: list[Any] = field(default_factory=list)
     reference: str = ""
     cache: str = ""
@@ -68,6 +82,7 @@ class EvalConfig:
     precision: str = "32-true"
     engine: str = "folded"
     max_unreadable: float = 0.01
+    verify: bool = False
     seed: int = 0
     report: bool = True
     maps: list[str] = field(default_factory=lambda: ["pca"])

@@ -14,6 +14,8 @@ from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import make
 
+LARGE = 1 << 33  # bytes of a file whose values `inspect` does not read, and of weights that are not copied
+
 
 def fill_constants(network: Network, weights: Weights) -> None:
     """Compute the buffers that are in no state dict: as timm's modules know how to, else as a fresh network has them."""
@@ -32,11 +34,23 @@ def fill_constants(network: Network, weights: Weights) -> None:
 
 
 def own_copy(state: Mapping[str, Tensor]) -> State:
-    """Contiguous tensors in memory of their own, half and double precision as float32."""
+    """Contiguous tensors in memory of their own, half and double precision as float32.
+
+    Of a large network those that can be are taken as they were read, so that it is in memory once.
+    """
+    large = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > LARGE
     return {
-        name: tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
+        name: tensor
+        if large and alone(tensor)
+        else tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
         for name, tensor in state.items()
     }
+
+
+def alone(tensor: Tensor) -> bool:
+    """Whether the memory that a file's tensor was read into holds just this, as float32: twice 27 GB is too much."""
+    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return whole and tensor.is_contiguous() and tensor.dtype == torch.float32
 
 
 def blueprint(weights: Weights, feature: str | None = None) -> Network:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ssl_kd.checkpoints.agreement import of_transformers, timms
-from ssl_kd.checkpoints.assembly import assemble, blueprint
+from ssl_kd.checkpoints.assembly import LARGE, assemble, blueprint
 from ssl_kd.checkpoints.by_architecture import by_architecture
 from ssl_kd.checkpoints.formats import FORMATS, LAST, Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
@@ -108,20 +109,26 @@ def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str]:
     )
 
 
-def weights_of(opened: Source, given: Reading, method: str = "") -> tuple[Weights, Format | None]:
-    """The network in a source, as given by hand, else as its folder says, else as a format knows it; and that format."""
+def weights_of(opened: Source, given: Reading, method: str = "", values: bool = True) -> tuple[Weights, Format | None]:
+    """The network in a source, as given by hand, else as its folder says, else as a format knows it; and that format.
+
+    values: False leaves all but small tensors of anything but a student unread and unchecked.
+    """
     file, folder, row = opened.file, opened.folder, None
     if given.branch:
         file = branch_of(file, given.branch)
     if given.arch:
         beside = folder.pixels() if folder else None
-        weights = checked(file, lambda: by_architecture(file, str(given.arch), given.arch_args or {}, given, beside))
+        file = file if values else file.outline()
+        read = partial(by_architecture, file, str(given.arch), given.arch_args or {}, given, beside)
+        weights = checked(file, read, values=values)
     elif folder and folder.timms and not given.format:
-        weights = checked(file, lambda: timms(file, folder, given))
+        file = file if values else file.outline()
+        weights = checked(file, partial(timms, file, folder, given), values=values)
     else:
         found, row = identified(file, given.format)
         vouched = given.format is not None or (bool(method) and method.startswith(row.family))
-        weights = convert(replace(found, vouched=vouched), row)
+        weights = convert(replace(found, vouched=vouched), row, values or row is STUDENT)
         if folder and row is not STUDENT:
             weights = of_transformers(weights, folder)
             weights = replace(weights, preprocessing=folder.pixels() or weights.preprocessing)
@@ -175,24 +182,28 @@ def by_hand(weights: Weights, given: Reading) -> Weights:
     return replace(weights, preprocessing=pixels)
 
 
-def convert(file: Contents, row: Format) -> Weights:
-    """What the format makes of the file, with its values checked: sums match, every number finite, float32."""
+def convert(file: Contents, row: Format, values: bool = True) -> Weights:
+    """What the format makes of the file, with its values checked: sums match, every number finite, float32.
+
+    values: False leaves all but small tensors unread and unchecked.
+    """
+    file = file if values else file.outline()
 
     def read() -> Weights:
         weights = row.convert(file)
         # A student's record is whole; that of any other decides over its family.
         return weights if row is STUDENT else replace(weights, preprocessing=recorded(file, weights.preprocessing))
 
-    return checked(file, read, row.name)
+    return checked(file, read, row.name, values)
 
 
-def checked(file: Contents, read: Callable[[], Weights], name: str = "such a network") -> Weights:
+def checked(file: Contents, read: Callable[[], Weights], name: str = "such a network", values: bool = True) -> Weights:
     """The weights that `read` makes of the file, once their values are read and found whole and finite."""
     try:
         weights = read()
         file.fill(weights.used.values())
-        file.verify(weights.used.values())
-        bad = not_finite(weights.used)
+        file.verify(weights.used.values() if values else ())
+        bad = not_finite(weights.used) if values else []
     except UserError:
         raise
     except OSError as error:
@@ -219,6 +230,8 @@ def inspect(
 ) -> Report:
     """What a weight file or folder is, or in `problem` why it cannot be a teacher. The arguments are `load_teacher`'s.
 
+    Of a file above 8 GB only the shapes are looked at: no digest, and `load_teacher` may still find damage.
+
     Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
     """
     given = reading(feature, format, branch, arch, arch_args, mean, std, size)
@@ -233,12 +246,13 @@ def inspect(
     file = opened.file
     seen = tuple(path for path, _ in file.leaves())
     about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": opened.bytes}
-    row = None
+    row, values = None, opened.bytes <= LARGE
     try:
         if not (given.arch or (opened.folder and opened.folder.timms)):
             found = branch_of(file, given.branch) if given.branch else file
             row = identified(found, given.format)[1]
-        weights, _ = weights_of(opened, given)
+            values = values or row is STUDENT
+        weights, _ = weights_of(opened, given, values=values)
         blueprint(weights)
     except UserError as error:
         about |= {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
@@ -258,7 +272,7 @@ def inspect(
         used=tuple(weights.used),
         expected=tuple(weights.state),
         dropped=tuple(name for name in seen if name not in weights.used),
-        digest=digest_of(weights.arch, weights.arch_args, weights.state),
+        digest=digest_of(weights.arch, weights.arch_args, weights.state) if values else None,
         card=card(file) if row is STUDENT else {},
         licence=opened.licence() or UNSTATED,
     )

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from ssl_kd.checkpoints.reading import HELP, reading
+from ssl_kd.distillation.student_specs import student_specs
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.runtime import loggers
 from ssl_kd.runtime.loggers import LogSettings
@@ -18,6 +19,16 @@ from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import SEEDS, Rule, check_settings, described, must_hold, setting
 
 BY_HAND = ("branch", "arch", "arch_args", "mean", "std")  # of a teacher's line, as `load_teacher` takes them
+# Where `module:name`, typed on the command line, becomes a row.
+FORMATS = "ssl_kd.checkpoints.formats:FORMATS"
+OBJECTIVES = {
+    "term": ["ssl_kd.objectives:TERMS"],
+    "distance": ["ssl_kd.objectives:DISTANCES"],
+    "space": ["ssl_kd.objectives:TARGET_NORMS"],
+    "projector": ["ssl_kd.objectives:PROJECTORS"],
+    "relation": ["ssl_kd.objectives:RELATIONS"],
+    "comparison": ["ssl_kd.objectives:DIVERGENCES"],
+}
 # A preset's name or its terms; a scheme's name or its recipes.
 NameOrRows = str | list[dict[str, Any]]
 
@@ -36,7 +47,9 @@ class TeacherSettings:
         ),
     )
     teacher_feature: str = setting("", "feature to match (cls, pool, ...); empty: its family's default")
-    teacher_format: str = setting("", "checkpoint format, only where it cannot be told from the file")
+    teacher_format: str = setting(
+        "", "checkpoint format, only where it cannot be told from the file", tables={"": [FORMATS]}
+    )
     teacher_branch: str = setting("", HELP["branch"], also="branch")
     teacher_arch: str = setting("", HELP["arch"], also="arch")
     teacher_arch_args: dict[str, Any] = field(
@@ -54,6 +67,7 @@ class TeacherSettings:
         metadata=described(
             "several teachers instead of one, {NAME: FILE} or {NAME: {path, objective, weight, feature, size, arch, ...}}",
             expects="a mapping",
+            tables={"format": [FORMATS], "objective": []} | OBJECTIVES,  # an objective need be no row
             networks=True,
         ),
     )
@@ -74,6 +88,7 @@ class StudentSettings:
         "timm architecture, e.g. mobilenetv3_small_100, vit_tiny_patch16_224; empty: resnet18, or that of student_weights",
         first=True,
         code=True,
+        tables={"": ["ssl_kd.models.factory:SOURCES"]},
     )
     student_args: dict[str, Any] = field(
         default_factory=dict,
@@ -83,6 +98,22 @@ class StudentSettings:
         ),
     )
     student_weights: str = setting("", "a student file to start from; empty: random weights")
+    students: dict[Any, Any] | Literal[""] = field(
+        default="",
+        metadata=described(
+            "several students that share each pass of the teacher, {NAME: ARCH} or {NAME: {arch, args, weights, objective, "
+            "weight, lr, seed}}",
+            expects="a mapping",
+        ),
+    )
+    between: NameOrRows = field(
+        default="",
+        metadata=described(
+            "terms between students: mutual, ensemble, online_neighbours, assistant, or a list of such terms",
+            expects="a term's name or a list of terms",
+            code=True,
+        ),
+    )
 
 
 @dataclass
@@ -90,7 +121,11 @@ class DataSettings:
     """Images and views."""
 
     images: str = setting(
-        "", "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set", first=True
+        "",
+        "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set",
+        first=True,
+        tables={"": ["ssl_kd.data.open:SOURCES"]},
+        paths=True,
     )
     views: NameOrRows = field(
         default="",
@@ -115,6 +150,11 @@ class DataSettings:
     mix_probability: float = setting(1.0, "share of batches that are mixed, 0 to 1", least=0, most=1)
     max_unreadable: float = setting(
         0.01, "share of images that may fail to decode before the run stops, 0 to 1", least=0, most=1
+    )
+    verify: bool = setting(
+        False,
+        "read every byte of the images once, to know for certain which they are before anything stored for them is used; without, "
+        "large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)",
     )
 
 
@@ -151,6 +191,7 @@ class OptimiserSettings:
             expects="a preset's name or a list of terms",
             first=True,
             code=True,
+            tables=OBJECTIVES,
         ),
     )
     epochs: int = setting(100, "passes over the images", least=1, first=True)
@@ -315,6 +356,7 @@ def check(config: DistillConfig) -> None:
     check_settings(config)
     loggers.names(config.log)
     teacher_specs(config)
+    student_specs(config)
 
 
 def _needed(config: DistillConfig) -> tuple[Rule, ...]:
@@ -324,6 +366,11 @@ def _needed(config: DistillConfig) -> tuple[Rule, ...]:
             bool(config.teacher) != bool(config.teachers),
             "teacher: expected a checkpoint file or a name (or several as teachers, not both); got "
             + (several if config.teacher else "nothing"),
+        ),
+        (
+            not config.between or config.students != "",
+            "between: expected several students that the terms are between, as in students: {a: resnet18, b: resnet34}; "
+            "got none",
         ),
         (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
         (bool(config.out), "out: expected a path to write to; got nothing"),

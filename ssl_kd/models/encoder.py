@@ -110,14 +110,22 @@ class Encoder(nn.Module):
         weights = next(self.network.parameters(), None)
         return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
 
-    def forward(self, images: Tensor, layers: Sequence[str] = ()) -> Features:
-        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`)."""
+    def forward(self, images: Tensor, layers: Sequence[str] = (), until: str = "") -> Features:
+        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`).
+
+        until: one of these, behind which nothing is computed; the embedding is then (B, 0), and only what was tapped is there.
+        """
         taps: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name in layers:
                 stack.enter_context(tapped(self.backbone, name, taps))
-            embeddings, tokens = self.network(self.normalise(images), (self.feature,))
-        for name in layers:
+            if until:
+                stack.enter_context(stopping(self.backbone, until))
+            try:
+                embeddings, tokens = self.network(self.normalise(images), (self.feature,))
+            except _Reached:
+                embeddings, tokens = {self.feature: images.new_zeros(len(images), 0)}, None
+        for name in taps:
             if _STAGE.fullmatch(name) and taps[name].ndim == 4 and getattr(self.network, "channels_last", False):
                 taps[name] = taps[name].permute(0, 3, 1, 2)  # a stage is (B, C, H, W), however its network lays it out
         return Features(embeddings[self.feature], tokens, taps)
@@ -187,6 +195,24 @@ class tapped:  # noqa: N801  a context manager reads as a verb
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
+
+
+class _Reached(Exception):
+    """The layer behind which nothing is needed has been computed."""
+
+
+class stopping(tapped):  # noqa: N801
+    """While open, a forward pass ends by `_Reached` behind the named submodule."""
+
+    def __init__(self, backbone: nn.Module, name: str):
+        super().__init__(backbone, name, {})
+
+    def __enter__(self) -> None:
+        self.handle = self.module.register_forward_hook(_stop)
+
+
+def _stop(*_: object) -> None:
+    raise _Reached
 
 
 def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

@@ -57,6 +57,19 @@ def make(arch: str, arch_args: dict[str, Any]) -> Network:
     return network
 
 
+def known_to_be_wrong(arch: str) -> str:
+    """Why no network can have that name, in one line; empty where only building it would tell. Nothing is built."""
+    source, _, name = arch.rpartition("/")
+    if source not in SOURCES:
+        return f"{arch}: expected NAME or {', '.join(f'{known}/NAME' for known in SOURCES if known)}"
+    if source in ("", "timm"):
+        import timm
+
+        if not timm.is_model(name.split(".")[0]):
+            return f"{name}: timm has no such architecture.{nearest(name, timm.list_models())}"
+    return ""
+
+
 def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     """A timm network without its classifier."""
     import timm

@@ -72,10 +72,10 @@ def kind(file: Contents) -> tuple[str, bool]:
         return "vit_mae", True
     if any(name.startswith(NOT_BACKBONE) for name in (*state, *file.state())):
         return "", False
-    said = file.config.get("model_type")
+    said = str(file.config.get("model_type"))
     if "embeddings.cls_token" not in state:
         return "ijepa", True
-    return (str(said), True) if said in KINDS and said not in ("vit", "ijepa") else ("vit", False)
+    return (said, True) if said in KINDS and said not in ("vit", "ijepa") else ("vit", False)
 
 
 def is_kind(name: str) -> Callable[[Contents], bool]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ssl_kd.errors import BrokenCheckpoint, one_line
@@ -14,6 +15,7 @@ from ssl_kd.models.preprocessing import Preprocessing
 
 DEEPEST = 30  # levels of nesting; the published files have at most nine
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's tensors
+SMALL = 1 << 16  # elements: biases, norms and tokens, which some formats must look at
 LONGEST = 500  # characters of a path; in the published files at most a hundred
 State = dict[str, Tensor]
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # regular expression -> replacement, as in re.sub
@@ -79,6 +81,14 @@ class Contents:
         """
         return (re.sub(rf"(^|[./]){re.escape(COMPILED)}", r"\1", path) for path, _ in _leaves(self.nodes))
 
+    def outline(self) -> Contents:
+        """The same file, whose larger tensors have a shape and no memory: what it is takes no more to see."""
+
+        def small(wanted: Iterable[Tensor]) -> None:
+            self.fill([tensor for tensor in wanted if not tensor.is_meta])
+
+        return replace(self, nodes=_outlined(self.nodes), fill=small)
+
     def without_values(self) -> Contents:
         """The same file, whose tensors keep their shapes and are not read."""
         return replace(self, reading=False)
@@ -88,6 +98,14 @@ class Contents:
         return (
             f"{lab} {what}" if sure or self.vouched else f"{what} of unknown origin, read as {like or possessive(lab)}"
         )
+
+
+def _outlined(node: Any, depth: int = 0) -> Any:
+    if isinstance(node, Tensor):
+        return node if node.numel() <= SMALL else torch.empty(node.shape, dtype=node.dtype, device="meta")
+    if isinstance(node, Mapping) and depth < DEEPEST:
+        return {key: _outlined(value, depth + 1) for key, value in node.items()}
+    return None if isinstance(node, (list, tuple)) else node
 
 
 def possessive(lab: str) -> str:
