@@ -96,6 +96,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return code
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Compare objectives on equal budgets, with intervals over seeds."""
+    from ssl_kd.compare.run import main
+
+    return main(list(argv))
+
+
 def embed(argv: Sequence[str]) -> int:
     """Write the features of any pictures to one .npz file."""
     from ssl_kd.eval.embed import main
@@ -198,6 +205,7 @@ def named_code(config: Any) -> dict[str, str]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
     "demo": demo,
     "distill": distill,
     "embed": embed,

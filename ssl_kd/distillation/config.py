@@ -26,6 +26,9 @@ class TeacherSettings:
 
     teacher: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
     teacher_feature: str = setting("", "feature to match (cls, pool, ...); empty: its family's default")
+    teacher_size: int = setting(
+        0, "input size of the teacher in pixels, to which views are brought; 0: the views' size, or its own", least=0
+    )
     teacher_format: str = setting("", "checkpoint format, only where it cannot be told from the file")
     teachers: dict[Any, Any] = field(
         default_factory=dict,
@@ -132,6 +135,7 @@ class OptimiserSettings:
         ),
     )
     epochs: int = setting(100, "passes over the images", least=1, first=True)
+    steps: int = setting(0, "so many steps, whatever epochs says; 0: whole epochs", least=0)
     batch_size: int = setting(
         128,
         "images at a time (views multiply it); short runs do better with 64",
@@ -233,6 +237,7 @@ def teacher_specs(config: DistillConfig) -> dict[str, TeacherSpec]:
             config.teacher,
             config.objective,
             feature=config.teacher_feature,
+            size=config.teacher_size,
             format=config.teacher_format,
             digest=config.teacher_digest,
         )

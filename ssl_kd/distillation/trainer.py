@@ -174,7 +174,7 @@ class _Trainer:
         self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, self.bare, parts.mix)
         self.optimizer = self.stepper.optimizer
         self.steps_per_epoch = self.loader.batches_per_epoch()
-        self.total = self.steps_per_epoch * config.epochs
+        self.total = config.steps or self.steps_per_epoch * config.epochs
         self.quiet = config.quiet or not fabric.is_global_zero
         self.step = 0  # steps done
         self.seconds = 0.0  # of earlier sessions of this run and of this one
@@ -196,10 +196,10 @@ class _Trainer:
         self.fabric.barrier()  # nobody writes a state before all have read theirs
         self._resume()
         began = self.seconds
-        count = len(self.loader.images)
+        count = round(len(self.loader.images) * self.total / self.steps_per_epoch)
         self.stepper.module.train()
         with (
-            Progress("distill", count * self.config.epochs, quiet=self.quiet, start=self._images_done()) as bar,
+            Progress("distill", count, quiet=self.quiet, start=self._images_done()) as bar,
             stop_signals() as stop,
         ):
             saved_at = time.monotonic()
@@ -231,6 +231,11 @@ class _Trainer:
             rate = (self._images_done() - bar.start) / max(self.seconds - began, 1e-9)
         return self._finish(rate)
 
+    @property
+    def _epochs(self) -> float:
+        """Passes over the images, a whole number unless steps were asked for."""
+        return round(self.total / self.steps_per_epoch, 3) if self.config.steps else self.config.epochs
+
     def _images_done(self) -> int:
         return round(len(self.loader.images) * self.step / self.steps_per_epoch)
 
@@ -251,7 +256,7 @@ class _Trainer:
                 if not raw:
                     break
                 yield raw
-                if self._enough():
+                if self.step == self.total or self._enough():
                     return
 
     def _enough(self) -> bool:
@@ -422,7 +427,7 @@ class _Trainer:
                 path,
                 **provenance(teachers),
                 images=len(images) - len(images.unreadable),
-                epochs=self.config.epochs,
+                epochs=self._epochs,
                 steps=self.step,
             )
 
@@ -438,7 +443,7 @@ class _Trainer:
         return {
             "images": f"{len(self.loader.images):,} from {config.images}, no labels",
             "steps": (
-                f"{self.step:,} of batch {config.batch_size * config.accumulate}, {config.epochs} epochs, "
+                f"{self.step:,} of batch {config.batch_size * config.accumulate}, {self._epochs} epochs, "
                 f"{self.seconds / 60:.1f} minutes" + (f", {self.skipped} skipped" if self.skipped else "")
             ),
             "precision": f"{self.precision} on {self.fabric.device} ({environment()['machine']})",
