@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory bench-eval clean
+.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory bench-eval docs clean
 
 install: $(VENV)/.installed
 
@@ -50,5 +50,11 @@ bench-eval: install
 	$(BIN)/python -m benchmarks eval_knn $(SIZE)
 	$(BIN)/python -m benchmarks eval_probe $(SIZE)
 
+# the docs as a site, in site/index.html: broken links and missing pages are errors
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	rm -rf build/docs && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/docs .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .ci/mkdocs.yml
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -68,7 +68,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     results = _results(bench, jobs, left_out)
     results.save(config.out)
     if config.report:
-        results = _with_report(results, bench, config, {one.title: one.source for one in encoder_list})
+        sources = {one.title: one.source for one in encoder_list}
+        results = _with_report(results, bench, Path(config.out), settings_text(config), sources)
     return results
 
 
@@ -80,7 +81,7 @@ def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any]) -> None:
         raise UserError(f"workers: {objects[0]} is an object from Python, which stays in this process; take workers: 1")
 
 
-def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Mapping[str, str]) -> Results:
+def _with_report(results: Results, bench: Bench, out: Path, settings: str, sources: Mapping[str, str]) -> Results:
     """Write report.html, and return the results with what only it shows."""
     from .extraction.latency import latencies
     from .report.html import page
@@ -88,10 +89,10 @@ def _with_report(results: Results, bench: Bench, config: EvalConfig, sources: Ma
 
     networks = {name: row for name, row in bench.encoders.items() if not isinstance(row, OwnFeatures)}
     curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
-    results = replace(results, curves=curves, latencies=latencies(networks, config.device))
-    text = page(results, settings_text(config), f"Evaluation: {Path(config.out).name}")
+    results = replace(results, curves=curves, latencies=latencies(networks, bench.settings.device))
+    text = page(results, settings, f"Evaluation: {out.name}")
     content = text.encode(errors="backslashreplace")  # a class folder's name need not be UTF-8
-    atomically(Path(config.out) / "report.html", lambda file: file.write(content))
+    atomically(out / "report.html", lambda file: file.write(content))
     return results
 
 
@@ -112,7 +113,9 @@ def _plain(value: Any) -> Any:
 
 
 def _check_machine(device: str, engine: str) -> None:
-    from .extraction.engines import ENGINES, usable
+    from ssl_kd.runtime.devices import usable
+
+    from .extraction.engines import ENGINES
 
     usable(device)
     one_of("engine", engine, list(ENGINES))
@@ -133,7 +136,8 @@ def evaluate_encoders(
     `encoders`: by name an Encoder, or own features by task (see eval/runner/own_features.py). `evaluators`: names such as
     "knn" or "linear/quick-lbfgs", protocols of your own, pairs (kind, protocol), or objects called as
     (train, test) -> Scores (see eval/evaluators/choices.py). `reference` defaults to the first encoder. With `out`,
-    results are kept there, and cells too, but for what has no digest of its code: modules and evaluators of your own.
+    results and report.html are kept there, and cells too, but for what has no digest of its code: modules and evaluators
+    of your own.
     `ood` are pairs of tasks' names, inside and outside. Other settings are the fields of Settings (batch_size,
     threads, device, ...), with `features` the folder of a feature cache.
     """
@@ -161,6 +165,7 @@ def evaluate_encoders(
     results = _results(bench, *plan(tasks, list(rows), wanted, pairs))
     if out is not None:
         results.save(out)
+        results = _with_report(results, bench, Path(out), "", {})
     return results
 
 

@@ -7,9 +7,11 @@ PCG64 seeded with the CRC-32 of the tensor's path draws standard normals, which 
 import argparse
 import json
 import math
+import sys
 import zipfile
 import zlib
 from collections import OrderedDict
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
@@ -69,11 +71,27 @@ def sizes(text):
     return () if text == "-" else tuple(map(int, text.split("x")))
 
 
+# Buffers that are computed, not learned: all real files hold the same values.
+FIXED = {
+    "zero": lambda n: np.zeros(n, np.float32),
+    "mask_k": lambda n: (np.arange(n) // (n // 3) != 1).astype(np.float32),
+    "rope100": lambda n: (100.0 ** (np.arange(n) / n)).astype(np.float32),
+}
+
+
 def state_dict(node, path, wanted):
     out = OrderedDict() if node.get("type", "odict") == "odict" else {}
+    rules, same = node.get("fixed", {}), node.get("same", {})
     for line in node["tensors"]:
         key, shape, *dtype = line.split(" ")
-        out[key] = tensor("/".join([*path, key]), sizes(shape), dtype[0] if dtype else "float32", wanted)
+        kind = dtype[0] if dtype else "float32"
+        rule = rules.get(key.rpartition(".")[2])
+        if key in same:
+            out[key] = out[same[key]]
+        elif rule:
+            out[key] = torch.from_numpy(FIXED[rule](sizes(shape)[-1])).to(getattr(torch, kind))
+        else:
+            out[key] = tensor("/".join([*path, key]), sizes(shape), kind, wanted)
     return out
 
 
@@ -97,6 +115,19 @@ def optimizer(node, wanted):
     return {"state": state, "param_groups": groups}
 
 
+class Function:
+    """Stands for a function of a training script, of which a pickle holds the two names only."""
+
+    def __init__(self, module, name):
+        self.__module__, self.name = module, name
+
+    def __reduce__(self):
+        return self.name
+
+
+FUNCTIONS = {}  # one object a name, as in the script
+
+
 def build(node, path, wanted):
     """The object behind a node of a manifest's tree."""
     if isinstance(node, list):
@@ -114,6 +145,8 @@ def build(node, path, wanted):
         return tuple(build(item, path, wanted) for item in node["items"])
     if kind == "npfloat":
         return np.float64(node["value"])
+    if kind == "global":
+        return FUNCTIONS.setdefault((node["module"], node["name"]), Function(node["module"], node["name"]))
     items = [(key, build(value, [*path, str(key)], wanted)) for key, value in node["items"]]
     return {"dict": dict, "odict": OrderedDict, "namespace": lambda pairs: argparse.Namespace(**dict(pairs))}[kind](
         items
@@ -137,11 +170,21 @@ def write(manifest, folder, saved=None):
 
         save_file(dict(saved), path, metadata={"format": "pt"})
         return path
-    with mock.patch("torch.serialization.location_tag", lambda storage: manifest.get("location", "cpu")):  # noqa: PT008
+    with ExitStack() as stack:
+        place = manifest.get("location", "cpu")
+        stack.enter_context(mock.patch("torch.serialization.location_tag", lambda storage: place))  # noqa: PT008
+        for (module, name), function in FUNCTIONS.items():  # the pickler looks a name up before it writes it
+            stack.enter_context(mock.patch.object(sys.modules[module], name, function, create=True))
         torch.save(saved, path, _use_new_zipfile_serialization=kind == "zip")
     if any("numpy" in name for name in manifest["globals"]):
         rename_numpy(path, kind)
     return path
+
+
+def write_beside(manifest, folder):
+    """The small files, such as config.json, that lie beside a case's weights in its repository."""
+    for name, content in manifest.get("files", {}).items():
+        (folder / name).write_text(json.dumps(content))
 
 
 def rename_numpy(path, kind):

@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "types", "rng", "metrics"),
     ("validation", "registry", "runtime", "models", "objectives"),
     ("data", "checkpoints"),
-    ("distillation", "pretraining", "exporters"),
+    ("distillation", "pretraining", "exporters", "search"),
     ("compare",),
     ("cli",),
 )
@@ -30,7 +30,18 @@ EVAL_FLOORS = (
 )
 ACROSS = {("eval.results", "eval.metrics")}  # within a floor, one module may rest on another
 # eval/ may know what an encoder is and how images are read, never how a student is trained.
-OPEN_TO_EVAL = {"errors", "types", "rng", "registry", "validation", "runtime", "models", "data", "checkpoints"}
+OPEN_TO_EVAL = {
+    "errors",
+    "types",
+    "rng",
+    "registry",
+    "validation",
+    "runtime",
+    "models",
+    "data",
+    "checkpoints",
+    "search",
+}
 LIGHT = {"numpy", "torch", "faiss", "sklearn", "scipy"}
 STANDARD = set(sys.stdlib_module_names)
 LABEL_WORDS = {"label", "labels", "target_class", "class_to_idx", "targets_of", "y_true", "num_labels"}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from few import few
 from safetensors.torch import load_file
 
 import ssl_kd
@@ -43,7 +44,7 @@ OWN = {
     "parts": {"objective": "simreg", "batch_size": 3, "accumulate": 2},
     "looks at held-out images": {"objective": "default", "health_images": 32, "images": 64},
 }
-CASES = {name: {"objective": name} for name in PRESETS} | OWN
+CASES = {name: {"objective": few(name)} for name in PRESETS} | OWN
 
 
 def teacher(arch, args, seed):

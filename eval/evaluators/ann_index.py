@@ -11,21 +11,19 @@ after the factory string (`nprobe=16`, `efSearch=64`) set how widely an index lo
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from ssl_kd.errors import UserError
 from ssl_kd.runtime.files import atomically
+from ssl_kd.search import factory as faiss_factory
+from ssl_kd.search.vectors import unit_rows
 
 from ..banks import blocks
-from .knn import Search, unit_rows, without
+from .knn import Search, without
 
-TRAINED = 1 << 29  # bytes of rows that an index learns from: 350,000 rows of 384 numbers
 CHUNK = 1 << 22  # bytes of a file that are read at a time to check them
 SAMPLED = 256  # queries whose exact neighbours are looked up, to know how many an index finds
 
@@ -52,14 +50,14 @@ def open_index(bank: np.ndarray, name: str, folder: Path | None = None) -> Appro
     The file's name is a digest of the bank's content and the factory string, so that nothing stale is ever read; it
     appears whole or not at all, and a damaged one is made anew. UserError for a name that faiss does not take.
     """
-    factory, words = _split(name)
+    factory, words = faiss_factory.split(name)
     path = None if folder is None else folder / f"{_digest(bank, factory)}.faiss"
     index = _read(path, bank)
     if index is None:
-        index = _trained(bank, factory)
+        index = faiss_factory.trained(bank, factory, unit_rows)
         if path is not None:
             _write(index, path)
-    _look(index, name, words)
+    faiss_factory.look(index, name, words)
     return ApproximateIndex(index, name)
 
 
@@ -67,14 +65,14 @@ def check_index(name: str) -> str:
     """Return the name if faiss can read it, before anybody waits for features; its fit to a width shows later."""
     import faiss
 
-    factory, words = _split(name)
+    factory, words = faiss_factory.split(name)
     try:
         index = faiss.index_factory(64, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         if "could not parse" in str(error):
-            raise _refusal(name, error) from None
+            raise faiss_factory.refusal(name, error) from None
         return name
-    _look(index, name, words)
+    faiss_factory.look(index, name, words)
     return name
 
 
@@ -95,45 +93,6 @@ def found_again(
         k: float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact[:, :k], given[:, :k], strict=True)]))
         for k in ks
     }
-
-
-def _split(name: str) -> tuple[str, str]:
-    factory, *words = name.split() or [""]
-    return factory, ",".join(words)
-
-
-def _trained(bank: np.ndarray, factory: str) -> Any:
-    import faiss
-
-    index = _asked(factory, lambda: faiss.index_factory(bank.shape[1], factory, faiss.METRIC_INNER_PRODUCT))
-    rows = max(1, TRAINED // (4 * bank.shape[1]))
-    some = np.arange(len(bank))
-    if rows < len(bank):
-        some = np.sort(np.random.default_rng(0).permutation(len(bank))[:rows])
-    if not index.is_trained:
-        _asked(factory, lambda: index.train(unit_rows(bank[some])))
-    for part in blocks(len(bank)):
-        index.add(unit_rows(bank[part]))
-    return index
-
-
-def _look(index: Any, name: str, words: str) -> None:
-    import faiss
-
-    if words:
-        _asked(name, lambda: faiss.ParameterSpace().set_index_parameters(index, words))  # type: ignore[arg-type]  # its stub is wrong
-
-
-def _asked(name: str, what: Callable[[], Any]) -> Any:
-    try:
-        return what()
-    except RuntimeError as error:
-        raise _refusal(name, error) from None
-
-
-def _refusal(name: str, error: RuntimeError) -> UserError:
-    why = re.sub(r"^.*\.cpp:\d+: (Error: '.*' failed: )?", "", " ".join(str(error).split()))  # not where in its source
-    return UserError(f"index {name!r}: faiss does not take it ({why}); expected something like 'IVF256,Flat nprobe=16'")
 
 
 def _digest(bank: np.ndarray, factory: str) -> str:

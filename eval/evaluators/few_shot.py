@@ -13,10 +13,10 @@ import numpy as np
 
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.registry import Registry
+from ssl_kd.search.vectors import unit_rows
 
 from ..banks import FeatureBank, match
 from ..metrics import Z95, Score, Scores, wilson
-from .knn import unit_rows
 from .linear_probe import LinearProbe
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
+from ssl_kd.search.vectors import unit_rows
 
 from ..banks import FeatureBank, Matched, blocks, match
 from ..metrics import Scores, figures, hits_of_figures
@@ -30,7 +31,6 @@ UNIT = 1e-6  # a length this close to 1 is what float32 makes of a unit vector
 GUESSES = 5  # ranked guesses per query: what top-5 needs
 GPU_K = 2048  # the most neighbours that faiss finds on a GPU
 GPU_BYTES = 1 << 30  # of vectors, and of queries, that faiss takes to a GPU at a time
-SQUARES = (1e-24, 1e37)  # squared lengths between which float32 loses nothing that counts
 NEAR = 1e-6  # similarities this close to a tied one count as tied
 
 
@@ -317,24 +317,7 @@ def _scores(query: np.ndarray, rows: np.ndarray, similarity: str) -> np.ndarray:
 
 def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:
     """Return C-ordered float32 rows, of unit length for cosine (all-zero rows stay zero)."""
-    if similarity != "cosine":
-        return np.ascontiguousarray(rows, np.float32)
-    with np.errstate(over="ignore", under="ignore"):
-        # divided in place below: a second copy of a shard would be half the memory
-        ready = np.array(rows, np.float32, order="C")
-    squares = np.einsum("nd,nd->n", ready, ready)
-    extreme = np.flatnonzero(~((squares > SQUARES[0]) & (squares < SQUARES[1])))
-    if len(extreme):  # float32 would lose their squares: first divided by their largest entry
-        some = np.asarray(rows[extreme], np.float64)
-        ready[extreme] = some / np.maximum(np.abs(some).max(1, keepdims=True), np.finfo(np.float64).tiny)
-        squares[extreme] = np.einsum("nd,nd->n", ready[extreme], ready[extreme])
-    ready /= np.maximum(np.sqrt(squares), np.float32(1e-12))[:, None]
-    return ready
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Return rows (N, D) as float32 of unit length; all-zero rows stay zero."""
-    return _ready(rows, "cosine")
+    return unit_rows(rows) if similarity == "cosine" else np.ascontiguousarray(rows, np.float32)
 
 
 def _is_unit(rows: np.ndarray) -> bool:

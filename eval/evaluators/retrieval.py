@@ -20,11 +20,12 @@ import numpy as np
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
+from ssl_kd.search.vectors import unit_rows
 
 from ..banks import FeatureBank, Matched, blocks, check_finite, match
 from ..metrics import Scores, mean_score
 from .ann_index import check_index, found_again, open_index
-from .knn import Search, clamp_notes, unit_rows
+from .knn import Search, clamp_notes
 
 QUERIES = 128  # whose whole rankings are alive at once
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssl_kd.errors import UserError
+from ssl_kd.search.vectors import unit_rows
 
 from ..banks import FeatureBank
-from ..evaluators.knn import neighbours, unit_rows
+from ..evaluators.knn import neighbours
 
 if TYPE_CHECKING:
     from ..datasets.tasks import Split, Task

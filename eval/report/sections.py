@@ -67,6 +67,12 @@ def summary(results: Results) -> str:
     )
 
 
+def _answer(results: Results) -> Data | None:
+    """A sentence per encoder and evaluator; what no task can tell is said in a lighter voice."""
+    lines = [(one.sentence(results.reference), one.certain) for one in results.verdicts()]
+    return {"lines": lines} if lines else None
+
+
 def _headline(results: Results) -> Data:
     header, lines = results.grid()
     marks = [before is not None and before[0] != line[0] for before, line in zip([None, *lines], lines, strict=False)]
@@ -333,6 +339,7 @@ def _number(metric: str, value: float) -> str:
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Results], Data | None]], ...] = (  # heading, block of the template, its data
+    ("Answer", "answer", _answer),
     ("Results", "headline", _headline),
     ("Share kept", "shares", _shares),
     ("Accuracy, size and speed", "sizes", _sizes),

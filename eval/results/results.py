@@ -17,6 +17,7 @@ from ssl_kd.runtime.files import atomically, probe
 from .cell import Cell, paired, share_of
 from .table import Layout
 from .text import Row, escaped, inert, one_line, plain
+from .verdict import Verdict, verdicts
 
 COLUMNS = (
     "task",
@@ -82,6 +83,10 @@ class Results:
         keys = ("task", "encoder", "evaluator", "protocol", "headline")
         return next(row for row in self.rows if tuple(row[key] for key in keys) == wanted)
 
+    def verdicts(self) -> list[Verdict]:
+        """Return how much each encoder keeps of the reference, in a sentence each; see `ssl_kd.eval.results.verdict`."""
+        return verdicts(self.cells, self.reference, self.headline)
+
     def table(self) -> Table:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
         from rich.table import Table
@@ -104,7 +109,9 @@ class Results:
         rule = ["---", "---", *["---:"] * (len(header) - 2)]
         cells = [[one_line(text).replace("|", "\\|") for text in line] for line in [header, rule, *lines]]
         text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
-        return "\n\n".join([text, one_line(self.caption()), *[f"- {one_line(note)}" for note in self.notes]]) + "\n"
+        notes = [f"- {one_line(note)}" for note in self.notes]
+        answer = [f"- **{one_line(verdict.sentence(self.reference))}**" for verdict in self.verdicts()]
+        return "\n\n".join(["\n".join(answer), text, one_line(self.caption()), *notes]).lstrip() + "\n"
 
     def latex(self) -> str:
         """Return the same table as a LaTeX tabular with booktabs rules."""

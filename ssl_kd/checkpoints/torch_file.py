@@ -129,7 +129,9 @@ def read_zip(file: FileBytes) -> Contents:
         raise BrokenCheckpoint(f"its bookkeeping is longer than {MAX_PICKLE / 1e6:,.0f} MB")
     program = file.bytes(start, size)
     check_sum(program, f"{root}data.pkl", members[f"{root}data.pkl"].CRC)
-    return Contents(Machine(load).run(io.BytesIO(program)), "zip", verify=file.verify, fill=file.fill)
+    machine = Machine(load)
+    tree = machine.run(io.BytesIO(program))
+    return Contents(tree, "zip", verify=file.verify, fill=file.fill, devices=frozenset(machine.devices))
 
 
 def refuse_odd_archive(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> None:
@@ -200,4 +202,5 @@ def read_legacy(file: FileBytes) -> Contents:
             )
         storages[key], place = Storage(file.storage(dtype, place + 8, count, end - place - 8)), end
     pages.seek(body)
-    return Contents(Machine(lambda _, key, __: storages[key]).run(pages), "legacy", fill=file.fill)
+    machine = Machine(lambda _, key, __: storages[key])
+    return Contents(machine.run(pages), "legacy", fill=file.fill, devices=frozenset(machine.devices))

@@ -27,6 +27,7 @@ LARGEST_KEY = 2**61 - 1  # whole numbers below this have hashes of their own; th
 LARGEST_INDEX = 2**32  # of what is noted for later
 LONGEST_NAME = 300  # characters of a class's name or of a storage's
 LONGEST_TUPLE = 16
+MANY_DEVICES = 64  # more are not counted
 
 
 @dataclass(eq=False)
@@ -165,6 +166,9 @@ INERT_PACKAGES = (
     "lightning_utilities.",
 )
 
+# Functions of the training script, named by the optimizer's settings (Barlow Twins, VICReg). A mention is borne, a call is not.
+SCRIPT = "__main__."
+
 STORAGES: dict[str, torch.dtype] = {
     "Float": torch.float32,
     "Double": torch.float64,
@@ -193,10 +197,16 @@ def checked_name(module: Any, name: Any) -> Global:
     words = [part if isinstance(part, str) else type(part).__name__ for part in (module, name)]
     if words == [module, name] and sum(map(len, words)) < LONGEST_NAME and words[1].isidentifier():
         path = ".".join(words)
-        if any(path in table for table in (REBUILD, INERT, STORAGE_DTYPES, DTYPES)) or path.startswith(INERT_PACKAGES):
+        known = any(path in table for table in (REBUILD, INERT, STORAGE_DTYPES, DTYPES))
+        if known or path.startswith((*INERT_PACKAGES, SCRIPT)):
             return Global(path)
-    raise UnsafeCheckpoint(
-        f"refused: it asks for {'.'.join(map(one_line, words))}, which is code and not weights. "
+    raise asks_for_code(".".join(map(one_line, words)))
+
+
+def asks_for_code(path: str) -> UnsafeCheckpoint:
+    """The error for a name that only the program behind the file knows."""
+    return UnsafeCheckpoint(
+        f"refused: it asks for {path}, which is code and not weights. "
         "Save only the model's state_dict(), with the program that wrote the file."
     )
 
@@ -229,6 +239,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.devices: set[str] = set()  # where the storages lay
         self.steps = 0  # opcodes
         self.spent = 0  # elements handed to calls; one long list can be handed to a million of them
 
@@ -326,6 +337,9 @@ class Machine:
         """Put what our function of that name makes of the arguments on the stack."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise BrokenCheckpoint("the file is damaged: a call of something that is no function")
+        for name in (function, *args):
+            if isinstance(name, Global) and name.path.startswith(SCRIPT):
+                raise asks_for_code(name.path)
         self.spent += len(args)
         self.spent += sum(len(a) for a in args if isinstance(a, (list, tuple, dict, str, bytes)))
         self.within()
@@ -357,11 +371,13 @@ class Machine:
         (identity,) = self.last(1)
         if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6 or identity[0] != "storage":
             raise BrokenCheckpoint("the file is damaged: a reference to something that is no storage")
-        _, kind, key, _, count, *view = identity
+        _, kind, key, device, count, *view = identity
         if not isinstance(kind, Global) or kind.path not in STORAGE_DTYPES or any(v is not None for v in view):
             raise BrokenCheckpoint(f"a storage of an unknown type {getattr(kind, 'path', '')[:60]}")
         if not isinstance(key, str) or len(key) > LONGEST_NAME or type(count) is not int or not 0 <= count < 2**48:
             raise BrokenCheckpoint("the file is damaged: a storage without a key or a size")
+        if isinstance(device, str) and len(self.devices) < MANY_DEVICES:
+            self.devices.add(device)
         self.push(self.load_storage(kind.path, key, count))
 
 

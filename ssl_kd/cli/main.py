@@ -37,11 +37,13 @@ def distill(argv: Sequence[str]) -> int:
     done = run(config=config, **named_code(config))
     if distributed.rank():
         return 0  # of several processes the first prints
-    losses = ", ".join(f"{k} {v:.4g}" for k, v in done.last.items())
-    print(
-        f"{done.path}: {done.student.arch}, width {done.student.dim}, after {done.seconds / 60:.1f} minutes ({losses})"
-    )
-    print(f"Next: ssl-kd export {done.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
+    several = getattr(done, "students", None)
+    for one in several.values() if several else (done,):
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in one.last.items())
+        print(
+            f"{one.path}: {one.student.arch}, width {one.student.dim}, after {one.seconds / 60:.1f} minutes ({losses})"
+        )
+    print(f"Next: ssl-kd export {one.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
     return 0
 
 
@@ -164,9 +166,10 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     """Labels stay in ssl_kd.eval.demo: only bare images are handed over to the trainers."""
     from rich.console import Console
 
-    from ssl_kd.cli.demo import distilled, teacher
+    from ssl_kd.cli.demo import distilled, teacher, teacher_file
     from ssl_kd.data.sources.array import ArrayImages
     from ssl_kd.eval import demo as labelled
+    from ssl_kd.runtime.files import atomically
     from ssl_kd.runtime.ownership import require_ours
     from ssl_kd.runtime.run_dir import RUN
 
@@ -180,15 +183,33 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     student = distilled(taught, images, out, seed, quiet).student
     console.print("3. Teacher, student and random weights on three tasks")
     results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
+    labelled.handed_out(tasks, out)
+    atomically(out / "teacher.pth.tar", lambda file: file.write(teacher_file(images).read_bytes()))
     console.print(results.table())
     shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed)
     verdict = labelled.claims(results, tasks)
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
-    last = f"Picture: {shown}\nRun folder: {out} (README.md in it explains every file)\n"
-    last += "Next: ssl-kd distill --help, with images of your own"
+    last = f"Picture: {shown}\nReport: {out / 'eval' / 'report.html'}, which opens with:\n"
+    last += "".join(f"  {answer.sentence(results.reference)}\n" for answer in results.verdicts())
+    last += f"Run folder: {out} (README.md in it explains every file)\n"
+    last += f"Next: ssl-kd distill --teacher {out}/teacher.pth.tar --images {out}/photos.zip --epochs 2 --out runs/mine"
     console.print(last, highlight=False, markup=False)
     return 0 if all(holds for holds, _ in verdict) else 1
+
+
+def index(argv: Sequence[str]) -> int:
+    """Index pictures on disk: build, add, remove, train, info, verify."""
+    from ssl_kd.cli.index import main
+
+    return main(list(argv))
+
+
+def search(argv: Sequence[str]) -> int:
+    """Find the pictures of an index that are nearest to others."""
+    from ssl_kd.cli.index import search as run
+
+    return run(list(argv))
 
 
 def zoo(argv: Sequence[str]) -> int:
@@ -196,6 +217,27 @@ def zoo(argv: Sequence[str]) -> int:
     from ssl_kd.cli.zoo import main
 
     return main(list(argv))
+
+
+def configs(argv: Sequence[str]) -> int:
+    """List, show or copy the example configs that come with the package."""
+    from ssl_kd.cli.configs import main
+
+    return main(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Show versions, devices, the cache, and what is missing for which extra."""
+    from ssl_kd.cli.doctor import main
+
+    return main(argv)
+
+
+def completion(argv: Sequence[str]) -> int:
+    """Print what makes a shell complete commands and options."""
+    from ssl_kd.cli.completion import main
+
+    return main(argv, list(COMMANDS))
 
 
 def named_code(config: Any) -> dict[str, str]:
@@ -206,20 +248,25 @@ def named_code(config: Any) -> dict[str, str]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
+    "completion": completion,
+    "configs": configs,
     "demo": demo,
     "distill": distill,
+    "doctor": doctor,
     "embed": embed,
     "eval": evaluate,
     "export": export,
+    "index": index,
     "inspect": inspect,
     "pretrain": pretrain,
+    "search": search,
     "targets": targets,
     "zoo": zoo,
 }
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    lines = [f"  {name:<12}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ssl-kd COMMAND [options]        (ssl-kd COMMAND --help lists every option)",

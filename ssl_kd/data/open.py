@@ -23,21 +23,24 @@ from ssl_kd.data.sources.array import ArrayImages, open_npy
 from ssl_kd.data.sources.base import LOG, ImageSource
 from ssl_kd.data.sources.dataset import DatasetImages
 from ssl_kd.data.sources.decode import EXTENSIONS
+from ssl_kd.data.sources.files import FileImages, lines_of
 from ssl_kd.data.sources.folder import FolderImages
 from ssl_kd.data.sources.listing import picture_paths
 from ssl_kd.data.sources.tar_index import PACKERS
 from ssl_kd.errors import ImagesError, nearest, shown_name
 from ssl_kd.registry import Registry
 
+LISTS = (".txt", ".lst")  # endings of files that hold one path on each line
 _SAID: set[str] = set()  # what this process has said about files that were passed over
 
 
 def open_images(source: Any, max_unreadable: float = 0.01, verify: bool = False) -> ImageSource:
     """Return the pictures of `source`, which must hold at least one.
 
-    source: a folder; tar shards by pattern, URL, folder or list (ssl_kd.data.sources.webdataset); Parquet files by
-    pattern, folder or list, with `:column` behind them or not (ssl_kd.data.sources.parquet); a zip archive, with
-    `/folder/in/it` or `:folder/in/it` behind it to take a part; a .npy file or an array, uint8 (N, H, W, 3);
+    source: a folder; one picture, a list of pictures, or a .txt file with one path on each line; tar shards by
+    pattern, URL, folder or list (ssl_kd.data.sources.webdataset); Parquet files by pattern, folder or list, with
+    `:column` behind them or not (ssl_kd.data.sources.parquet); a zip archive, with `/folder/in/it` or
+    `:folder/in/it` behind it to take a part; a .npy file or an array, uint8 (N, H, W, 3);
     `torchvision/NAME:root[:split][:download]`, or what another row of SOURCES is called; a map-style data set, of
     pictures, tuples or rows; or Images already.
     max_unreadable: share of pictures that may turn out unreadable before reading raises.
@@ -95,6 +98,10 @@ def _open_path(path: str, max_unreadable: float) -> ImageSource:
         return webdataset.open_shards(path, max_unreadable)
     if path.endswith(".npy") and os.path.isfile(path):
         return open_npy(path, max_unreadable)
+    if path.lower().endswith(EXTENSIONS) and os.path.isfile(path):
+        return FileImages([path], max_unreadable)
+    if path.lower().endswith(LISTS) and os.path.isfile(path):
+        return FileImages(lines_of(path), max_unreadable, path)
     for cut in (m.start() for m in re.finditer(r"[:/\\]|$", path)):
         if os.path.isfile(path[:cut]):
             _must_be_archive(path[:cut])
@@ -109,21 +116,18 @@ def _open_path(path: str, max_unreadable: float) -> ImageSource:
 def _must_be_archive(path: str) -> None:
     """ImagesError for files that are no archive of pictures, and what they are."""
     what = ""
-    if path.lower().endswith(EXTENSIONS):
-        what = "this is one picture; pass the folder that holds it"
-    else:
-        try:
-            with open(path, "rb") as file:
-                start = file.read(1 << 12)
-        except OSError as error:
-            raise ImagesError(f"{shown_name(path)}: cannot be read: {error.strerror or error}") from None
-        packer = next((name for magic, name in PACKERS.items() if name != "zip" and start.startswith(magic)), "")
-        if packer:
-            what = f"this is packed by {packer}; unpack it, or make it a plain .tar or a .zip"
-        elif start[257:262] == b"ustar":
-            what = "this is a tar; give its name the ending .tar"
-        elif start and b"\0" not in start and _is_text(start):
-            what = "this is a text; lists of files are not read, pass the folder that holds the pictures"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1 << 12)
+    except OSError as error:
+        raise ImagesError(f"{shown_name(path)}: cannot be read: {error.strerror or error}") from None
+    packer = next((name for magic, name in PACKERS.items() if name != "zip" and start.startswith(magic)), "")
+    if packer:
+        what = f"this is packed by {packer}; unpack it, or make it a plain .tar or a .zip"
+    elif start[257:262] == b"ustar":
+        what = "this is a tar; give its name the ending .tar"
+    elif start and b"\0" not in start and _is_text(start):
+        what = "this is a text; a list of picture files is read if its name ends in .txt"
     if what:
         raise ImagesError(f"{shown_name(path)}: expected a folder or a zip archive, but {what}")
 
@@ -161,11 +165,13 @@ def _open_list(paths: list[str], max_unreadable: float) -> ImageSource:
 
     if all(map(parquet.names_parquet, paths)):
         return parquet.open_parquet(paths, max_unreadable)
+    if all(path.lower().endswith(EXTENSIONS) for path in paths):
+        return FileImages(paths, max_unreadable)
     if not all(map(webdataset.names_shards, paths)):
         wrong = next(p for p in paths if not webdataset.names_shards(p))
         raise ImagesError(
-            f"a list of paths must name tar shards or Parquet files, but it holds {shown_name(wrong)}; "
-            "for loose files pass their folder"
+            f"a list of paths must name pictures, tar shards or Parquet files, all of one kind, but it holds "
+            f"{shown_name(wrong)}"
         )
     return webdataset.open_shards(paths, max_unreadable)
 

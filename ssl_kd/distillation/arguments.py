@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -24,7 +24,7 @@ from ssl_kd.runtime.loggers import LightningLogger, logger_of
 from ssl_kd.runtime.objects import imported, is_record, names_code, record_of
 from ssl_kd.validation import with_settings
 
-CODE = ("objective", "views", "log", "student")  # settings that may name an object as package.module:name
+CODE = ("objective", "views", "log", "student", "between")  # settings that may name an object as package.module:name
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,22 @@ class Objects:
 
     student: what `package.module:name` led to. objectives: a criterion, or what makes one of two widths, by the
     teacher's name; of a single teacher, and of all that have none of their own, under "". views: None for those that
-    the config names.
+    the config names. students: what the lines of several students had, their objectives under "".
+    between: a module with the terms between students, or what makes one.
     """
 
     student: Any = None
     objectives: Mapping[str, Any] = field(default_factory=dict)
     views: tuple[Recipe, ...] | None = None
     loggers: tuple[LightningLogger, ...] = ()
+    students: Mapping[str, Objects] = field(default_factory=dict)
+    between: Any = None
+
+    def of(self, name: str, own_objective: bool) -> Objects:
+        """Those of one of several students. own_objective: it has one of its own, which takes the place of the run's."""
+        own = self.students.get(name, NOTHING)
+        kept = {teacher: found for teacher, found in self.objectives.items() if teacher or not own_objective}
+        return replace(self, student=own.student, objectives={**kept, **own.objectives}, students={})
 
 
 NOTHING = Objects()
@@ -59,7 +68,20 @@ def merge(
     merged = with_settings(config or DistillConfig(), given, "distill")
     for name in CODE:
         _must_be_given(name, getattr(merged, name), name in given)
+    if "students" not in given:
+        _must_be_plain(merged.students)
     return merged, objects
+
+
+def _must_be_plain(students: object) -> None:
+    """UserError where the students of a config name objects or code, which this call has not given itself."""
+    for name, line in students.items() if isinstance(students, Mapping) else ():
+        for key, value in line.items() if isinstance(line, Mapping) else (("arch", line),):
+            if key in ("arch", "objective") and (is_record(value) or names_code(value)):
+                raise UserError(
+                    f"students: {key} of {name} was an object or names code ({value}), and a config runs none; give it "
+                    f"from Python, as ssl_kd.distill(students={{...}})"
+                )
 
 
 def _objects(given: dict[str, Any]) -> Objects:
@@ -71,6 +93,12 @@ def _objects(given: dict[str, Any]) -> Objects:
         objectives[""], given["objective"] = _objective(objective)
     if isinstance(teachers := given.get("teachers"), Mapping):
         given["teachers"] = {name: _own_objective(name, line, objectives) for name, line in teachers.items()}
+    members: dict[str, Objects] = {}
+    if isinstance(students := given.get("students"), Mapping):
+        given["students"] = {name: _own_objects(name, line, members) for name, line in students.items()}
+    between = None
+    if (terms := given.get("between")) is not None and (names_code(terms) or callable(terms)):
+        between, given["between"] = _objective(terms, "between")
     views = given.get("views")
     found = as_views(imported("views", str(views)) if names_code(views) else views)
     if found is not None:
@@ -78,17 +106,32 @@ def _objects(given: dict[str, Any]) -> Objects:
     loggers: list[LightningLogger] = []
     if "log" in given:
         given["log"] = ",".join(_log(one, loggers) for one in _listed(given["log"]))
-    return Objects(student, objectives, found, tuple(loggers))
+    return Objects(student, objectives, found, tuple(loggers), members, between)
 
 
-def _objective(given: Any) -> tuple[Any, str]:
+def _own_objects(name: str, line: Any, members: dict[str, Objects]) -> dict[str, Any]:
+    """A student's line; objects in it, of which their names stay, go to the others."""
+    line_of: dict[str, Any] = dict(line) if isinstance(line, Mapping) else {"arch": line}
+    student, objectives = None, {}
+    if isinstance(arch := line_of.get("arch"), nn.Module):
+        student, line_of["arch"] = arch, _student(arch)
+    elif names_code(arch):
+        student = imported(f"students: {name}", str(arch))
+    if (objective := line_of.get("objective")) is not None and (names_code(objective) or callable(objective)):
+        objectives[""], line_of["objective"] = _objective(objective)
+    if student is not None or objectives:
+        members[name] = Objects(student, objectives)
+    return line_of
+
+
+def _objective(given: Any, what: str = "objective") -> tuple[Any, str]:
     """A criterion or what makes one, and its name."""
     if isinstance(given, str):
-        found, name = imported("objective", given), given
+        found, name = imported(what, given), given
     else:
         found, name = given, record_of(given)
     if not callable(found):
-        raise UserError(f"objective: expected a module or what makes one, got {type(found).__name__} ({name})")
+        raise UserError(f"{what}: expected a module or what makes one, got {type(found).__name__} ({name})")
     return found, name
 
 

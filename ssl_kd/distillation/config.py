@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, Literal
 
+from ssl_kd.distillation.student_specs import student_specs
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.runtime import loggers
 from ssl_kd.runtime.loggers import LogSettings
@@ -64,6 +65,22 @@ class StudentSettings:
         ),
     )
     student_weights: str = setting("", "a student file to start from; empty: random weights")
+    students: dict[Any, Any] | Literal[""] = field(
+        default="",
+        metadata=described(
+            "several students that share each pass of the teacher, {NAME: ARCH} or {NAME: {arch, args, weights, objective, "
+            "weight, lr, seed}}",
+            expects="a mapping",
+        ),
+    )
+    between: NameOrRows = field(
+        default="",
+        metadata=described(
+            "terms between students: mutual, ensemble, online_neighbours, assistant, or a list of such terms",
+            expects="a term's name or a list of terms",
+            code=True,
+        ),
+    )
 
 
 @dataclass
@@ -273,6 +290,7 @@ def check(config: DistillConfig) -> None:
     check_settings(config)
     loggers.names(config.log)
     teacher_specs(config)
+    student_specs(config)
 
 
 def _needed(config: DistillConfig) -> tuple[Rule, ...]:
@@ -282,6 +300,11 @@ def _needed(config: DistillConfig) -> tuple[Rule, ...]:
             bool(config.teacher) != bool(config.teachers),
             "teacher: expected a checkpoint file or a name (or several as teachers, not both); got "
             + (several if config.teacher else "nothing"),
+        ),
+        (
+            not config.between or config.students != "",
+            "between: expected several students that the terms are between, as in students: {a: resnet18, b: resnet34}; "
+            "got none",
         ),
         (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
         (bool(config.out), "out: expected a path to write to; got nothing"),

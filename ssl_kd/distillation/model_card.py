@@ -9,11 +9,12 @@ from typing import Any
 from ssl_kd.checkpoints.formats.student import LOAD
 from ssl_kd.distillation.arguments import CODE
 from ssl_kd.distillation.config import DistillConfig
+from ssl_kd.distillation.members import Member
 from ssl_kd.distillation.teachers import Teacher
 from ssl_kd.errors import shown_name
 from ssl_kd.models.encoder import MODULE, Encoder
 from ssl_kd.runtime.objects import is_record, names_code
-from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, environment
+from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, STUDENTS, environment
 
 
 def card(
@@ -23,8 +24,10 @@ def card(
     student: Encoder,
     facts: Mapping[str, object],
     unreadable: Mapping[str, str],
+    name: str = "",
 ) -> str:
-    """Markdown; `facts` are further rows of its table."""
+    """Markdown; `facts` are further rows of its table. name: of one of several students, whose folder is in the run's."""
+    above = "../../" if name else ""
     skipped = "".join(f"\n- {shown_name(name)}: {shown_name(why)}" for name, why in unreadable.items()) or " none"
     whom = " and ".join(t.encoder.arch for t in teachers.values())
     rows = "\n".join(f"| {name} | {value} |" for name, value in (_who(teachers, student) | dict(facts)).items())
@@ -37,14 +40,56 @@ def card(
 
 Use it: {_use(folder / STUDENT, student)}
 
-Reproduce it: {_again(config, student)}
+Reproduce it: {_again(config, student) if not name else _again_in_group(name)}
 
-- `config.yaml`: every setting; `environment.json`: versions and machine
+- `{above}config.yaml`: every setting; `{above}environment.json`: versions and machine
 - `metrics.jsonl` and `metrics.csv`: one line per {config.log_every} steps, and one per measurement on the held-out images
-- `{LAST}`: student, heads, memory banks, optimiser and position
+- `{above}{LAST}`: student, heads, memory banks, optimiser and position
 - `{STUDENT}`: the student alone{best}
 
 Unreadable images:{skipped}
+"""
+
+
+def _again_in_group(name: str) -> str:
+    """How one of several students is made again: with the others, or alone."""
+    return (
+        f"it was trained as `{name}` beside others, on the same passes of the teacher; the run is reproduced by "
+        f"`{environment()['command']}`, and its own line is `students: {name}` in `../../config.yaml`."
+    )
+
+
+def group_card(
+    config: DistillConfig,
+    members: Mapping[str, Member],
+    facts: Mapping[str, object],
+    health: Mapping[str, Mapping[str, str]],
+) -> str:
+    """Markdown: the README.md of a run with several students. facts: rows of its table; health: of each student's."""
+    first = next(iter(members.values()))
+    whom = " and ".join(t.encoder.arch for t in first.teachers.values())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value)
+    lines = []
+    for name, member in members.items():
+        who = _who(member.teachers, member.student)["student"]
+        held = "".join(f"; {value}" for value in health[name].values())
+        lines.append(f"- [`{STUDENTS}/{name}`]({STUDENTS}/{name}/README.md): {who}{held}")
+    between = f"\nTerms between students: `{config.between}`\n" if config.between else ""
+    students = "\n".join(lines)
+    return f"""# {len(members)} students, distilled from {whom}
+
+| | |
+| --- | --- |
+{rows}
+
+{students}
+{between}
+Reproduce it: `{environment()["command"]}`, or `ssl-kd distill --config config.yaml --out elsewhere` where no part of it was an
+object from Python.
+
+- `config.yaml`: every setting; `environment.json`: versions and machine
+- `metrics.jsonl`: the figures of all students side by side, as `NAME/loss`; each student's folder has its own
+- `{LAST}`: students, heads, memory banks, optimisers and position
 """
 
 

@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +94,32 @@ def _takes(function: object, count: int) -> bool:
     return True
 
 
+class Whole:
+    """A step's views and teacher outputs as one process would have them; `sizes` are the rows of each process."""
+
+    def __init__(self, views: ViewBatch, teacher_outputs: Mapping[str, Features]):
+        device = views.pixels[0].device
+        self.sizes = distributed.counts(len(views), device)
+        found = {
+            name: distributed.whole_batch(output, views.teacher_views, self.sizes)
+            for name, output in teacher_outputs.items()
+        }
+        self.finite = all(map(finite, found.values()))
+        self.teacher_outputs = {name: for_all_views(output, views) for name, output in found.items()}
+        index = distributed.whole_index(views.index, self.sizes, device)
+        self.views = ViewBatch(index, views.epoch, views.pixels, views.view_numbers)
+
+
 class Batch:
     """The input of one step. A plain class: Fabric would take a dataclass apart to cast its tensors."""
 
     def __init__(self, views: ViewBatch, teacher_outputs: Mapping[str, Features]):
         self.views, self.teacher_outputs = views, teacher_outputs  # of each teacher, on the same rows
+
+    @cached_property
+    def whole(self) -> Whole:
+        """What all processes have together; gathered once, whoever asks."""
+        return Whole(self.views, self.teacher_outputs)
 
 
 class DistillationModule(nn.Module):
@@ -105,11 +127,20 @@ class DistillationModule(nn.Module):
 
     The average is a second network on the same views, in train mode as MoCo's key encoder: its weights follow the
     student's, its batch norms count for themselves.
+
+    reads: of each teacher whether tokens and which layers are compared, where there may be more; None: all there is.
+    weight: of the objective; with 0 it is not computed.
     """
 
-    def __init__(self, student: Encoder, objective: Objective):
+    def __init__(
+        self,
+        student: Encoder,
+        objective: Objective,
+        reads: Mapping[str, tuple[bool, Sequence[str]]] | None = None,
+        weight: float = 1.0,
+    ):
         super().__init__()
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.reads, self.weight = student, objective, reads, weight
         self.average = copy.deepcopy(student).requires_grad_(False) if objective.student_momentum else None
         for network in (self.student, self.average):
             if network is not None:
@@ -117,21 +148,25 @@ class DistillationModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its terms on one batch of views."""
-        views, device = batch.views, batch.views.pixels[0].device
-        sizes = distributed.counts(len(views), device)
-        student = distributed.whole_batch(self.embed(views), len(views.pixels), sizes)
-        teacher_outputs = {
-            name: distributed.whole_batch(output, views.teacher_views, sizes)
-            for name, output in batch.teacher_outputs.items()
-        }
-        if not all(finite(features) for features in (student, *teacher_outputs.values())):
+        student = self.features(batch)
+        if not (finite(student) and batch.whole.finite):
             # Memories and running statistics must not take in what is no number.
             return student.embedding.sum() * float("nan"), {}
-        teacher_outputs = {name: for_all_views(output, views) for name, output in teacher_outputs.items()}
-        whole = ViewBatch(
-            distributed.whole_index(views.index, sizes, device), views.epoch, views.pixels, views.view_numbers
-        )
-        return ask(self.objective, student, teacher_outputs, whole)
+        return self.judged(student, batch)
+
+    def features(self, batch: Batch) -> Features:
+        """The student's features of the whole batch's views."""
+        return distributed.whole_batch(self.embed(batch.views), len(batch.views.pixels), batch.whole.sizes)
+
+    def judged(self, student: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's total, times its weight, and its terms."""
+        if not self.weight:
+            return student.embedding.sum() * 0, {}
+        outputs = batch.whole.teacher_outputs
+        if self.reads is not None:
+            outputs = {name: only(output, *self.reads[name]) for name, output in outputs.items()}
+        total, terms = ask(self.objective, student, outputs, batch.whole.views)
+        return (total if self.weight == 1 else self.weight * total), terms
 
     def embed(self, views: ViewBatch) -> Features:
         """The student's outputs on all views, view-major; its tokens only where the objective reads them."""
@@ -166,6 +201,13 @@ def finite(features: Features) -> bool:
     """Whether all that is compared are numbers."""
     parts = (features.embedding, features.tokens, *features.layers.values())
     return all(bool(part.isfinite().all()) for part in parts if part is not None)
+
+
+def only(features: Features, tokens: bool, layers: Sequence[str]) -> Features:
+    """Of the features what one objective reads: others may have asked for more."""
+    return Features(
+        features.embedding, features.tokens if tokens else None, {name: features.layers[name] for name in layers}
+    )
 
 
 def for_all_views(output: Features, views: ViewBatch) -> Features:

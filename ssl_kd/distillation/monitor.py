@@ -95,6 +95,15 @@ class Measurement:
     alarm: str  # empty, or why the student counts as collapsed
 
 
+class HeldOut:
+    """Held-out images, read once, and what the teacher says of them, asked once; several students' monitors may share it."""
+
+    def __init__(self, images: ImageSource):
+        self.images = images
+        self.pixels: Tensor | None = None
+        self.teacher: Tensor | None = None
+
+
 class Monitor:
     """Measures the student on held-out images. One teacher pass over them, at the first measurement.
 
@@ -103,13 +112,18 @@ class Monitor:
     """
 
     def __init__(
-        self, images: ImageSource, contract: Preprocessing, every: int, total: int, patience: int = 0, threads: int = 2
+        self,
+        images: ImageSource | HeldOut,
+        contract: Preprocessing,
+        every: int,
+        total: int,
+        patience: int = 0,
+        threads: int = 2,
     ):
-        self.images, self.contract, self.threads = images, contract, threads
+        self.held = images if isinstance(images, HeldOut) else HeldOut(images)
+        self.contract, self.threads = contract, threads
         self.every, self.total, self.patience = max(every, 1), total, patience
         self.course = Course()
-        self._pixels: Tensor | None = None
-        self._teacher: Tensor | None = None
 
     def due(self, step: int) -> bool:
         """Whether to measure after this many steps."""
@@ -121,7 +135,12 @@ class Monitor:
         return 0 < self.patience <= self.course.since
 
     def measure(
-        self, step: int, student: Encoder, teacher: Callable[[Tensor], Tensor], objective: nn.Module | None = None
+        self,
+        step: int,
+        student: Encoder,
+        teacher: Callable[[Tensor], Tensor],
+        objective: nn.Module | None = None,
+        whose: str = "the student",
     ) -> Measurement:
         """Measure the student after `step` steps. teacher: pixels (B, 3, S, S) in [0, 1] to rows (B, Dt).
 
@@ -138,7 +157,7 @@ class Monitor:
         self._remember(step, found["neighbour_overlap"], better, bool(why))
         if self.course.ill >= ILL:
             raise Collapsed(
-                f"the student has collapsed ({why}) in {ILL} measurements in a row, the last at step {step}; lower lr, or "
+                f"{whose} has collapsed ({why}) in {ILL} measurements in a row, the last at step {step}; lower lr, or "
                 f"change the objective, in a new run folder"
             )
         return Measurement({f"health/{name}": value for name, value in found.items()}, better, why)
@@ -152,12 +171,13 @@ class Monitor:
 
     def _rows(self, student: Encoder, teacher: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings of the held-out images, float32 on the CPU."""
-        if self._pixels is None:
-            self._pixels = plain_views(self.images, self.contract, self.threads)
-        if self._teacher is None:
-            self._teacher = _embed(self._pixels, teacher, student.mean.device)
+        held, device = self.held, student.mean.device
+        if held.pixels is None:
+            held.pixels = plain_views(held.images, self.contract, self.threads)
+        if held.teacher is None:
+            held.teacher = _embed(held.pixels, teacher, device)
         with at_rest(student):
-            return _embed(self._pixels, lambda x: student(x).embedding, student.mean.device), self._teacher
+            return _embed(held.pixels, lambda x: student(x).embedding, device), held.teacher
 
     def state(self) -> dict[str, Any]:
         """For the run's saved state."""

@@ -5,7 +5,8 @@ The dry pass finds how wide embeddings, tokens and tapped layers are, and that t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,9 +20,11 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import hold_out
 from ssl_kd.data.views import recipes_of
+from ssl_kd.distillation.anchors import must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
-from ssl_kd.distillation.config import DistillConfig, check
-from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of
+from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
+from ssl_kd.distillation.members import Asked, Member, Randomness, asked_students
+from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of, only
 from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
 from ssl_kd.distillation.teachers import Teacher, TeacherGroup, load_teachers, recorded
@@ -36,6 +39,8 @@ from ssl_kd.runtime.devices import device_kind
 from ssl_kd.types import Features, ViewBatch
 
 DRY_IMAGES = 2
+OF_SEVERAL = ("students", "between")  # settings that a run with a single student does not have
+Layers = tuple[tuple[str, ...], tuple[str, ...]]  # of student and teacher
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,22 @@ class Parts:
     """What a run is made of. `held`: the images held out, preprocessed by `contract`; `mix`: what is done to inputs."""
 
     teacher_group: TeacherGroup
-    student: Encoder
-    objective: Objective
+    members: Mapping[str, Member]  # a single student has the name ""
     loader: ViewLoader
     held: ImageSource | None
     contract: Preprocessing
     mix: str
     settings: dict[str, Any]  # what config.yaml keeps
+
+    @property
+    def student(self) -> Encoder:
+        """The first, and often the only, student."""
+        return next(iter(self.members.values())).student
+
+    @property
+    def objective(self) -> Objective:
+        """That student's objective."""
+        return next(iter(self.members.values())).objective
 
 
 def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, objects: Objects = NOTHING) -> Parts:
@@ -58,14 +72,24 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     config and objects: as `merge` makes them of these very arguments.
     """
     check(config)
+    asked = asked_students(config, objects)
     torch.manual_seed(config.seed)
     images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
     contract = _contract(config, teachers)
-    student, named = find_student(config, objects.student or student, contract)
-    recipes = objects.views or recipes_of(_views(config, teachers))
+    loaded, several = torch.get_rng_state(), "" not in asked
+    streams = {
+        name: Randomness.begun(one.config.seed, config.seed, loaded) if several else Randomness()
+        for name, one in asked.items()
+    }
+    found = {}
+    for name, one in asked.items():
+        with streams[name].own(), _named(name):
+            found[name] = find_student(one.config, one.objects.student or student, contract)
+    lines = [line for one in asked.values() for line in one.lines.values()]
+    recipes = objects.views or recipes_of(_views(config, lines))
     loader = ViewLoader(
         trained_on,
         recipes,
@@ -81,33 +105,80 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     device_kind(config.accelerator)  # and where there is no such device
     _try_functions(loader)
     views = _dry_views(loader.teacher_views, contract.size)
-    given = {name: _given_objective(name, t, config, objects) for name, t in teachers.items()}
-    asked = {
-        name: taps(t.line.objective) if given[name] is None else layers_of(given[name]) for name, t in teachers.items()
+    given = {name: _given_objectives(one) for name, one in asked.items()}
+    reads = [_layers_read(one.lines, given[name]) for name, one in asked.items()]
+    teachers = {name: replace(t, layers=_union(theirs[name][1] for theirs in reads)) for name, t in teachers.items()}
+    outputs = {name: _dry_pass(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
+    bench = Bench(teachers, outputs, views, loader, _mix(config, lines))
+    members = {}
+    for name, one in asked.items():
+        with streams[name].own(), _named(name):
+            members[name] = _member(name, one, given[name], found[name][0], streams[name], bench)
+    teachers = {
+        name: replace(t, tokens=any(m.teachers[name].tokens for m in members.values())) for name, t in teachers.items()
     }
-    layers = tuple(dict.fromkeys(layer for ours, _ in asked.values() for layer in ours))
-    seen = _dry_pass(student, views, layers, "student")
-    teachers = {name: replace(t, layers=asked[name][1]) for name, t in teachers.items()}
-    teacher_outputs = {name: _dry_pass(t.encoder, views, t.layers, "teacher", t) for name, t in teachers.items()}
-    objective = _objective(config, teachers, given, seen, teacher_outputs)
-    if len(recipes) < objective.min_views:
-        raise UserError(
-            f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
-            f"{_views(config, teachers)!r} gives {len(recipes)}; use multi or rot4"
-        )
-    mix = _mix(config, teachers)
-    _must_fit(config, objective, loader, mix)
-    _try_out(objective, seen, teacher_outputs, views)
-    parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
-    teachers = {name: replace(t, tokens=bool(parts[name].reads_tokens)) for name, t in teachers.items()}
     layouts = {
         name: layout_of(output if teachers[name].tokens else replace(output, tokens=None))
-        for name, output in teacher_outputs.items()
+        for name, output in outputs.items()
     }
-    # Overwriting is for today, not a setting: whoever repeats the run elsewhere must not wipe what lies there.
-    settings = asdict(replace(config, teachers={}, overwrite=False)) | named | recorded(teachers)
+    settings = _settings(config, asked, {name: named for name, (_, named) in found.items()}, teachers)
     settings["images_digest"] = images.digest
-    return Parts(TeacherGroup(teachers, layouts, loader), student, objective, loader, held, contract, mix, settings)
+    return Parts(TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings)
+
+
+@contextmanager
+def _named(student: str) -> Iterator[None]:
+    """Say of which of several students an error inside is."""
+    try:
+        yield
+    except UserError as error:
+        if not student:
+            raise
+        raise UserError(f"students: {student}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every student is tried out on: the teachers and what they say of made-up views."""
+
+    teachers: Mapping[str, Teacher]
+    outputs: Mapping[str, Features]
+    views: ViewBatch
+    loader: ViewLoader
+    mix: str
+
+
+def _member(
+    name: str, asked: Asked, given: Mapping[str, Any], student: Encoder, randomness: Randomness, bench: Bench
+) -> Member:
+    """One student with its objective, tried out on made-up images."""
+    reads = _layers_read(asked.lines, given)
+    seen = _dry_pass(student, bench.views, _union(ours for ours, _ in reads.values()), "student")
+    outputs = {key: only(output, True, reads[key][1]) for key, output in bench.outputs.items()}
+    objective = _objective(asked.config, asked.lines, given, seen, outputs)
+    _must_fit(asked.config, asked.lines.values(), objective, bench.loader, bench.mix)
+    must_have_enough(objective, len(bench.loader.images))
+    _try_out(objective, seen, outputs, bench.views)
+    parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
+    teachers = {
+        key: replace(t, line=asked.lines[key], layers=reads[key][1], tokens=bool(parts[key].reads_tokens))
+        for key, t in bench.teachers.items()
+    }
+    return Member(name, asked.spec, asked.config, teachers, student, objective, randomness)
+
+
+def _settings(
+    config: DistillConfig,
+    asked: Mapping[str, Asked],
+    named: Mapping[str, Mapping[str, Any]],
+    teachers: Mapping[str, Teacher],
+) -> dict[str, Any]:
+    """What config.yaml keeps. A run with a single student does not speak of several."""
+    # Overwriting is for today, not a setting: whoever repeats the run elsewhere must not wipe what lies there.
+    settings = asdict(replace(config, teachers={}, students="", overwrite=False)) | recorded(teachers)
+    if "" in asked:
+        return {key: value for key, value in settings.items() if key not in OF_SEVERAL} | dict(named[""])
+    return settings | {"students": {name: one.spec.recorded(named[name]) for name, one in asked.items()}}
 
 
 def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preprocessing:
@@ -119,11 +190,11 @@ def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preproc
     return contract
 
 
-def _views(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str | list[dict[str, Any]]:
+def _views(config: DistillConfig, lines: Iterable[TeacherSpec]) -> str | list[dict[str, Any]]:
     """What was asked for, else the scheme with the most views among those the objectives were published with."""
     if config.views != "":
         return config.views
-    objectives = [t.line.objective for t in teachers.values()]
+    objectives = [line.objective for line in lines]
     names = [CATALOGUE[o].views if isinstance(o, str) and o in CATALOGUE else "weak" for o in objectives]
     return max(names, key=lambda name: len(SCHEMES[name]))
 
@@ -154,19 +225,26 @@ def _try_function(recipe: Transform, picture: Any, size: int) -> None:
         ) from error
 
 
-def _mix(config: DistillConfig, teachers: Mapping[str, Teacher]) -> str:
+def _mix(config: DistillConfig, lines: Iterable[TeacherSpec]) -> str:
     """What was asked for, else what an objective was published with."""
     if config.mix:
         return config.mix
-    objectives = [t.line.objective for t in teachers.values()]
+    objectives = [line.objective for line in lines]
     return next(
         (mix for o in objectives if isinstance(o, str) and o in CATALOGUE and (mix := CATALOGUE[o].mix) != "none"),
         "none",
     )
 
 
-def _must_fit(config: DistillConfig, objective: Objective, loader: ViewLoader, mix: str) -> None:
+def _must_fit(
+    config: DistillConfig, lines: Iterable[TeacherSpec], objective: Objective, loader: ViewLoader, mix: str
+) -> None:
     """UserError where settings exclude each other, or one would be passed over in silence."""
+    if len(loader.recipes) < objective.min_views:
+        raise UserError(
+            f"views: this objective compares views of an image and needs at least {objective.min_views}, but "
+            f"{_views(config, lines)!r} gives {len(loader.recipes)}; use multi or rot4"
+        )
     if config.targets and not config.replay:
         raise UserError("targets: without replay no outputs are stored or read; give replay 1 or more, or no targets")
     if config.teacher_drop and not isinstance(objective, MultiTeacher):
@@ -204,15 +282,29 @@ def _must_fit(config: DistillConfig, objective: Objective, loader: ViewLoader, m
         )
 
 
-def _given_objective(name: str, teacher: Teacher, config: DistillConfig, objects: Objects) -> Any:
-    """The object that a teacher's objective is: its own, or the one of all; None where a preset or terms are named."""
-    own = objects.objectives.get(name)
-    return own if own is not None or teacher.line.objective != config.objective else objects.objectives.get("")
+def _given_objectives(asked: Asked) -> dict[str, Any]:
+    """The objects that teachers' objectives are, their own or the one of all; None where a preset or terms are named."""
+    objects, of_all = asked.objects.objectives, asked.config.objective
+    return {
+        name: objects.get(name, objects.get("") if line.objective == of_all else None)
+        for name, line in asked.lines.items()
+    }
+
+
+def _layers_read(lines: Mapping[str, TeacherSpec], given: Mapping[str, Any]) -> dict[str, Layers]:
+    """Which layers of student and teacher each teacher's objective reads."""
+    return {
+        name: taps(line.objective) if given[name] is None else layers_of(given[name]) for name, line in lines.items()
+    }
+
+
+def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for some in names for name in some))
 
 
 def _objective(
     config: DistillConfig,
-    teachers: Mapping[str, Teacher],
+    lines: Mapping[str, TeacherSpec],
     given: Mapping[str, Any],
     seen: Features,
     teacher_outputs: Mapping[str, Features],
@@ -220,15 +312,15 @@ def _objective(
     student, widths = Widths.of(seen), {name: Widths.of(output) for name, output in teacher_outputs.items()}
 
     def one(name: str) -> Objective:
-        spec = teachers[name].line.objective
+        spec = lines[name].objective
         if given[name] is None:
             return build_objective(spec, student, widths[name])
         return as_criterion(criterion_of(given[name], str(spec), student.embedding, widths[name].embedding))
 
-    if "" in teachers:
+    if "" in lines:
         return one("")
-    weights = {name: t.line.weight for name, t in teachers.items()}
-    parts = {name: one(name) for name in teachers}
+    weights = {name: line.weight for name, line in lines.items()}
+    parts = {name: one(name) for name in lines}
     return MultiTeacher(parts, weights, config.teacher_drop)  # type: ignore[arg-type]  # any objective will do
 
 

@@ -11,31 +11,33 @@ state holds the student, the heads, the memory banks, the optimiser, the positio
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_kd.checkpoints.saving import save_module, save_student
 from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.distillation.anchors import lay_anchors
 from ssl_kd.distillation.arguments import NOTHING, Objects, merge
+from ssl_kd.distillation.cohort import Cohort
 from ssl_kd.distillation.config import DistillConfig
-from ssl_kd.distillation.model_card import card, provenance
+from ssl_kd.distillation.learner import Learner
+from ssl_kd.distillation.members import Member
+from ssl_kd.distillation.model_card import group_card
 from ssl_kd.distillation.module import DistillationModule
-from ssl_kd.distillation.monitor import Monitor
+from ssl_kd.distillation.monitor import HeldOut, Monitor
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts, prepare
-from ssl_kd.distillation.step import Bad, Stepper
+from ssl_kd.distillation.step import Bad, CohortStepper, Stepper
 from ssl_kd.distillation.target_cache import TARGETS, TargetStore
-from ssl_kd.errors import ImagesError, NonFinite, UserError, one_line
+from ssl_kd.errors import ImagesError, UserError, one_line
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.devices import make_fabric
@@ -43,7 +45,7 @@ from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.loggers import Lightning
 from ssl_kd.runtime.ownership import require_ours
 from ssl_kd.runtime.progress import Progress
-from ssl_kd.runtime.run_dir import BEGIN_ANEW, BEST, LAST, STUDENT, RunDir, environment
+from ssl_kd.runtime.run_dir import BEGIN_ANEW, LAST, RUN, RUN_OF_STUDENTS, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.types import ViewBatch
 
@@ -61,13 +63,48 @@ class Distilled:
     best: Path | None = None  # the student with most neighbours in common with the teacher, if images were held out
 
 
+@dataclass(frozen=True)
+class DistilledGroup:
+    """What a finished run with several students leaves: each of them by name, as a run of its own would, and the folder."""
+
+    students: Mapping[str, Distilled]
+    out: Path
+    seconds: float
+    images_per_second: float
+
+    def __getitem__(self, name: str) -> Distilled:
+        return self.students[name]
+
+
+@overload
+def distill(
+    teacher: str | Path | nn.Module | None = None,
+    student: None = None,
+    images: Any = None,
+    config: DistillConfig | None = None,
+    *,
+    students: Mapping[str, object],
+    **settings: Any,
+) -> DistilledGroup: ...
+
+
+@overload
 def distill(
     teacher: str | Path | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
     **settings: Any,
-) -> Distilled:
+) -> Distilled: ...
+
+
+def distill(
+    teacher: str | Path | nn.Module | None = None,
+    student: str | nn.Module | None = None,
+    images: Any = None,
+    config: DistillConfig | None = None,
+    **settings: Any,
+) -> Distilled | DistilledGroup:
     """Distil `teacher` into `student` on unlabelled `images`; returns the trained student.
 
     teacher: file, name, Encoder, or any module from normalised pixels to (B, D), a map or Features (several: the setting
@@ -77,6 +114,9 @@ def distill(
     trained and saved with the run), views (`Recipe`s, or functions from a picture to a view, which cannot be replayed) and
     log (Lightning loggers, beside names in a list). config.yaml keeps their names; the same call with the same objects
     resumes. Raises UserError for bad input before anything is written.
+
+    students: several instead of one, {name: architecture, Encoder, module or {arch, objective, lr, ...}}; they share each
+    pass of the teacher, and a DistilledGroup is returned.
     """
     merged, objects = merge(config, teacher, student, images, settings)
     with _trainer(merged, teacher, student, images, objects) as loop:
@@ -115,6 +155,7 @@ def _trainer(
         config.overwrite,
         writes=os.environ.get("RANK", "0") == "0",
         defaults=asdict(DistillConfig()),
+        kind=RUN if "" in parts.members else RUN_OF_STUDENTS,
     )
     loggers = [Lightning(logger) for logger in objects.loggers if run.writes]
     try:
@@ -168,36 +209,65 @@ class _Trainer:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
-        self.bare = DistillationModule(parts.student, parts.objective).to(memory_format=torch.channels_last)
-        if config.compile:
-            self._networks_are_compiled(True)
-        self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, self.bare, parts.mix)
-        self.optimizer = self.stepper.optimizer
+        objectives = [member.objective for member in parts.members.values()]
+        self.teacher_group.stop_early(*objectives)
+        if saved is None:  # a saved state holds them
+            with fabric.rank_zero_first():
+                for objective in objectives:
+                    lay_anchors(objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = config.steps or self.steps_per_epoch * config.epochs
+        self.held = HeldOut(parts.held) if parts.held is not None else None  # shared: one pass of the teacher over them
+        self.learners = {name: self._learner(member, parts) for name, member in parts.members.items()}
+        if config.compile:
+            self._networks_are_compiled(True)
+        cohorts = [CohortStepper(fabric, bare, self._configs(bare)) for bare in self._cohorts()]
+        for cohort in cohorts:
+            for name, optimizer in cohort.optimizers.items():
+                self.learners[name].optimizer = optimizer
+        self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, cohorts, parts.mix)
         self.quiet = config.quiet or not fabric.is_global_zero
         self.step = 0  # steps done
         self.seconds = 0.0  # of earlier sessions of this run and of this one
         self.waited = 0.0
-        self.skipped = 0  # steps not taken because a number was not finite
-        self.last: dict[str, float] = {}
-        self.monitor = None
-        if parts.held is not None:
+
+    def _learner(self, member: Member, parts: Parts) -> Learner:
+        config, several = self.config, bool(member.name)
+        reads = {name: (t.tokens, t.layers) for name, t in member.teachers.items()} if several else None
+        module = DistillationModule(member.student, member.objective, reads, member.spec.weight)
+        module.to(memory_format=torch.channels_last)
+        member.randomness.to(self.fabric.device)
+        monitor = None
+        if self.held is not None:
             every = round(config.health_every * self.steps_per_epoch)
-            self.monitor = Monitor(parts.held, parts.contract, every, self.total, config.patience, config.threads)
+            monitor = Monitor(self.held, parts.contract, every, self.total, config.patience, config.threads)
+        learner = Learner(member, module, self.run_folder.path, monitor, self.run_folder.writes)
+        learner.epochs = self._epochs
+        learner.forget_after(self._saved["step"] if self._saved else 0)
+        return learner
+
+    def _cohorts(self) -> list[Cohort]:
+        """The students that have to step together: each by itself where no term is between them."""
+        return [
+            Cohort({name: learner.module}, {name: learner.member.randomness}) for name, learner in self.learners.items()
+        ]
+
+    def _configs(self, cohort: Cohort) -> dict[str, DistillConfig]:
+        return {name: self.learners[name].member.config for name in cohort.names}
 
     @property
     def _but(self) -> str:
         """How the command that resumes differs from the one that was given: overwriting again would lose the work."""
         return " without overwrite" if self.config.overwrite else ""
 
-    def run(self) -> Distilled:
-        """Train to the end and save the student."""
+    def run(self) -> Distilled | DistilledGroup:
+        """Train to the end and save the students."""
         self.fabric.barrier()  # nobody writes a state before all have read theirs
         self._resume()
         began = self.seconds
         count = round(len(self.loader.images) * self.total / self.steps_per_epoch)
-        self.stepper.module.train()
+        for cohort in self.stepper.cohorts:
+            cohort.module.train()
         with (
             Progress("distill", count, quiet=self.quiet, start=self._images_done()) as bar,
             stop_signals() as stop,
@@ -205,19 +275,17 @@ class _Trainer:
             saved_at = time.monotonic()
             for parts in self._batches():
                 started = time.monotonic()
-                record = self._train_step(parts)
+                records = self._train_step(parts)
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 bar.advance(
                     sum(map(len, parts)) * distributed.world_size(),
-                    loss=f"{record['loss']:.4f}" if record else "skipped",
-                    **{name: f"{record[name]:.3f}" for name in record if _is_term(name)},
+                    **_shown(records),
                     epoch=1 + (self.step - 1) // self.steps_per_epoch,
                 )
-                if record and self._is_logged(self.step):
-                    self._log(record, bar.rate)
-                if self.monitor is not None and self.monitor.due(self.step):
-                    self._measure(self.monitor, bar)
+                if any(records.values()) and self._is_logged(self.step):
+                    self._log(records, bar.rate)
+                self._measure(bar)
                 if distributed.any_rank(bool(stop), self.fabric.device):
                     self._save()
                     why = stop[0] if stop else "a signal to another process"
@@ -260,19 +328,35 @@ class _Trainer:
                     return
 
     def _enough(self) -> bool:
-        """Whether the held-out images have not come nearer to the teacher's outputs for so long that the run may end."""
-        if self.monitor is None or not self.config.patience:
-            return False
-        return distributed.any_rank(self.monitor.enough, self.fabric.device)
+        """Whether no held-out images have come nearer to the teacher's outputs for so long that the run may end.
 
-    def _train_step(self, parts: list[ViewBatch]) -> dict[str, float]:
-        """One step's figures; none if it was skipped."""
+        Students that step together end together; of several that do not, each ends for good when its patience is out.
+        """
+        if not self.config.patience or not any(learner.monitor for learner in self.learners.values()):
+            return False
+        several = "" not in self.learners
+        for cohort in self.stepper.cohorts:
+            mine = [self.learners[name] for name in cohort.bare.names]
+            out = all(learner.monitor.enough for learner in mine if learner.monitor)
+            cohort.ended = (several and cohort.ended) or distributed.any_rank(out, self.fabric.device)
+            for learner in mine:
+                learner.ended = cohort.ended
+        return all(cohort.ended for cohort in self.stepper.cohorts)
+
+    def _train_step(self, parts: list[ViewBatch]) -> dict[str, dict[str, float]]:
+        """One step's figures by student; none of one that skipped it. Students that have ended are not there."""
         measure = self.config.measure_gradients and self._is_logged(self.step + 1)
         taken = self.stepper.take(parts, self._rate(), measure)
-        if isinstance(taken, Bad):
-            self._skip_or_stop(taken)
-            return {}
-        return taken
+        records: dict[str, dict[str, float]] = {}
+        for name, found in taken.items():
+            learner = self.learners[name]
+            if isinstance(found, Bad):
+                line = {"step": self.step + 1} | learner.bad_step(found, self.step)
+                self.run_folder.note(line if not name else {"step": self.step + 1, "student": name} | line)
+                learner.note(line)
+            learner.step = self.step + 1
+            records[name] = {} if isinstance(found, Bad) else found
+        return records
 
     def fill(self) -> dict[str, TargetStore]:
         """Run the teachers on every view that will be replayed, without training."""
@@ -294,32 +378,18 @@ class _Trainer:
         return self.teacher_group.stores
 
     def _rate(self) -> float:
+        """The share of each peak learning rate."""
         warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)
-        return self.config.lr * warmup_cosine(self.step, warmup, self.total)
+        return warmup_cosine(self.step, warmup, self.total)
 
-    def _skip_or_stop(self, bad: Bad) -> None:
-        """Log a bad step and skip it, up to the stated number of times; then NonFinite."""
-        self.skipped += 1
-        if self.skipped <= self.config.skip_nonfinite:
-            terms = {name: value if math.isfinite(value) else str(value) for name, value in bad.terms.items()}
-            why = {"skipped": bad.what, "value": str(bad.value), "images": bad.images}
-            self.run_folder.note({"step": self.step + 1} | why | terms)
-            return
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in bad.terms.items())
-        kept = self.run_folder.path / LAST
-        good = f"the last good state is in {kept}" if kept.exists() else "no state had been saved yet"
-        skipped = f" after {self.skipped - 1} skipped steps" if self.config.skip_nonfinite else ""
-        raise NonFinite(
-            f"the {bad.what} became {bad.value} at step {self.step}{skipped} ({parts}; images "
-            f"{', '.join(bad.images[:4])}, ...); {good}. Lower lr (now {self.config.lr}) or use precision 32-true in a "
-            f"new run folder"
-        )
-
-    def _log(self, record: dict[str, float], rate: float) -> None:
-        self.last = record
-        epoch = self.step / self.steps_per_epoch
+    def _log(self, records: Mapping[str, dict[str, float]], rate: float) -> None:
+        when = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)}
         timing = {"images_per_s": round(rate, 1), "wait_share": round(self.waited / max(self.seconds, 1e-9), 4)}
-        self._send({"step": self.step, "epoch": round(epoch, 3)} | record | timing)
+        for name, record in records.items():
+            if record:
+                self.learners[name].last = record
+                self.learners[name].log(when | record | timing)
+        self._send(when | _side_by_side(records) | timing)
 
     def _send(self, record: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to every other log."""
@@ -327,38 +397,57 @@ class _Trainer:
         for logger in self.loggers:
             logger.add(record)
 
-    def _measure(self, monitor: Monitor, bar: Progress) -> None:
-        began = time.monotonic()
-        one = len(self.teacher_group.teachers) == 1  # a head leads to one teacher
-        found = monitor.measure(
-            self.step, self.bare.student, self.teacher_group.embed, self.bare.objective if one else None
-        )
-        self._send({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)} | found.figures)
-        bar.keep(neighbours=f"{found.figures['health/neighbour_overlap']:.3f}")
-        if found.alarm and self.run_folder.writes:
-            bar.warn(f"at step {self.step} the student seems collapsed: {found.alarm}")
-        if found.better:
-            self._write_student(self.run_folder.path / BEST)
-        if monitor.enough and self.run_folder.writes:
-            bar.warn(
-                f"at step {self.step} of {self.total}: patience is out, step {monitor.course.best_step} was the best"
+    def _measure(self, bar: Progress) -> None:
+        """Measure the students for which it is time on the held-out images."""
+        when = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)}
+        for name, learner in self.learners.items():
+            if learner.monitor is None or learner.step != self.step or not learner.monitor.due(self.step):
+                continue
+            began = time.monotonic()
+            whose = f"student {name}" if name else "the student"
+            one = len(self.teacher_group.teachers) == 1  # a head leads to one teacher
+            found = learner.monitor.measure(
+                self.step,
+                learner.module.student,
+                self.teacher_group.embed,
+                learner.module.objective if one else None,
+                whose,
             )
-        self.seconds += time.monotonic() - began
+            learner.log(when | found.figures)
+            self._send(when | _side_by_side({name: found.figures}))
+            bar.keep(
+                **{f"{name}/neighbours" if name else "neighbours": f"{found.figures['health/neighbour_overlap']:.3f}"}
+            )
+            if found.alarm and self.run_folder.writes:
+                bar.warn(f"at step {self.step} {whose} seems collapsed: {found.alarm}")
+            if found.better:
+                learner.write_best(self._readable)
+            if learner.monitor.enough and self.run_folder.writes:
+                best = learner.monitor.course.best_step
+                of = f" of {whose}" if name else ""
+                bar.warn(f"at step {self.step} of {self.total}: patience{of} is out, step {best} was the best")
+            self.seconds += time.monotonic() - began
+
+    @property
+    def _readable(self) -> int:
+        return len(self.loader.images) - len(self.loader.images.unreadable)
 
     def _save(self) -> None:
-        state = {
+        single = self.learners.get("")
+        state: dict[str, Any] = {
             "step": self.step,
             "precision": self.precision,
             "seconds": self.seconds,
             "waited": self.waited,
-            "skipped": self.skipped,
-            "last": self.last,
-            "pair": self.bare.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "unreadable": self.loader.images.unreadable.copy(),
-            "health": self.monitor.state() if self.monitor else None,
         }
+        if single:
+            kept = single.state()
+            state |= {key: kept[key] for key in ("skipped", "last", "pair", "optimizer")}
+        else:
+            state["students"] = {name: learner.state() for name, learner in self.learners.items()}
+        state |= {"torch_rng": torch.get_rng_state(), "unreadable": self.loader.images.unreadable.copy()}
+        if single:
+            state["health"] = kept["health"]
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         self.run_folder.save(state)
@@ -381,77 +470,81 @@ class _Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.loader.images.recall(saved.get("unreadable", {}))
-        self.bare.load_state_dict(saved["pair"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds, self.waited, self.last = (saved[k] for k in ("step", "seconds", "waited", "last"))
-        self.skipped = saved["skipped"]
+        self.step, self.seconds, self.waited = (saved[k] for k in ("step", "seconds", "waited"))
+        for name, learner in self.learners.items():
+            learner.restore(saved["students"][name] if name else saved, self.step)
+        for cohort in self.stepper.cohorts:
+            cohort.ended = all(self.learners[name].ended for name in cohort.bare.names)
         torch.set_rng_state(saved["torch_rng"])
-        if self.monitor is not None:
-            self.monitor.restore(saved["health"])
         if "cuda_rng" in saved and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"])
 
     def _networks_are_compiled(self, compiled: bool) -> None:
         """Compile all networks in place (their parameters keep their names), or undo it."""
-        for encoder in (self.bare.student, *(t.encoder for t in self.teacher_group.teachers.values())):
+        students = (learner.module.student for learner in self.learners.values())
+        for encoder in (*students, *(t.encoder for t in self.teacher_group.teachers.values())):
             if compiled:
                 encoder.network.compile()
             else:
                 encoder.network._compiled_call_impl = None
 
-    def _finish(self, rate: float) -> Distilled:
+    def _finish(self, rate: float) -> Distilled | DistilledGroup:
         self._save()
         if self.config.compile:
             self._networks_are_compiled(False)
-        student = self.bare.student.eval().to(memory_format=torch.contiguous_format)
+        done = {name: self._finished(learner, rate) for name, learner in self.learners.items()}
         folder = self.run_folder.path
-        self._write_student(folder / STUDENT)
+        if "" in done:
+            return done[""]
         if self.run_folder.writes:
-            unreadable = self.loader.images.unreadable
-            atomic_text(
-                folder / "README.md",
-                card(self.config, folder, self.teacher_group.teachers, student, self._facts(), unreadable),
-            )
-        best = folder / BEST if self.monitor and self.monitor.course.best_step else None
-        return Distilled(student, folder / STUDENT, folder, self.seconds, rate, self.last, best)
+            facts = {name: learner.health_facts() for name, learner in self.learners.items()}
+            members = {name: learner.member for name, learner in self.learners.items()}
+            atomic_text(folder / "README.md", group_card(self.config, members, self._facts(), facts))
+        return DistilledGroup(done, folder, self.seconds, rate)
 
-    def _write_student(self, path: Path) -> None:
-        """The student as it is now, with where it comes from; of a module from Python the state alone."""
-        teachers, images = self.teacher_group.teachers, self.loader.images
-        student = self.bare.student
-        student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
-        if self.run_folder.writes:
-            save = save_module if student.is_module else save_student
-            save(
-                student,
-                path,
-                **provenance(teachers),
-                images=len(images) - len(images.unreadable),
-                epochs=self._epochs,
-                steps=self.step,
-            )
+    def _finished(self, learner: Learner, rate: float) -> Distilled:
+        student = learner.module.student.eval().to(memory_format=torch.contiguous_format)
+        learner.write_student(learner.file, self._readable)
+        learner.write_card(self._facts() | self._facts_of(learner), self.loader.images.unreadable)
+        return Distilled(student, learner.file, learner.path, self.seconds, rate, learner.last, learner.best)
 
     def _facts(self) -> dict[str, str]:
         config = self.config
-        health = {}
-        if self.monitor is not None:
-            course = self.monitor.course
-            health["held-out images"] = (
-                f"{len(self.monitor.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
-                f"{course.best:.1%} of the nearest 10 (`{BEST}`)"
-            )
         return {
             "images": f"{len(self.loader.images):,} from {config.images}, no labels",
             "steps": (
                 f"{self.step:,} of batch {config.batch_size * config.accumulate}, {self._epochs} epochs, "
-                f"{self.seconds / 60:.1f} minutes" + (f", {self.skipped} skipped" if self.skipped else "")
+                f"{self.seconds / 60:.1f} minutes"
             ),
             "precision": f"{self.precision} on {self.fabric.device} ({environment()['machine']})",
-            "last step": ", ".join(f"{k} {v:.4g}" for k, v in self.last.items()),
+            "last step": "",
             "time spent waiting for images": f"{100 * self.waited / max(self.seconds, 1e-9):.1f} %",
-        } | health
+        }
+
+    def _facts_of(self, learner: Learner) -> dict[str, str]:
+        steps = self._facts()["steps"].replace(f"{self.step:,}", f"{learner.step:,}", 1)
+        return {
+            "steps": steps + (f", {learner.skipped} skipped" if learner.skipped else ""),
+            "last step": ", ".join(f"{k} {v:.4g}" for k, v in learner.last.items()),
+        } | learner.health_facts()
 
 
 def _is_term(name: str) -> bool:
     """Whether this figure of a step is the value of one of the objective's terms."""
     return name not in ("loss", "lr", "gradient_norm") and not name.endswith("_gradient")
+
+
+def _shown(records: Mapping[str, dict[str, float]]) -> dict[str, str]:
+    """What the progress bar shows of a step: a single student's loss and terms, of several their losses."""
+    if "" not in records:
+        return {f"{name}/loss": f"{one['loss']:.4f}" if one else "skipped" for name, one in records.items()}
+    record = records[""]
+    terms = {name: f"{record[name]:.3f}" for name in record if _is_term(name)}
+    return {"loss": f"{record['loss']:.4f}" if record else "skipped", **terms}
+
+
+def _side_by_side(records: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of all students in one line, behind their names: small/loss."""
+    return {
+        f"{name}/{key}" if name else key: value for name, record in records.items() for key, value in record.items()
+    }

@@ -69,7 +69,7 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
         "output": f"(B, {encoder.width(feature)}) float32",
         "preprocessing": asdict(eyes)
         | {
-            "order": "resize the shorter side, crop the centre, divide by 255"
+            "order": f"resize {'to a square' if eyes.square else 'the shorter side'}, crop the centre, divide by 255"
             + (then if target.pixels == NORMALISED else "")
         },
     }

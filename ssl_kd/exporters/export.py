@@ -41,6 +41,7 @@ from ssl_kd.exporters.card import (
     notes_of,
     require_ours,
 )
+from ssl_kd.exporters.constants import fixed_positions
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
 from ssl_kd.exporters.pictures import measured_on, pictures
 from ssl_kd.models.encoder import Encoder, frozen, not_finite
@@ -231,7 +232,7 @@ class _quiet_torchscript(warnings.catch_warnings):  # noqa: N801
 
 
 def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
-    with _quiet_torchscript(), torch.no_grad():
+    with _quiet_torchscript(), torch.no_grad(), fixed_positions(encoder):
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
         traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
         program = BytesIO()
@@ -265,15 +266,16 @@ def _write_onnx(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
     import onnx
 
     try:
-        program = torch.onnx.export(
-            Pixels(encoder).eval(),
-            (_example(encoder),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["embedding"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
+        with fixed_positions(encoder):
+            program = torch.onnx.export(
+                Pixels(encoder).eval(),
+                (_example(encoder),),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
         model = program.model_proto  # type: ignore[union-attr]
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"onnx: torch cannot export {encoder.arch}: {one_line(error, 200)}") from error

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.models.rotary import Rotary
 
+PRENORM = "cls_prenorm"
 STAGES = 4  # of a network: `stage.1` to `stage.4`
 Reading = tuple[dict[str, Tensor], Tensor | None]  # {feature: (B, D)} and tokens (B, L, D') or None
 
@@ -37,6 +39,11 @@ class Network(nn.Module):
         if feature != self.default:
             raise self.unknown(feature, (self.default,))
         return self.dim
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that were or can be learnt."""
+        return sum(p.numel() for p in self.parameters())
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
         """Normalised pixels (B, 3, H, W) to {feature: (B, D)} and tokens (B, L, D') or None."""
@@ -112,10 +119,11 @@ POSITIONS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 
 
 class VisionTransformerNet(Network):
-    """A timm ViT with a class token, read at any input size.
+    """A timm ViT, read at any input size.
 
     Features: `cls` (class token after the final norm), `avg` (mean patch token), `clsN` (class tokens of the last N
-    blocks, each through the final norm, oldest first), and `cls_avg`, `clsN_avg` (with the mean patch token behind).
+    blocks, each through the final norm, oldest first), `cls_avg`, `clsN_avg` (with the mean patch token behind), and
+    `cls_prenorm` (class token of the last block before the final norm, as MSN is evaluated). Without a class token: `avg`.
     `interleave=True` mixes the two halves of `cls_avg` channel by channel, as DINO's linear evaluation does.
     `positions` names the interpolation of the position embedding (a key of POSITIONS).
     """
@@ -131,14 +139,20 @@ class VisionTransformerNet(Network):
         self.resize = POSITIONS[positions]
         self.interleave = interleave
         self.size = int(backbone.patch_embed.img_size[0])
+        self.default = "cls" if backbone.cls_token is not None else "avg"
 
     def parse(self, feature: str) -> tuple[int, bool]:
         """How many class tokens and whether the mean patch token: 'cls4_avg' is (4, True), 'avg' is (0, True)."""
         depth = len(self.backbone.blocks)
+        if self.default == "avg" and feature != "avg":
+            raise self.unknown(feature, ("avg",))
+        if feature == PRENORM:
+            return 1, False
         match = re.fullmatch(r"cls([1-9]\d*)?(_avg)?", feature)
         count = int(match.group(1) or 1) if match else 0
         if feature != "avg" and (match is None or count > depth):
-            raise self.unknown(feature, ("cls", "avg", "cls_avg", f"cls2..cls{depth}", f"cls2_avg..cls{depth}_avg"))
+            known = ("cls", "avg", "cls_avg", PRENORM, f"cls2..cls{depth}", f"cls2_avg..cls{depth}_avg")
+            raise self.unknown(feature, known)
         return count, match is None or match.group(2) is not None
 
     def width(self, feature: str) -> int:
@@ -157,7 +171,9 @@ class VisionTransformerNet(Network):
         x = vit.patch_embed.proj(x)
         height, width = x.shape[-2:]
         x = vit.patch_embed.norm(flatten_map(x))
-        prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
+        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if not prefix:
+            return x + self.patch_positions(height, width)
         start = torch.cat(prefix, dim=1).expand(x.shape[0], -1, -1)
         if vit.pos_embed is None:
             return torch.cat([start, x], dim=1)
@@ -176,22 +192,30 @@ class VisionTransformerNet(Network):
         grid = stored.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         return flatten_map(self.resize(grid, height, width)).to(stored.dtype)
 
+    def block_arguments(self, x: Tensor) -> dict[str, Tensor]:
+        """What every block is given beside the tokens of these pixels."""
+        return {}
+
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
         """See Network.forward."""
         vit = self.backbone
         wanted = {name: self.parse(name) for name in features}
         last = max([1, *(count for count, _ in wanted.values())])
+        positions = self.block_arguments(x)
         x = vit.norm_pre(vit.pos_drop(self.embed(x)))
         outs = []
         for depth, block in enumerate(vit.blocks, start=1):
-            x = block(x)
+            x = block(x, **positions)
             if depth > len(vit.blocks) - last:
                 outs.append(x)
         final = vit.norm(x)
         # LayerNorm works on each token alone, so the older blocks' class tokens can be normed without their patches.
         classes = [vit.norm(out[:, 0]) for out in outs[:-1]] + [final[:, 0]]
         tokens = final[:, vit.num_prefix_tokens :]
-        return {name: self.join(classes, tokens, *spec) for name, spec in wanted.items()}, tokens
+        found = {name: self.join(classes, tokens, *spec) for name, spec in wanted.items()}
+        if PRENORM in found:
+            found[PRENORM] = outs[-1][:, 0]
+        return found, tokens
 
     def join(self, classes: list[Tensor], tokens: Tensor, count: int, mean: bool) -> Tensor:
         """The last `count` class tokens and the mean patch token, in one row per image."""
@@ -201,6 +225,53 @@ class VisionTransformerNet(Network):
         if self.interleave and mean and count == 1:
             return torch.stack(parts, dim=-1).flatten(1)
         return torch.cat(parts, dim=1)
+
+
+class RotaryNet(VisionTransformerNet):
+    """timm's `Eva` as DINOv3: no position embedding, queries and keys of the patches are rotated in every block.
+
+    Features as those of a ViT. `stored`: whether the periods of the rotation are part of the weights.
+    """
+
+    def __init__(self, backbone: Any, stored: bool = False):
+        super().__init__(backbone)
+        backbone.rope = Rotary(backbone.blocks[0].attn.head_dim, stored)
+
+    def block_arguments(self, x: Tensor) -> dict[str, Tensor]:
+        """The rotation at the grid of these pixels."""
+        patch = self.backbone.patch_embed.patch_size
+        table: Tensor = self.backbone.rope.get_embed((x.shape[-2] // patch[0], x.shape[-1] // patch[1]))
+        return {"rope": table}
+
+
+class NormedMapNet(Network):
+    """timm's ConvNeXt as DINOv3 reads it: the pooled map through the final norm, and each of its cells through it as well.
+
+    Features: `cls` and `pool` (the normed mean), `avg` (the mean of the normed cells, which is another thing), `cls_avg`.
+    """
+
+    default = "pool"
+    names = ("pool", "cls", "avg", "cls_avg")
+
+    def __init__(self, backbone: Any):
+        super().__init__(backbone)
+        self.dim = int(backbone.num_features)
+
+    def width(self, feature: str) -> int:
+        """The width of the map, twice for `cls_avg`."""
+        if feature not in self.names:
+            raise self.unknown(feature, self.names)
+        return self.dim * (2 if feature == "cls_avg" else 1)
+
+    def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
+        out = self.backbone.forward_features(x)
+        norm = self.backbone.head.norm
+        pooled = norm(out.mean((2, 3), keepdim=True)).flatten(1)
+        tokens = flatten_map(norm(out))
+        mean = tokens.mean(dim=1)
+        known = {"pool": pooled, "cls": pooled, "avg": mean, "cls_avg": torch.cat([pooled, mean], dim=1)}
+        return {name: known[name] for name in features}, tokens
 
 
 class WideNet(Network):

@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1), persistent=False)
         self._digest: tuple[tuple[Any, ...], str] | None = None
+        self._looked_at = False
 
     @classmethod
     def from_module(
@@ -87,8 +88,8 @@ class Encoder(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in the network that were or can be learnt, buffers not among them."""
-        return sum(p.numel() for p in self.parameters())
+        """Numbers in the network that were or can be learnt, buffers not among them; of a program its weights."""
+        return self.network.parameter_count
 
     def width(self, feature: str) -> int:
         """Numbers per image of any feature of this network; UserError if it has no such feature."""
@@ -100,20 +101,29 @@ class Encoder(nn.Module):
             raise UserError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        elif images.device.type == "cpu":  # elsewhere a look would make the program wait for the device
+        elif images.device.type == "cpu" or not self._looked_at:  # elsewhere each look makes the program wait
             _must_be_in_range(images)
+            self._looked_at = True
         x = (images - self.mean) / self.std
         weights = next(self.network.parameters(), None)
         return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
 
-    def forward(self, images: Tensor, layers: Sequence[str] = ()) -> Features:
-        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`)."""
+    def forward(self, images: Tensor, layers: Sequence[str] = (), until: str = "") -> Features:
+        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`).
+
+        until: one of these, behind which nothing is computed; the embedding is then (B, 0), and only what was tapped is there.
+        """
         taps: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name in layers:
                 stack.enter_context(tapped(self.backbone, name, taps))
-            embeddings, tokens = self.network(self.normalise(images), (self.feature,))
-        for name in layers:
+            if until:
+                stack.enter_context(stopping(self.backbone, until))
+            try:
+                embeddings, tokens = self.network(self.normalise(images), (self.feature,))
+            except _Reached:
+                embeddings, tokens = {self.feature: images.new_zeros(len(images), 0)}, None
+        for name in taps:
             if _STAGE.fullmatch(name) and taps[name].ndim == 4 and getattr(self.network, "channels_last", False):
                 taps[name] = taps[name].permute(0, 3, 1, 2)  # a stage is (B, C, H, W), however its network lays it out
         return Features(embeddings[self.feature], tokens, taps)
@@ -145,8 +155,9 @@ def _must_be_in_range(images: Tensor) -> None:
     tracing = torch.jit._trace.is_tracing()  # type: ignore[no-untyped-call]
     if torch.compiler.is_compiling() or tracing or not images.numel():
         return
-    largest = float(images.detach().amax())
-    if largest > LARGEST:
+    images = images.detach()
+    largest = float(images.amax())
+    if largest > LARGEST or (largest > 1.5 and bool((images == images.round()).all())):  # or bytes of a dark picture
         raise UserError(
             f"images: expected pixels in [0, 1], or uint8; got values up to {largest:.4g}, divide them by 255"
         )
@@ -182,6 +193,24 @@ class tapped:  # noqa: N801  a context manager reads as a verb
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
+
+
+class _Reached(Exception):
+    """The layer behind which nothing is needed has been computed."""
+
+
+class stopping(tapped):  # noqa: N801
+    """While open, a forward pass ends by `_Reached` behind the named submodule."""
+
+    def __init__(self, backbone: nn.Module, name: str):
+        super().__init__(backbone, name, {})
+
+    def __enter__(self) -> None:
+        self.handle = self.module.register_forward_hook(_stop)
+
+
+def _stop(*_: object) -> None:
+    raise _Reached
 
 
 def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

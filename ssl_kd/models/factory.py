@@ -3,22 +3,34 @@
 A few arguments are ours, because timm has no word for them and two checkpoints with equal shapes may differ in them:
 
 - `small_stem` (ResNets): 3x3 stride 1, no max-pool, for 32 px images; `stem_padding=2` is solo-learn's habit.
-- `norm_eps`, `conv_stem` (MoCo v3), `positions` and `interleave` (ViTs): see `networks.VisionTransformerNet`.
+- `norm_eps`, `conv_stem` (MoCo v3), `positions` and `interleave` (ViTs): see `backbones.VisionTransformerNet`;
+  `positions="rotary"`, or `"rotary_stored"` with the periods of the file, for DINOv3's ViTs: see `backbones.RotaryNet`.
+- `norm_patches` (ConvNeXt of DINOv3): see `backbones.NormedMapNet`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ssl_kd.errors import UserError, nearest, one_line
-from ssl_kd.models.backbones import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
+from ssl_kd.models.backbones import (
+    Network,
+    NormedMapNet,
+    PooledNet,
+    RotaryNet,
+    TorchvisionNet,
+    VisionTransformerNet,
+    WideNet,
+)
+from ssl_kd.models.rotary import has_rotary
 from ssl_kd.registry import Registry
 
-OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
+OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave", "norm_patches")
+ROTARY = {"rotary": False, "rotary_stored": True}  # values of `positions`: whether the periods are in the weights
 # What the libraries raise for arguments that do not fit.
 BAD_ARGUMENTS = (
     *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError),
@@ -45,6 +57,19 @@ def make(arch: str, arch_args: dict[str, Any]) -> Network:
     return network
 
 
+def known_to_be_wrong(arch: str) -> str:
+    """Why no network can have that name, in one line; empty where only building it would tell. Nothing is built."""
+    source, _, name = arch.rpartition("/")
+    if source not in SOURCES:
+        return f"{arch}: expected NAME or {', '.join(f'{known}/NAME' for known in SOURCES if known)}"
+    if source in ("", "timm"):
+        import timm
+
+        if not timm.is_model(name.split(".")[0]):
+            return f"{name}: timm has no such architecture.{nearest(name, timm.list_models())}"
+    return ""
+
+
 def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
     """A timm network without its classifier."""
     import timm
@@ -63,18 +88,23 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
         if not hasattr(backbone, "patch_embed"):
             raise UserError(f"{name}: conv_stem is for ViTs")
         backbone.patch_embed.proj = convolutional_stem(backbone.embed_dim)
-    if (
-        type(backbone) is timm.models.VisionTransformer
-        and backbone.cls_token is not None
-        and backbone.global_pool == "token"
-    ):
+    if type(backbone) is timm.models.VisionTransformer and read_by_us(backbone, ours):
         return VisionTransformerNet(backbone, **ours)
+    if ours.keys() == {"positions"} and ours["positions"] in ROTARY and has_rotary(backbone):
+        return RotaryNet(backbone, ROTARY[ours["positions"]])
+    if ours == {"norm_patches": True} and isinstance(backbone, timm.models.ConvNeXt):
+        return NormedMapNet(backbone)
     if ours:
         raise UserError(f"{name}: does not take {', '.join(ours)}")
     net = PooledNet(backbone)
     size = arch_args.get("img_size", net.size)
     net.size = int(size[0] if isinstance(size, (list, tuple)) else size)
     return net
+
+
+def read_by_us(vit: Any, ours: Mapping[str, Any]) -> bool:
+    """Whether a timm ViT is read at any size and by several features: with a class token, or where a format asks for it."""
+    return vit.global_pool == "token" if vit.cls_token is not None else "positions" in ours
 
 
 def change_stem(backbone: Any, name: str, ours: dict[str, Any]) -> None:

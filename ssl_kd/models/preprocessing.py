@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,9 @@ class Preprocessing:
     """What a network wants to see. Called on a PIL image it resizes and crops: uint8 (3, H, W), not normalised.
 
     `size` is the side in pixels that the network receives, `resize` the shorter side before the centre crop of side
-    `crop`; None means that the lab did neither, because its images had that size already. mean and std are for pixels
-    in [0, 1]; zeros and ones where the lab used none.
+    `crop`; None means that the lab did neither, because its images had that size already. Images of another size are then
+    brought to `size` all the same. `square`: both sides become `resize`, so that no image keeps its shape and all of it
+    is seen. mean and std are for pixels in [0, 1]; zeros and ones where the lab used none.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -53,6 +54,7 @@ class Preprocessing:
     resize: int | None = 256
     crop: int | None = 224
     interpolation: str = "bilinear"
+    square: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -69,6 +71,8 @@ class Preprocessing:
         if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides):
             given = one_line((self.size, self.resize, self.crop), 200)
             raise UserError(f"size, resize and crop are pixels above zero; got {given}")
+        if not isinstance(self.square, bool):
+            raise UserError(f"square: expected true or false, got {one_line(self.square)}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize the shorter side and cut the centre square, as torchvision does on PIL images: uint8 (3, S, S)."""
@@ -76,7 +80,9 @@ class Preprocessing:
 
         image = image if image.mode == "RGB" else image.convert("RGB")
         side, (width, height) = self.resize or self.size, image.size
-        if min(width, height) != side:
+        if self.square:
+            image = image.resize((side, side), Image.Resampling[self.interpolation.upper()])
+        elif min(width, height) != side:
             wide = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
             how = Image.Resampling[self.interpolation.upper()]
             if wide[0] * wide[1] > MANY and max(wide) > THIN * max(side, self.crop or self.size):
@@ -91,8 +97,18 @@ class Preprocessing:
 
     def key(self) -> str:
         """What decides the pixels, for the keys of caches. Written out, so that no renaming makes old answers new."""
-        names = ("mean", "std", "size", "resize", "crop", "interpolation")
+        names = ("mean", "std", "size", "resize", "crop", "interpolation", *(["square"] if self.square else []))
         return f"Preprocessing({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    def __str__(self) -> str:
+        """What is done to a picture, in words."""
+        plain = (*self.mean, *self.std) == (0, 0, 0, 1, 1, 1)
+        colour = "plain [0, 1]" if plain else f"mean {_joined(self.mean)}, std {_joined(self.std)}"
+        side = self.resize or self.size
+        resize = f"resize to a square of {side}" if self.square else f"resize the shorter side to {side}"
+        crop = self.crop or self.size
+        cut = "" if self.square and crop == side else f", centre crop {crop}"
+        return f"{colour}; {resize}{cut}, {self.interpolation}; {self.size} px"
 
     def at(self, size: int, crop_ratio: float | None = None) -> Preprocessing:
         """The same at another size. crop_ratio is crop/resize: None keeps it, 1.0 takes the whole image."""
@@ -104,6 +120,10 @@ class Preprocessing:
         """The inverse of dataclasses.asdict, also after a journey through JSON."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         return cls(**fields)
+
+
+def _joined(numbers: Iterable[float]) -> str:
+    return "/".join(f"{number:g}" for number in numbers)
 
 
 def _middle_resized(image: Image.Image, wide: tuple[int, int], crop: int, how: Image.Resampling) -> Image.Image:

@@ -20,7 +20,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 def _in_two(maps: Tensor) -> Tensor:
     """(B, 2 C, H, W) -> (B, 2, C, H, W): the two kernels' maps."""
-    return maps.reshape(len(maps), 2, -1, *maps.shape[2:])
+    return maps.reshape(maps.shape[0], 2, -1, *maps.shape[2:])
 
 
 class SelectiveKernel(nn.Module):

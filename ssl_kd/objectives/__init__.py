@@ -11,23 +11,31 @@ Everything here works in anybody's training loop, on plain (B, D) tensors, and n
 
 from ssl_kd.objectives.alignment import DISTANCES, Alignment
 from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import RELATIONS, Correlation
 from ssl_kd.objectives.divergences import (
     DIVERGENCES,
+    ClassLevel,
+    Decoupled,
+    Differences,
     Divergence,
     NearestNeighbours,
     RowsAndColumns,
+    Softened,
     SoftmaxKL,
     SoftRank,
     TargetRatio,
+    TopK,
 )
 from ssl_kd.objectives.factory import PRESETS, TERMS, build_objective, taps
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
+from ssl_kd.objectives.progression import Progression
 from ssl_kd.objectives.projectors import PROJECTORS, projector
+from ssl_kd.objectives.prototypes import Prototypes, spherical_kmeans
 from ssl_kd.objectives.relations import Relation
-from ssl_kd.objectives.target_norms import TARGET_NORMS, Centre, Standardise, Whiten
+from ssl_kd.objectives.target_norms import TARGET_NORMS, Centre, PhiS, Standardise, Whiten
 from ssl_kd.objectives.term import Term
 from ssl_kd.objectives.weighted_sum import Weight, WeightedSum
 from ssl_kd.types import Criterion, Features, ViewBatch
@@ -42,22 +50,31 @@ __all__ = [
     "TERMS",
     "Alignment",
     "Centre",
+    "ClassLevel",
+    "Compressed",
     "Correlation",
     "Criterion",
+    "Decoupled",
+    "Differences",
     "Divergence",
     "Features",
     "HardPairs",
     "MemoryBank",
     "MultiTeacher",
     "NearestNeighbours",
+    "PhiS",
+    "Progression",
+    "Prototypes",
     "Relation",
     "Residual",
     "RowsAndColumns",
     "SoftRank",
+    "Softened",
     "SoftmaxKL",
     "Standardise",
     "TargetRatio",
     "Term",
+    "TopK",
     "TwoMemoryBanks",
     "Uncertainty",
     "ViewBatch",
@@ -68,5 +85,6 @@ __all__ = [
     "build_objective",
     "build_several",
     "projector",
+    "spherical_kmeans",
     "taps",
 ]

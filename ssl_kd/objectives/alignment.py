@@ -55,6 +55,22 @@ def cosine_and_l1(cosine: float, l1: float) -> Callable[[Tensor, Tensor], Tensor
     return mixed
 
 
+def balanced(s: Tensor, t: Tensor) -> Tensor:
+    """0.9 (1 - cos) + 0.1 smooth L1 with its corner at 2: the "balanced" loss of RADIO's training code."""
+    cosines = F.cosine_similarity(s, t, dim=1, eps=1e-8)
+    return 0.9 * (1 - cosines.mean()) + 0.1 * F.smooth_l1_loss(s, t, beta=2.0)
+
+
+def dampened(s: Tensor, t: Tensor) -> Tensor:
+    """Half the squared error up to 1, then 2 sqrt(error) - 1.5: far outliers pull less than near misses.
+
+    Source: the dampened squared error of RADIO's training code (NVIDIA-TAO/tao-pytorch).
+    """
+    gap = (s - t).abs()
+    root = 2 * torch.sqrt(torch.where(gap < 1, 1, gap) + 1e-8) - 1.5
+    return torch.where(gap < 1, gap.square() / 2, root).mean()
+
+
 def difference(s: Tensor, t: Tensor) -> Tensor:
     """Mean over pairs i != j of ||(s_i - s_j) - (t_i - t_j)||^2 / Dt: what is left when all are moved alike.
 
@@ -84,6 +100,8 @@ DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry(
         "pearson": pearson_distance,
         "theia": cosine_and_l1(0.9, 0.1),  # Theia's published mixture
         "unic": cosine_and_l1(0.5, 0.5),  # UNIC's
+        "balanced": balanced,
+        "dampened": dampened,
         "difference": difference,
         "unit_mse": unit_squared,
         "unit_columns": unit_columns,

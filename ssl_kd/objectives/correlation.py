@@ -23,10 +23,12 @@ from ssl_kd.objectives.inputs import Widths, cell_widths, cells, onto_coarser, t
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.projectors import must_reach, over_rows, width_after
 from ssl_kd.objectives.projectors import projector as projector_by
+from ssl_kd.objectives.prototypes import Prototypes
 from ssl_kd.objectives.relations import (
     AcrossTable,
     AnglesTable,
     BatchTable,
+    CrossTable,
     DimensionsTable,
     DistancesTable,
     GramTable,
@@ -48,12 +50,14 @@ RELATIONS: Registry[type[Relation]] = Registry(
         "batch": BatchTable,
         "queue": MemoryBank,
         "two_queues": TwoMemoryBanks,
+        "prototypes": Prototypes,
         "gram": GramTable,
         "products": ProductsTable,
         "distances": DistancesTable,
         "angles": AnglesTable,
         "pearson": PearsonTable,
         "across": AcrossTable,
+        "cross": CrossTable,
         "kernel": KernelTable,
         "dims": DimensionsTable,
         "tokens": TokensTable,
@@ -199,6 +203,14 @@ OWN_OPTIONS = (
     "teacher_layers",
     "neighbours",
     "strength",
+    "prototypes",
+    "tau",
+    "temperature",
+    "target",
+    "others",
+    "own",
+    "wrong",
+    "right",
     "every_slot",
     "sampled",
 )

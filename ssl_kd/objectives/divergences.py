@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.errors import UserError
+from ssl_kd.objectives.decoupled import class_level, decoupled_kl, softened_kl
+from ssl_kd.objectives.top_columns import decoupled_differences, top_k_kl
 from ssl_kd.registry import Registry
 
 
@@ -252,6 +254,72 @@ class TargetRatio(_BySoftmax):
 
 
 @dataclass(frozen=True)
+class TopK(_BySoftmax):
+    """See `top_k_kl`."""
+
+    neighbours: int = 20
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return top_k_kl(student, teacher, *self.taus, self.neighbours)
+
+
+@dataclass(frozen=True)
+class Differences(Divergence):
+    """See `decoupled_differences`."""
+
+    whole_table = True
+
+    neighbours: int = 10
+    own: float = 100.0
+    wrong: float = 5.0
+    right: float = 1.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return decoupled_differences(student, teacher, self.neighbours, self.own, self.wrong, self.right)
+
+
+@dataclass(frozen=True)
+class Softened(Divergence):
+    """See `softened_kl`."""
+
+    tau: float = 0.025
+    temperature: float = 4.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return softened_kl(student, teacher, self.tau, self.temperature)
+
+
+@dataclass(frozen=True)
+class Decoupled(Divergence):
+    """See `decoupled_kl`."""
+
+    tau: float = 0.025
+    temperature: float = 4.0
+    target: float = 1.0
+    others: float = 8.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return decoupled_kl(student, teacher, self.tau, self.temperature, self.target, self.others)
+
+
+@dataclass(frozen=True)
+class ClassLevel(Divergence):
+    """See `class_level`."""
+
+    whole_table = True
+
+    tau: float = 0.1
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return class_level(student, teacher, self.tau)
+
+
+@dataclass(frozen=True)
 class Plain(Divergence):
     """A divergence without constants, from any function of two tables."""
 
@@ -282,6 +350,11 @@ DIVERGENCES: Registry[Callable[..., Divergence]] = Registry(
         "rank": SoftRank,
         "nearest": NearestNeighbours,
         "target_ratio": TargetRatio,
+        "kd": Softened,
+        "dkd": Decoupled,
+        "class_level": ClassLevel,
+        "top_k": TopK,
+        "differences": Differences,
     },
     group="ssl_kd.divergences",
 )

@@ -186,6 +186,22 @@ class AcrossTable(Relation):
         return t @ s.T, torch.eye(len(t), device=t.device)
 
 
+class CrossTable(Relation):
+    """Each student sample against all teacher samples of the batch, beside each teacher sample against them.
+
+    Own image included. Relations inside each space leave the student's space free to turn; these tie it to the
+    teacher's, as a query encoder for an index of teacher embeddings needs it. Source: the batch-wise form of CSD and
+    D3still (SCY-X/D3still).
+    """
+
+    needs_teacher_width = True
+
+    def tables(self, s: Tensor, t: Tensor, batch: ViewBatch) -> Tables:
+        """(N, Dt), (N, Dt) -> two (N, N) tables."""
+        s, t = unit(s), unit(t)
+        return s @ t.T, t @ t.T
+
+
 class KernelTable(Relation):
     """A Gaussian kernel of the unit vectors, by its Taylor series up to `order`: correlation congruence.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.objectives.hadamard import even_rotation
 from ssl_kd.registry import Registry
 
 
@@ -99,10 +100,35 @@ class Whiten(nn.Module):
         self.mean.lerp_(centre, rate)
         self.seen.fill_(seen)
         if seen & (seen - 1) == 0:
-            share = self.shrinkage
-            values, vectors = torch.linalg.eigh(self.covariance)
-            shrunk = (1 - share) * values.clamp_min(0) + share * values.mean().clamp_min(1e-12)
-            self.matrix.copy_((vectors * shrunk.rsqrt()) @ vectors.T)
+            self.matrix.copy_(self._made(*torch.linalg.eigh(self.covariance)))
+
+    def _made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        """What centred rows are multiplied by, from the covariance's eigenvalues and eigenvectors."""
+        share = self.shrinkage
+        shrunk = (1 - share) * values.clamp_min(0) + share * values.mean().clamp_min(1e-12)
+        return (vectors * shrunk.rsqrt()) @ vectors.T
+
+
+class PhiS(Whiten):
+    """PHI-S: one number scales all dimensions, and a rotation first gives each of them the same variance.
+
+    alpha H V^T (t - mean), V the eigenvectors of the covariance, alpha its mean eigenvalue to the power -1/2, H a Hadamard
+    matrix of length-1 rows (see `even_rotation`). Distances and angles between teacher samples stay what they are.
+    Source: PHI-S, read in RADIO's training code (NVIDIA-TAO/tao-pytorch). Differs: made anew at powers of two up to
+    `batches`, there every 100 batches up to 3,000; eigenvectors have a sign of their own, so that a new matrix is near
+    the last one; where no Hadamard matrix is known, Hartley's instead of a random one; heads predict the standardised
+    features, theirs the plain ones, which are then standardised as well.
+    """
+
+    even: Tensor
+
+    def __init__(self, dim: int, batches: int = 1024):
+        super().__init__(dim, batches, shrinkage=0.0)
+        self.register_buffer("even", even_rotation(dim).float(), persistent=False)
+
+    def _made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        signs = torch.where(vectors.pow(3).sum(0) < 0, -1.0, 1.0)
+        return ((vectors * signs) @ self.even.T) * values.clamp_min(0).mean().clamp_min(1e-12).rsqrt()
 
 
 # The space in which teacher features are compared; directions alone ("unit") are what the cosine distance sees anyway.
@@ -113,6 +139,7 @@ TARGET_NORMS: Registry[Callable[[int], nn.Module]] = Registry(
         "standardised": Standardise,
         "centred": Centre,
         "whitened": Whiten,
+        "phi_s": PhiS,
     },
     group="ssl_kd.target_norms",
 )

@@ -76,6 +76,12 @@ class Normalise(nn.Module):
         return (pixels - self.mean) / self.std
 
 
+def pixels_record(model: nn.Module, size: int) -> dict[str, Any]:
+    """What a checkpoint says of the pixels it was trained on, as `ssl_kd.checkpoints.pixels_record` reads it back."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if hasattr(model, "normalise") else ((0.0,) * 3, (1.0,) * 3)
+    return {"mean": list(mean), "std": list(std), "size": size, "resize": size, "crop": size}
+
+
 class MoCo(nn.Module):
     """Query encoder, key encoder (a moving average) and a queue of keys, named as in the official checkpoints."""
 

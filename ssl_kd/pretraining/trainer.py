@@ -27,7 +27,7 @@ from ssl_kd.data.views import as_views, recipes_of, views_record
 from ssl_kd.errors import NonFinite, UserError, one_line
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.pretraining.config import PretrainConfig, check
-from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext
+from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext, pixels_record
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import PART, probe
 from ssl_kd.runtime.objects import imported, is_record, names_code
@@ -86,6 +86,7 @@ def pretrain(config: PretrainConfig | None = None, images: Any = None, **setting
                 optimizer.step()
                 bar.advance(len(raw), epoch=f"{epoch + 1}/{config.epochs}", loss=f"{value:.3f}")
             about = {"epoch": epoch + 1, "arch": config.arch, "optimizer": optimizer.state_dict(), "settings": settings}
+            about["preprocessing"] = pixels_record(model, config.size)
             save_state(out, model.checkpoint() | about)
     return out
 

@@ -111,19 +111,25 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Settings:
+def parse(
+    settings: type[Settings], argv: Sequence[str], prog: str, examples: Sequence[str] = (), words: str = ""
+) -> Settings:
     """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins, wherever it stands.
 
     A first argument that ends in .yaml or .yml is a file, too; of several files the later wins. Unknown keys, unreadable
     files and values of a wrong type raise UserError with one line. `--help` lists every field with its unit and default.
+    words: the field, a list of texts, that takes what stands alone.
     """
     argv = _spelled(argv)
+    if words:
+        argv = _flagged(argv, settings)
     if argv and argv[0].endswith((".yaml", ".yml")) and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    parser = _parser(settings, prog, examples)
+    parser = _parser(settings, prog, examples, words)
     given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UserError(_unknown(unknown[0], settings, prog))
+    alone = [word for word in unknown if not word.startswith("--")] if words else []
+    if wrong := [word for word in unknown if not words or word.startswith("--")]:
+        raise UserError(_unknown(wrong[0], settings, prog))
     known = {f.name: f for f in fields(settings)}
     kinds = types_of(settings)
     values: dict[str, Any] = {}
@@ -132,6 +138,8 @@ def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Se
     for name, text in vars(given).items():
         if name != "config":
             values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
+    if alone:
+        values[words] = alone
     for name, value in values.items():
         if value is None and known[name].default is not None:
             raise UserError(f"{name}: expected a value, got null; leave it out for its default (see {prog} --help)")
@@ -141,10 +149,10 @@ def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Se
 # ----------------------------------------------------------------------------------------------- the options
 
 
-def _parser(settings: type, prog: str, examples: Sequence[str]) -> OneLineParser:
+def _parser(settings: type, prog: str, examples: Sequence[str], words: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
-        usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
+        usage=f"{prog} [CONFIG.yaml] [--setting value ...]" + (f" [{words.upper()} ...]" if words else ""),
         description=(settings.__doc__ or "").split("\n")[0],
         epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -205,6 +213,15 @@ def _spelled(argv: Sequence[str]) -> list[str]:
             arg = f"--{name.replace('-', '_')}{equals}{value}"
         out.append(arg)
     return out
+
+
+def _flagged(argv: Sequence[str], settings: type) -> list[str]:
+    """Give a flag that stands before a word its value, so that it does not take the word for one."""
+    flags = {f"--{name}" for name, kind in types_of(settings).items() if kind is bool}
+    return [
+        f"{arg}=true" if arg in flags and [*argv[i + 1 :], ""][0] not in ("true", "false") else arg
+        for i, arg in enumerate(argv)
+    ]
 
 
 def _unknown(arg: str, settings: type, prog: str) -> str:

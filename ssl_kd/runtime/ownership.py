@@ -77,16 +77,25 @@ def mark(folder: Path, kind: Kind) -> None:
 def remove_ours(folder: Path, kind: Kind) -> None:
     """Remove the files that the marker names and that we know by name; folders that are empty then, as well."""
     listed = (_marked(folder) or {}).get(kind.key, [])
+    above: set[Path] = set()
     for name in kind.names:  # in their order; what only the marker says is nothing to go by
-        above = (folder / name).parent
-        if name not in listed or (above != folder and above.is_symlink()):
+        if name not in listed:
             continue
         for path in list(folder.glob(name)):
+            if any(parent.is_symlink() for parent in _between(folder, path)):
+                continue  # what is behind a link is not ours
             if path.is_symlink() or path.is_file():
                 path.unlink(missing_ok=True)
-        if above != folder:
-            with contextlib.suppress(OSError):  # not there, or something else lies in it
-                above.rmdir()
+        if "/" in name:
+            above |= {one for path in folder.glob(str(Path(name).parent)) for one in (path, *_between(folder, path))}
+    for parent in sorted(above, key=lambda path: len(path.parts), reverse=True):
+        with contextlib.suppress(OSError):  # not there, or something else lies in it
+            parent.rmdir()
+
+
+def _between(folder: Path, path: Path) -> list[Path]:
+    """The folders that lead from one to a path below it."""
+    return [parent for parent in path.parents if folder in parent.parents]
 
 
 def _marked(folder: Path) -> dict[str, list[str]] | None:

@@ -4,9 +4,11 @@ config.yaml          what was asked, every default filled in
 environment.json     versions, machine, command
 metrics.jsonl        one line per logged step and per look at the held-out images; metrics.csv the same as a table
 last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
+prototypes/          anchors of objectives on prototypes, under a digest of all that decides them
 student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
 student_best.safetensors  the student whose held-out images had the most neighbours in common with the teacher's
 README.md            what this folder is and how to reproduce it
+students/NAME/       of several students: metrics, students and card of each
 unreadable.json      only after a run that stopped at too many unreadable images: which ones
 .ssl_kd.json         which of these names are ours to replace and to remove
 
@@ -22,6 +24,7 @@ import pickle
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,8 +32,8 @@ import torch
 import yaml
 
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.runtime.files import append_line, atomic_text, sealed, unsealed
-from ssl_kd.runtime.loggers import METRICS, Log, open_logs, records
+from ssl_kd.runtime.files import append_line, atomic_text, sealed, sweep, unsealed
+from ssl_kd.runtime.loggers import METRICS, Log, Table, names, open_logs, records
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.state import load_state, save_state
 
@@ -94,6 +97,7 @@ RUN = Kind(
         f"targets/{HEX}.crc",
         f"targets/{HEX}.f16",
         f"targets/{MARKER}",
+        f"prototypes/{HEX}.pt",
         "tensorboard/events.out.tfevents.*",
         UNREADABLE_IMAGES,
         "README.md",
@@ -102,6 +106,11 @@ RUN = Kind(
     ),
     _is_older_run,
 )
+
+# The same with several students, each with a folder of its own.
+STUDENTS = "students"
+OF_A_STUDENT = (STUDENT, BEST, METRICS, "metrics.csv", "README.md")
+RUN_OF_STUDENTS = replace(RUN, names=(*(f"{STUDENTS}/*/{name}" for name in OF_A_STUDENT), *RUN.names))
 
 
 class RunDir:
@@ -119,8 +128,9 @@ class RunDir:
         overwrite: bool = False,
         writes: bool = True,
         defaults: Mapping[str, Any] | None = None,
+        kind: Kind = RUN,
     ):
-        self.path = Path(path)
+        self.path, self.kind = Path(path), kind
         self.settings = dict(settings)
         self.defaults = dict(defaults or {})  # of settings that are younger than the run
         self.writes = writes  # of several processes only the first writes
@@ -151,9 +161,10 @@ class RunDir:
             self._same_question(_settings(config))
 
     def _open(self, overwrite: bool) -> None:
-        mark(self.path, RUN)
-        if overwrite:
-            remove_ours(self.path, RUN)
+        if overwrite:  # whatever kind of run was here before
+            mark(self.path, RUN_OF_STUDENTS)
+            remove_ours(self.path, RUN_OF_STUDENTS)
+        mark(self.path, self.kind)
         config = self.path / "config.yaml"
         if not config.exists():
             atomic_text(config, yaml.safe_dump(self.settings, sort_keys=False))
@@ -170,9 +181,10 @@ class RunDir:
 
     def _changed(self, before: Mapping[str, Any]) -> str:
         """The first settings that were others and that decide what is learned, in words; empty if there are none."""
-        before = self.defaults | dict(before)  # a setting that is younger than the run had its default
-        keys = [k for k in self.settings if k not in FREE and before.get(k) != self.settings[k]]
-        return ", ".join(f"{k} was {before.get(k)!r}, now {self.settings[k]!r}" for k in keys[:4])
+        # A setting that is younger than the run, or that it had no use for, had its default.
+        before, now = self.defaults | dict(before), self.defaults | self.settings
+        keys = [k for k in now if k not in FREE and before.get(k) != now[k]]
+        return ", ".join(f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in keys[:4])
 
     def restore(self) -> dict[str, Any] | None:
         """The last saved state, or None for a fresh run. Metric lines of work that was lost since are dropped."""
@@ -231,12 +243,8 @@ class RunDir:
             append_line(self.path / METRICS, json.dumps(dict(record)))
 
     def _forget_after(self, step: int) -> None:
-        """Drop metric lines later than `step`: they belong to work that was lost and will be done again."""
-        path = self.path / METRICS
-        if not self.writes or not path.exists():
-            return
-        kept = [json.dumps(record) for record in records(path) if record["step"] <= step]
-        atomic_text(path, "".join(f"{line}\n" for line in kept))
+        if self.writes:
+            forget_after(self.path / METRICS, step)
 
     def close(self) -> None:
         """Close the logs and release the lock."""
@@ -244,6 +252,49 @@ class RunDir:
             for log in self._logs or ():
                 log.close()
             self._lock.close()
+
+
+class StudentDir:
+    """The folder of one of several students, `students/NAME` in the run's: the figures and files of a run of its own."""
+
+    def __init__(self, run: Path, name: str, log: str, writes: bool):
+        self.path, self.log_names, self.writes = run / STUDENTS / name, log, writes
+        self._table: Log | None = None
+        if writes:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                sweep(self.path, OF_A_STUDENT)
+            except OSError as error:
+                raise UserError(
+                    f"out: cannot make the folder {self.path} ({error.strerror}); choose another"
+                ) from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop metric lines of work that was lost."""
+        if self.writes:
+            forget_after(self.path / METRICS, step)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to the student's metrics.jsonl, and to metrics.csv if the run has one."""
+        if not self.writes:
+            return
+        self.note(record)
+        if self._table is None and "csv" in names(self.log_names):
+            self._table = Table(self.path / METRICS, int(record["step"]))
+        if self._table is not None:
+            self._table.add(record)
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl alone: words."""
+        if self.writes:
+            append_line(self.path / METRICS, json.dumps(dict(record)))
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl later than `step`: they belong to work that was lost and will be done again."""
+    if path.exists():
+        kept = [json.dumps(record) for record in records(path) if record["step"] <= step]
+        atomic_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _lock(folder: Path) -> IO[bytes]:

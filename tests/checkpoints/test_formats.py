@@ -32,6 +32,7 @@ def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     manifest = MANIFESTS[request.param]
     path = rebuild.write(manifest, folder)
+    rebuild.write_beside(manifest, folder)
     yield request.param, manifest, path, load_teacher(path)
     shutil.rmtree(folder)
 

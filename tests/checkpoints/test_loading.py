@@ -14,7 +14,7 @@ import torch
 from ssl_kd.checkpoints import library_weights, loading
 from ssl_kd.checkpoints.formats import FORMATS, recognise
 from ssl_kd.checkpoints.formats.dino import read_vit
-from ssl_kd.checkpoints.formats.weights import select
+from ssl_kd.checkpoints.formats.weights import Place, select
 from ssl_kd.checkpoints.loading import assemble, contents, convert, inspect, load_teacher
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError
@@ -98,6 +98,40 @@ def test_a_module_from_python_cannot_be_saved_by_name(tmp_path):
     encoder = Encoder.from_module(torch.nn.Flatten(), dim=12)
     with pytest.raises(UserError, match="has no name to rebuild it by"):
         save_student(encoder, tmp_path / "s.safetensors")
+
+
+# What a file says of its pixels
+
+
+def resnet_with(record, tmp_path):
+    tree = {"state_dict": layouts.prefixed(layouts.resnet("resnet18").state_dict(), "module.encoder_q.")}
+    return layouts.save(tree | {"preprocessing": record}, "zip", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "pixels"),
+    [
+        ({"size": 48}, {"size": 48, "resize": 48, "crop": 48}),
+        ({"size": 48, "resize": 56, "crop": 48}, {"size": 48, "resize": 56, "crop": 48}),
+        ({"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}, {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}),
+        ({"interpolation": "bicubic", "square": True}, {"interpolation": "bicubic", "square": True}),
+        ({"something": "else"}, {}),
+        ("text", {}),
+    ],
+)
+def test_a_files_own_record_of_its_pixels_decides(record, pixels, tmp_path):
+    path = resnet_with(record, tmp_path)
+    assert load_teacher(path).preprocessing == replace(Preprocessing(), **pixels)
+    assert inspect(path).preprocessing == load_teacher(path).preprocessing
+
+
+@pytest.mark.parametrize(
+    "record", [{"size": 0}, {"size": "32"}, {"mean": [1]}, {"std": 3}, {"crop": 10**9}, {"square": 1}, {"resize": [1]}]
+)
+def test_a_record_of_pixels_that_cannot_be_is_an_error(record, tmp_path):
+    with pytest.raises(BrokenCheckpoint, match="its record of the pixels cannot be used") as error:
+        load_teacher(resnet_with(record, tmp_path))
+    assert str(error.value).isprintable()
 
 
 # What people pass by mistake
@@ -205,7 +239,7 @@ def test_the_student_for_the_teacher_would_be_noticed(tmp_path):
     manifest, file, weights = golden("dino_vitt16_train", tmp_path)
     student = {n: t.contiguous() for n, t in select(file.state("student"), "module.backbone.").items()}
     assert student.keys() == weights.state.keys()
-    assert off(manifest, assemble(read_vit(student, "student/", "")), "cls@96x96") > 100
+    assert off(manifest, assemble(read_vit(file, Place(("student",), "module.backbone.", student))), "cls@96x96") > 100
 
 
 def test_a_wrong_epsilon_would_be_noticed(tmp_path):
@@ -496,10 +530,12 @@ def test_a_report_says_everything_in_text_and_json(tmp_path):
     assert whole["preprocessing"]["interpolation"] == "bicubic"
 
 
-def test_inspect_does_not_build_the_network(tmp_path, monkeypatch):
+def test_inspect_builds_the_network_without_memory_for_its_numbers(tmp_path, monkeypatch):
     path = layouts.save(layouts.moco("resnet18")[0], "zip", tmp_path)
-    monkeypatch.setattr(loading, "make", lambda *args: pytest.fail("the network was built"))
+    make, built = loading.make, []
+    monkeypatch.setattr(loading, "make", lambda *given: built.append(make(*given)) or built[-1])
     assert inspect(path).problem is None
+    assert {tensor.device.type for network in built for tensor in network.state_dict().values()} == {"meta"}
 
 
 def test_a_student_shows_its_card(tmp_path):

@@ -272,8 +272,10 @@ def npy(path, header):
 
 def places(root):
     """Every place that is no data set, and a part of the one line that it is owed."""
-    (root / "list.txt").write_text("a.jpg\nb.jpg\n" * 1000)
-    (root / "a.jpg").write_bytes(png(4, 4))
+    (root / "list.csv").write_text("a.jpg\nb.jpg\n" * 1000)
+    (root / "list.txt").write_text("nowhere.jpg\n" * 1000)
+    (root / "empty.txt").write_text("\n")
+    (root / "binary.txt").write_bytes(b"\0" * 1000)
     (root / ESC).mkdir()
     (root / ESC / f"{ESC}.txt").write_text("x")
     with zipfile.ZipFile(root / "escape.zip", "w") as out:
@@ -288,8 +290,10 @@ def places(root):
         tar_of(root / "x.tar.gz", "a.png", mode="w:gz"): "packed by gzip",
         tar_of(root / "x.tar.xz", "a.png", mode="w:xz"): "packed by xz",
         tar_of(root / "nameless", "a.png"): "this is a tar; give its name the ending .tar",
-        root / "list.txt": "this is a text; lists of files are not read",
-        root / "a.jpg": "this is one picture; pass the folder that holds it",
+        root / "list.csv": "this is a text; a list of picture files is read if its name ends in .txt",
+        root / "list.txt": r"nowhere\.jpg: no such picture file \(named in",
+        root / "empty.txt": "names no picture",
+        root / "binary.txt": "line 1 is no path",
         root / ESC: r"it holds \\x1b",
         root / "escape.zip/c": r"no such folder in the archive. It holds \\x1b",
         root / f"{ESC}.gone": "no such folder or archive",

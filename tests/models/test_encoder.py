@@ -399,23 +399,64 @@ def test_floating_point_pixels_in_0_to_255_are_refused(dtype):
     assert torch.equal(encoder.normalise(pixels), encoder.normalise(pixels.float() / 255))
 
 
+def test_bytes_of_a_dark_picture_as_floats_are_refused_too():
+    encoder = build("resnet18", channels=[8, 8, 8, 8])
+    dark = torch.randint(0, 12, (2, 3, 32, 32)).float()
+    with pytest.raises(UserError, match=r"expected pixels in \[0, 1\], or uint8"):
+        encoder(dark)
+    encoder(dark / 255)
+
+
 # Preprocessing
 
 
-@pytest.mark.parametrize(
-    "pixels", [Preprocessing(), Preprocessing().at(96, 1.0), Preprocessing((0, 0, 0), (1, 1, 1), 32, None, None, "box")]
-)
-def test_the_key_of_a_preprocessing_is_what_keys_of_caches_have_always_held(pixels):
-    assert pixels.key() == repr(pixels)
+KEYS = {
+    "Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224, resize=256, crop=224, "
+    "interpolation='bilinear')": Preprocessing(),
+    "Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=96, resize=96, crop=96, "
+    "interpolation='bilinear')": Preprocessing().at(96, 1.0),
+    "Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), size=32, resize=None, crop=None, interpolation='box')": Preprocessing(
+        (0, 0, 0), (1, 1, 1), 32, None, None, "box"
+    ),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_key_of_a_preprocessing_is_what_keys_of_caches_have_always_held(key):
+    assert KEYS[key].key() == key
 
 
 def test_the_key_of_a_preprocessing_names_every_field():
     from dataclasses import fields, replace
 
     others = {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "size": 32, "resize": 40, "crop": 36, "interpolation": "box"}
+    others["square"] = True
     assert set(others) == {field.name for field in fields(Preprocessing)}
     keys = {replace(Preprocessing(), **{name: value}).key() for name, value in others.items()}
     assert len(keys | {Preprocessing().key()}) == len(others) + 1
+
+
+@pytest.mark.parametrize("side", [(300, 400), (400, 300), (64, 64), (20, 50)])
+def test_a_square_is_what_torchvision_makes_of_both_sides(side):
+    from torchvision import transforms
+
+    mode = transforms.InterpolationMode("bicubic")
+    whole = transforms.Compose([transforms.Resize((64, 64), mode), transforms.PILToTensor()])
+    cut = transforms.Compose([transforms.Resize((64, 64), mode), transforms.CenterCrop(48), transforms.PILToTensor()])
+    image = noise(*side)
+    assert torch.equal(
+        Preprocessing(size=64, resize=64, crop=64, interpolation="bicubic", square=True)(image), whole(image)
+    )
+    assert torch.equal(
+        Preprocessing(size=48, resize=64, crop=48, interpolation="bicubic", square=True)(image), cut(image)
+    )
+
+
+def test_words_about_pixels_say_what_is_done():
+    native = Preprocessing((0, 0, 0), (1, 1, 1), 32, None, None)
+    assert str(native) == "plain [0, 1]; resize the shorter side to 32, centre crop 32, bilinear; 32 px"
+    assert native(noise(50, 40)).shape == (3, 32, 32)
+    assert "resize to a square of 64, bilinear" in str(Preprocessing(size=64, resize=64, crop=64, square=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 10**400, "a", None])

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_features import ATTENTION, as_features, everything, features, rand, rows, views, widths
+from small_features import ATTENTION, as_features, build_objective, everything, features, rand, rows, views, widths
 from torch import nn
 
 from ssl_kd.errors import UserError
-from ssl_kd.objectives import PRESETS, build_objective, taps
+from ssl_kd.objectives import PRESETS, taps
 from ssl_kd.objectives.auxiliary import Residual
+from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import RELATIONS, Correlation, options_of
 from ssl_kd.objectives.memory_bank import MemoryBank
 from ssl_kd.objectives.presets import CATALOGUE
@@ -33,7 +34,16 @@ def grammar():
                 continue  # angles at i towards i itself are rows of zeros, which correlate with nothing
             spec = {"term": "correlation", "relation": relation, "comparison": comparison, **more}
             yield f"{relation} {comparison}", [spec]
-    for comparison in ("pkt", "rows_and_columns", "rank", "nearest", "target_ratio", "frobenius"):
+    for comparison in (
+        "pkt",
+        "rows_and_columns",
+        "rank",
+        "nearest",
+        "target_ratio",
+        "top_k",
+        "differences",
+        "frobenius",
+    ):
         yield f"batch {comparison}", [{"term": "correlation", "relation": "batch", "comparison": comparison}]
     for space in TARGET_NORMS:
         for of in ("embedding", "tokens"):
@@ -120,6 +130,8 @@ def without_heads(objective):
     for term in objective.terms.values():
         term.projector = nn.Identity()
         term.space = nn.Identity()
+        if isinstance(term, Compressed):
+            term.compressor, term.token_compressor = nn.Identity(), None
         if isinstance(term, Residual):
             term.assistant = Nothing()
         if isinstance(term, Correlation):
@@ -136,7 +148,8 @@ class Nothing(nn.Module):
         return torch.zeros_like(z)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Its layers have other widths than its patches here: test_newest asks for the same with one width.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "leap"])
 def test_every_objective_is_at_rest_and_lowest_at_a_match(name):
     torch.manual_seed(0)
     objective = without_heads(build_objective(CASES[name], widths(10), widths(10)))
@@ -158,7 +171,7 @@ def test_every_objective_is_at_rest_and_lowest_at_a_match(name):
             assert terms["hard_pairs"].item() == pytest.approx(0.6931472, abs=1e-3)
         return
     # Published with 1e-8 beside the lengths: columns of little mass fall short of a correlation of 1.
-    allowed = 2e-2 if name == "dist" else 2e-3
+    allowed = {"dist": 2e-2, "dist_prototypes": 6e-2}.get(name, 2e-3)
     assert total.item() == pytest.approx(0.6931472 * learned, abs=allowed)
     assert all(g is None or g.abs().max() < 0.05 for g in gradients)
     for size in (0.3, 1.0):
@@ -202,8 +215,10 @@ def test_a_preset_resumes_to_the_same_bits(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_network_that_lacks_what_a_preset_reads_is_told_so(name):
-    needs = {"tokens", "all_tokens", "context", "attention_map", "flow", "class_attention"}
-    read = {str(o) for spec in PRESETS[name] for key, o in spec.items() if key in ("of", "relation")}
+    needs = {"tokens", "all_tokens", "context", "attention_map", "flow", "class_attention", "True", "progression"}
+    read = {
+        str(o) for spec in PRESETS[name] for key, o in spec.items() if key in ("of", "relation", "of_tokens", "term")
+    }
     averaged = any(spec.get("momentum") for spec in PRESETS[name])
 
     def answer():

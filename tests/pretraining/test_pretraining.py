@@ -30,6 +30,8 @@ def test_a_teacher_comes_back_through_the_ordinary_loader(tmp_path, method, arch
     path = ssl_kd.pretrain(config, IMAGES)
     encoder = ssl_kd.load_teacher(path)
     assert encoder.preprocessing.mean == mean
+    assert (encoder.preprocessing.size, encoder.preprocessing.resize, encoder.preprocessing.crop) == (32, 32, 32)
+    assert "resize the shorter side to 32, centre crop 32" in str(ssl_kd.inspect(path))
     saved = torch.load(path, weights_only=True)
     prefix = "module.encoder_q." if method == "moco" else "backbone."
     assert saved["arch"] == "resnet18"
@@ -268,6 +270,10 @@ def test_what_decides_nothing_may_change_and_an_older_checkpoint_goes_on(finishe
     older.write_bytes(Path(finished.out).read_bytes())
     ssl_kd.pretrain(replace(finished, out=str(older), threads=1, images="moved/"), Unread(IMAGES.array))
     saved = torch.load(older, weights_only=True)
+    del saved["preprocessing"]  # files of earlier versions held the size among their settings only
+    torch.save(saved, older)
+    read = ssl_kd.load_teacher(older).preprocessing
+    assert (read.size, read.resize, read.crop) == (32, 32, 32)
     del saved["settings"]
     torch.save(saved, older)
     ssl_kd.pretrain(replace(finished, out=str(older), epochs=2), IMAGES)

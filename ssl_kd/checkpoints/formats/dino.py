@@ -7,12 +7,26 @@ of ViT-B interleaves class token and mean patch token channel by channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from ssl_kd.checkpoints.formats import resnets, vits
-from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths, rename, require, select
+from ssl_kd.checkpoints.formats.weights import (
+    Contents,
+    Format,
+    Place,
+    State,
+    Weights,
+    anywhere,
+    find,
+    must,
+    paths,
+    rename,
+    require,
+    select,
+)
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.preprocessing import Preprocessing
 
@@ -29,33 +43,15 @@ XCITS = {
 }
 
 
-def is_dino_vit(state: State) -> bool:
-    """A plain ViT: no layer scale (DINOv2), no projector inside, no registers."""
-    return vits.is_vit(state) and not any(
-        name.startswith(("blocks.0.ls1", "blocks.0.0.", "head.", "reg_token", "register_tokens", "pos_embeder"))
-        for name in state
-    )
-
-
 def is_xcit(state: State) -> bool:
     """XCiT in the authors' names; timm spells the module pos_embed."""
     return any(name.startswith("pos_embeder.") for name in state)
 
 
-def read_vit(state: State, where: str, origin: str) -> Weights:
-    """A DINO ViT whose names are timm's already."""
-    arch, args, dim = vits.describe(state, positions="offset", interleave=True)
-    return Weights(
-        arch,
-        args,
-        dim,
-        state,
-        vits.native(BICUBIC, args),
-        "cls",
-        f"DINO ViT of width {dim}, patch {args.get('patch_size', 16)}{origin}",
-        where or "the whole file",
-        paths((where, state)),
-    )
+def read_vit(file: Contents, place: Place, sure: bool = True, note: str = "") -> Weights:
+    """A DINO ViT whose names are timm's already. One of width 1280 is read as MAE's: DINO published none."""
+    lab = "MAE" if place.state["pos_embed"].shape[-1] == 1280 and not sure else "DINO"
+    return vits.read(file, place, lab, BICUBIC, sure, note=note, positions="offset", interleave=True)
 
 
 def read_xcit(given: State, where: str, origin: str) -> Weights:
@@ -101,22 +97,41 @@ def require_xcit(state: dict[str, Tensor], name: str, patch: int) -> None:
     require(state, expected, f"{name}_p{patch}")
 
 
-def teacher(file: Contents) -> tuple[str, State]:
-    """Where a training checkpoint keeps the teacher's backbone, and the tensors there.
+HEADS = (".last_layer.", "head.mlp.", "projection_head.", "prototypes.")  # of today's code and of that before June 2021
+MASK_HEADS = (".last_layer2.", ".mlp2.", "masked_embed")  # iBOT's, which is trained like DINO in all else
+TEACHERS = ("module.backbone.", "backbone.")
+
+
+def teacher(file: Contents) -> Place:
+    """Where a training checkpoint keeps the teacher's backbone.
 
     People also save the teacher alone; DINO's head beside the backbone then tells that it is one.
     """
-    alone = file.state() if any(".last_layer." in name for name in file.state()) else {}
-    for path, given in (("teacher/", file.state("teacher")), ("", alone)):
-        for prefix in ("module.backbone.", "backbone."):
-            if state := select(given, prefix):
-                return f"{path}{prefix}", state
-    return "teacher/", {}
+    alone = any(".last_layer." in name for name in file.without_values().state())
+    places: list[tuple[str, ...]] = [("teacher",), ()] if alone else [("teacher",)]
+    return find(file, bool, places, TEACHERS) or Place(("teacher",), "", {})
+
+
+def has(file: Contents, heads: Sequence[str]) -> bool:
+    """Whether student or teacher hold a tensor of one of these names."""
+    file = file.without_values()
+    names = [*file.state("teacher"), *file.state("student"), *file.state()]
+    return any(head in name for name in names for head in heads)
+
+
+def bare(file: Contents) -> Place | None:
+    """A ViT with nothing around it; where somebody vouches for the format, wherever in the file it lies."""
+    return anywhere(file, vits.is_plain) if file.vouched else find(file, vits.is_plain)
 
 
 def matches_backbone(file: Contents) -> bool:
     """A flat ViT. In safetensors it is timm's copy, which is evaluated with other pixels."""
-    return is_dino_vit(file.state()) and file.container != "safetensors"
+    return file.container != "safetensors" and bare(file) is not None
+
+
+def convert_backbone(file: Contents) -> Weights:
+    """DINO published this layout, and so may anybody: nothing in it says who trained it."""
+    return read_vit(file, must(bare(file), "a ViT"), sure=False)
 
 
 def matches_xcit(file: Contents) -> bool:
@@ -125,44 +140,41 @@ def matches_xcit(file: Contents) -> bool:
 
 
 def matches_resnet(file: Contents) -> bool:
-    """A flat ResNet whose fc was an identity."""
-    return resnets.is_resnet(file.state()) and not any(name.startswith("fc.") for name in file.state())
+    """A flat ResNet whose fc was an identity, not saved from a GPU: DINO's lay on the CPU."""
+    return resnets.bare(file) is not None and not resnets.from_gpu(file)
 
 
 def convert_resnet(file: Contents) -> Weights:
-    """A flat ResNet. DINO published a ResNet-50 alone; of any other it is not known who trained it."""
-    weights = resnets.read_resnet(file, "DINO", BICUBIC)
-    if (weights.arch, weights.arch_args) == ("resnet50", {}):
-        return weights
-    return replace(weights, origin=f"{weights.origin.removeprefix('DINO ')} of unknown origin, read as DINO's")
+    """DINO published a ResNet-50 in this layout, and so may anybody."""
+    return resnets.read_at(file, must(resnets.bare(file), "a ResNet"), "DINO", BICUBIC, sure=False)
 
 
 def matches_full(file: Contents) -> bool:
-    """A training checkpoint with one of the three kinds of teacher."""
-    state = teacher(file)[1]
-    return is_dino_vit(state) or is_xcit(state) or resnets.is_resnet(state)
+    """A training checkpoint with one of the three kinds of teacher, and no head for masked patches."""
+    state = teacher(file).state
+    return (vits.is_plain(state) or is_xcit(state) or resnets.is_resnet(state)) and not has(file, MASK_HEADS)
 
 
 def convert_full(file: Contents) -> Weights:
-    """The teacher's backbone."""
-    where, state = teacher(file)
-    if is_xcit(state):
-        return read_xcit(state, where, ", teacher of a training checkpoint")
-    if resnets.is_resnet(state):
-        path = ["teacher"] if where.startswith("teacher/") else []
-        weights = resnets.read_resnet(file, "DINO", BICUBIC, path, where.removeprefix("teacher/"))
-        return replace(weights, origin=f"{weights.origin}, teacher of a training checkpoint")
-    return read_vit(state, where, ", teacher of a training checkpoint")
+    """The teacher's backbone. Without DINO's head beside it, it may be that of another method with a teacher."""
+    place, sure, note = teacher(file), has(file, HEADS), ", teacher of a training checkpoint"
+    if is_xcit(place.state):
+        file.fill(place.state.values())
+        return read_xcit(place.state, "/".join([*place.path, place.prefix]), note)
+    if resnets.is_resnet(place.state):
+        weights = resnets.read_at(file, place, "DINO", BICUBIC, sure=sure)
+        return replace(weights, origin=f"{weights.origin}{note}")
+    return read_vit(file, place, sure, note)
 
 
 DINO_VIT = Format(
     "dino_vit",
     "dino",
-    "facebookresearch/dino `dino_*_pretrain.pth`, ViT of any size",
+    "facebookresearch/dino `dino_*_pretrain.pth`; any bare ViT in its names, which is told to be of unknown origin",
     "class token",
     BICUBIC,
     matches_backbone,
-    lambda file: read_vit(file.state(), "", ""),
+    convert_backbone,
 )
 DINO_XCIT = Format(
     "dino_xcit",
@@ -176,7 +188,7 @@ DINO_XCIT = Format(
 DINO_RESNET = Format(
     "dino_resnet",
     "dino",
-    "facebookresearch/dino `dino_resnet50_pretrain.pth`; any bare torchvision-named ResNet without fc",
+    "facebookresearch/dino `dino_resnet50_pretrain.pth`; any bare ResNet saved from a CPU, of unknown origin",
     "pooled map",
     BICUBIC,
     matches_resnet,

@@ -1,4 +1,7 @@
-"""Hugging Face transformers: ViT (facebook/dino-*) and Dinov2Model (facebook/dinov2-*, with registers or not).
+"""Hugging Face transformers: ViT (facebook/dino-*), Dinov2Model (with registers or not), ViTMSN, ViTMAE and IJepa.
+
+The names of DINO, MSN and an MAE without its decoder are the same: the config.json beside the file tells them apart, and
+without it the file is of unknown origin. Heads and epsilon are taken from there as well.
 
 Query, key and value are three layers. Position embeddings are resized to the size, without DINO's offset, so features
 differ a little from the labs' own at sizes other than the stored one. facebook/dino-*'s config says eps 1e-12.
@@ -6,13 +9,15 @@ differ a little from the labs' own at sizes other than the stored one. facebook/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ssl_kd.checkpoints.formats import vits
+from ssl_kd.checkpoints.formats import resnets, vits
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, select
 from ssl_kd.models.preprocessing import Preprocessing
 
 BICUBIC = Preprocessing(interpolation="bicubic")
+LAB_EPS = 1e-6  # of the labs' own code and of timm
 RULES: Rules = {
     r"^embeddings\.cls_token$": "cls_token",
     r"^embeddings\.register_tokens$": "reg_token",
@@ -31,7 +36,14 @@ RULES: Rules = {
 }
 PART = "blocks.{{block}}.attention.attention.{}.{{leaf}}"
 # What a model with a classifier on top puts before the names.
-PREFIXES = ("dinov2_with_registers.", "dinov2.", "vit.", "")
+PREFIXES = ("dinov2_with_registers.", "dinov2.", "ijepa.", "vit.", "")
+# model_type in config.json -> whose, its preprocessing, the feature, and the epsilon that the library's class has.
+KINDS = {
+    "vit": ("DINO", BICUBIC, "cls", 1e-12),
+    "vit_msn": ("MSN", resnets.IMAGENET, "cls", 1e-6),
+    "vit_mae": ("MAE", BICUBIC, "cls", 1e-12),
+    "ijepa": ("I-JEPA", resnets.IMAGENET, "avg", 1e-12),
+}
 NOT_BACKBONE = ("embeddings.mask_token", "pooler.", "classifier.")
 
 
@@ -47,25 +59,71 @@ def is_dinov2(state: State) -> bool:
     return "embeddings.mask_token" in state and "encoder.layer.0.layer_scale1.lambda1" in state
 
 
-def is_dino(file: Contents) -> bool:
-    """A ViT as DINO's conversion wrote it. A pooler or a classifier would mean another model, with other pixels."""
+def kind(file: Contents) -> tuple[str, bool]:
+    """Which of KINDS the file is, and whether it says so; ("", False) for none of them.
+
+    A pooler or a classifier would mean a model that was trained with labels, with other pixels.
+    """
+    file = file.without_values()
     _, state = backbone(file)
-    others = any(name.startswith(NOT_BACKBONE) for name in (*state, *file.state()))
-    return "encoder.layer.0.layernorm_before.weight" in state and not others
+    if "encoder.layer.0.layernorm_before.weight" not in state:
+        return "", False
+    if any(name.startswith("decoder.") for name in file.state()):
+        return "vit_mae", True
+    if any(name.startswith(NOT_BACKBONE) for name in (*state, *file.state())):
+        return "", False
+    said = file.config.get("model_type")
+    if "embeddings.cls_token" not in state:
+        return "ijepa", True
+    return (str(said), True) if said in KINDS and said not in ("vit", "ijepa") else ("vit", False)
 
 
-def read_hf(file: Contents) -> Weights:
-    """Either model in timm's names."""
+def is_kind(name: str) -> Callable[[Contents], bool]:
+    """Whether a file is of that kind; where somebody vouches for it, any of them may be."""
+    return lambda file: bool(kind(file)[0]) if file.vouched else kind(file)[0] == name
+
+
+def read_kind(name: str) -> Callable[[Contents], Weights]:
+    """A reader of files of that kind."""
+
+    def read(file: Contents) -> Weights:
+        lab, pixels, feature, eps = KINDS[name]
+        prefix, whole = backbone(file)
+        given = drop(whole, NOT_BACKBONE)
+        state = vits.join_qkv(rename(given, RULES), *(PART.format(part) for part in ("query", "key", "value")))
+        width = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
+        eps = float(number(file, "layer_norm_eps", 1e-15, 1e-2) or eps)
+        heads = number(file, "num_attention_heads", 1, 256) if number(file, "hidden_size", 1, 2**16) == width else None
+        how: dict[str, Any] = {} if eps == LAB_EPS else {"norm_eps": eps}
+        arch, args, dim = vits.describe(state, int(heads) if heads else None, positions="size", **how)
+        sure = kind(file)[1]
+        origin = file.credit(
+            f"Hugging Face {lab}", vits.summary(dim, args, sure or file.vouched), sure, f"Hugging Face's {lab}"
+        )
+        pixels = vits.native(pixels, args)
+        return Weights(
+            arch, args, dim, state, pixels, feature, origin, prefix or "the whole file", paths((prefix, given))
+        )
+
+    return read
+
+
+def number(file: Contents, name: str, least: float, most: float) -> float | None:
+    """A number that config.json gives, where it is one within these bounds."""
+    found = file.config.get(name)
+    return found if isinstance(found, (int, float)) and not isinstance(found, bool) and least <= found <= most else None
+
+
+def read_dinov2(file: Contents) -> Weights:
+    """A Dinov2Model in timm's names."""
     prefix, whole = backbone(file)
     given = drop(whole, NOT_BACKBONE)
     state = rename(given, RULES)
     state = vits.join_qkv(state, *(PART.format(part) for part in ("query", "key", "value")))
-    second = is_dinov2(whole)
     registers = "reg_token" in state
     if registers:
         state = vits.fold_class_position(state)
-    extra: dict[str, Any] = {} if second else {"norm_eps": 1e-12}
-    arch, args, dim = vits.describe(state, positions="antialias" if registers else "size", **extra)
+    arch, args, dim = vits.describe(state, positions="antialias" if registers else "size")
     return Weights(
         arch,
         args,
@@ -73,8 +131,8 @@ def read_hf(file: Contents) -> Weights:
         state,
         vits.native(BICUBIC, args),
         "cls",
-        f"Hugging Face {'DINOv2' if second else 'DINO'} ViT of width {dim}, patch {args.get('patch_size', 16)}",
-        f"{prefix or 'the whole file'}{' without embeddings.mask_token' if second else ''}",
+        f"Hugging Face DINOv2 {vits.summary(dim, args)}",
+        f"{prefix or 'the whole file'} without embeddings.mask_token",
         paths((prefix, given)),
     )
 
@@ -82,11 +140,38 @@ def read_hf(file: Contents) -> Weights:
 HF_DINO = Format(
     "hf_dino",
     "huggingface",
-    "transformers ViTModel of facebook/dino-vits16, vits8, vitb16, vitb8 (`.bin` or `.safetensors`)",
+    "transformers ViTModel of facebook/dino-vits16, vits8, vitb16, vitb8; of unknown origin, see MSN",
     "class token",
     BICUBIC,
-    is_dino,
-    read_hf,
+    is_kind("vit"),
+    read_kind("vit"),
+)
+HF_MSN = Format(
+    "hf_msn",
+    "huggingface",
+    "transformers ViTMSNModel of facebook/vit-msn-*, beside its `config.json`",
+    "class token",
+    resnets.IMAGENET,
+    is_kind("vit_msn"),
+    read_kind("vit_msn"),
+)
+HF_MAE = Format(
+    "hf_mae",
+    "huggingface",
+    "transformers ViTMAEForPreTraining of facebook/vit-mae-*; without the decoder, beside its `config.json`",
+    "encoder, no mask; class token",
+    BICUBIC,
+    is_kind("vit_mae"),
+    read_kind("vit_mae"),
+)
+HF_IJEPA = Format(
+    "hf_ijepa",
+    "huggingface",
+    "transformers IJepaModel of facebook/ijepa_vit*",
+    "mean patch token",
+    resnets.IMAGENET,
+    is_kind("ijepa"),
+    read_kind("ijepa"),
 )
 HF_DINOV2 = Format(
     "hf_dinov2",
@@ -95,5 +180,5 @@ HF_DINOV2 = Format(
     "class token",
     BICUBIC,
     lambda file: is_dinov2(backbone(file)[1]),
-    read_hf,
+    read_dinov2,
 )

@@ -47,7 +47,7 @@ def convert_mm(file: Contents) -> Weights:
 def matches_openselfsup(file: Contents) -> bool:
     """A ResNet without prefix and without any head, one level down."""
     state = file.state("state_dict")
-    return resnets.is_resnet(state) and not any(n.startswith(("fc.", "projection_head.", "prototypes.")) for n in state)
+    return resnets.is_bare(state)
 
 
 MM = Format(
@@ -66,5 +66,5 @@ OPENSELFSUP = Format(
     "pooled map",
     resnets.IMAGENET,
     matches_openselfsup,
-    lambda file: resnets.read_resnet(file, "OpenSelfSup", resnets.IMAGENET, ["state_dict"]),
+    lambda file: resnets.read_resnet(file, "OpenSelfSup", resnets.IMAGENET, ["state_dict"], sure=False),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ssl_kd.checkpoints.formats import resnets, vits
-from ssl_kd.checkpoints.formats.dino import is_dino_vit
-from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, Weights, drop, paths, rename, select
+from ssl_kd.checkpoints.formats.weights import Contents, Format, Place, Rules, Weights, drop, paths, rename, select
 from ssl_kd.models.preprocessing import Preprocessing
 
 # crop_pct 0.9 of timm's DINO, 1.0 of its DINOv2
@@ -32,35 +33,26 @@ def is_timm_vit(file: Contents) -> bool:
     return (
         "reg_token" in state
         or "blocks.0.ls1.gamma" in state
-        or (is_dino_vit(state) and file.container == "safetensors")
+        or (vits.is_plain(state) and file.container == "safetensors")
     )
 
 
 def convert_timm_vit(file: Contents) -> Weights:
-    """timm's names are the architecture's own."""
-    state = file.state()
-    second = "blocks.0.ls1.gamma" in state
-    extra = {} if second else {"interleave": True}
-    arch, args, dim = vits.describe(state, **extra)
-    return Weights(
-        arch,
-        args,
-        dim,
-        state,
-        TIMM_DINOV2 if second else TIMM_DINO,
-        "cls",
-        f"timm {'DINOv2' if second else 'DINO'} ViT of width {dim}, patch {args.get('patch_size', 16)}",
-        "the whole file",
-        paths(("", state)),
-    )
+    """timm's names are the architecture's own. Layer scale at patch 14 is DINOv2's; a plain ViT may be anybody's."""
+    place = Place((), "", file.state())
+    if "blocks.0.ls1.gamma" not in place.state:
+        like = "timm's DINO" if place.state["pos_embed"].shape[-1] != 1280 else "timm's MAE"
+        return vits.read(file, place, "timm DINO", TIMM_DINO, sure=False, like=like, interleave=True)
+    published = place.state["patch_embed.proj.weight"].shape[-1] == 14
+    weights = vits.read(file, place, "timm DINOv2", TIMM_DINOV2, published, like="timm's DINOv2")
+    return replace(weights, preprocessing=TIMM_DINOV2)
 
 
 def convert_torchvision_vit(file: Contents) -> Weights:
     """torchvision's ViT in timm's names."""
     given = drop(file.state(), ["heads."])
     state = rename(given, TORCHVISION_VIT)
-    heads = 16 if state["pos_embed"].shape[-1] == 1280 else None  # ViT-H has heads of 80
-    arch, args, dim = vits.describe(state, heads=heads, positions="corners")
+    arch, args, dim = vits.describe(state, positions="corners")
     pixels = resnets.IMAGENET.at(args.get("img_size", 224))  # torchvision takes no other size than a network's own
     origin = f"torchvision ViT of width {dim}, patch {args.get('patch_size', 16)} (supervised)"
     return Weights(arch, args, dim, state, pixels, "cls", origin, "the whole file without heads.", paths(("", given)))
@@ -86,7 +78,7 @@ def is_imagenet_example(file: Contents) -> bool:
 TIMM_VIT = Format(
     "timm_vit",
     "timm",
-    "timm `vit_*.dino` and `vit_*_dinov2` (`model.safetensors`; the latter at 518 px)",
+    "timm `vit_*_dinov2` (518 px) and `vit_*.dino` in safetensors; the latter's names are also those of timm's MAE",
     "class token",
     TIMM_DINO,
     is_timm_vit,
@@ -108,7 +100,7 @@ TORCHVISION_RESNETS = Format(
     "pooled map",
     resnets.IMAGENET,
     is_torchvision_resnet,
-    lambda file: resnets.read_resnet(file, "supervised", resnets.IMAGENET, heads=["fc."]),
+    lambda file: resnets.read_resnet(file, "torchvision", resnets.IMAGENET, heads=["fc."], sure=False),
 )
 IMAGENET_EXAMPLE = Format(
     "imagenet_example",
@@ -118,6 +110,6 @@ IMAGENET_EXAMPLE = Format(
     resnets.IMAGENET,
     is_imagenet_example,
     lambda file: resnets.read_resnet(
-        file, "supervised", resnets.IMAGENET, ["state_dict"], example_prefix(file), ["fc."]
+        file, "ImageNet example", resnets.IMAGENET, ["state_dict"], example_prefix(file), ["fc."], sure=False
     ),
 )

@@ -62,27 +62,19 @@ class Report:
             "architecture": f"{self.arch}{options} ({(self.parameters or 0) / 1e6:,.1f} M parameters)",
             "branch": f"{self.branch}",
             "feature": f"{self.feature}, {self.dim} numbers per image",
-            "pixels": described(self.preprocessing),
+            "pixels": str(self.preprocessing),
             "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network",
-            "digest": f"{self.digest}",
+            "digest": self.digest or "none: the file is large, and only its shapes were read",
         }
 
 
-CONTAINERS = {"zip": "torch.save", "legacy": "torch.save before torch 1.6", "safetensors": "safetensors"}
-
-
-def described(pixels: Preprocessing) -> str:
-    """The preprocessing in a line."""
-    plain = (*pixels.mean, *pixels.std) == (0, 0, 0, 1, 1, 1)
-    colour = "plain [0, 1]" if plain else f"mean {join(pixels.mean)}, std {join(pixels.std)}"
-    resize = f"resize {pixels.resize} {pixels.interpolation}" if pixels.resize else "no resize"
-    crop = f"centre crop {pixels.crop}" if pixels.crop else "no crop"
-    return f"{colour}; {resize}, {crop}; {pixels.size} px"
-
-
-def join(numbers: Sequence[float]) -> str:
-    """Numbers with slashes between them."""
-    return "/".join(f"{number:g}" for number in numbers)
+CONTAINERS = {
+    "zip": "torch.save",
+    "legacy": "torch.save before torch 1.6",
+    "safetensors": "safetensors",
+    "onnx": "ONNX",
+    "openvino": "OpenVINO",
+}
 
 
 def summary(names: Sequence[str], most: int = 8) -> str:

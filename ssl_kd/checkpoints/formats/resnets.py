@@ -12,7 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ssl_kd.checkpoints.formats.weights import Contents, State, Weights, drop, paths, require, select
+from ssl_kd.checkpoints.formats.weights import (
+    Contents,
+    Place,
+    State,
+    Weights,
+    anywhere,
+    drop,
+    find,
+    paths,
+    require,
+    select,
+)
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.preprocessing import Preprocessing
 
@@ -101,6 +112,28 @@ def norm(name: str) -> Iterator[str]:
         yield f"{name}.{leaf}"
 
 
+def bare(file: Contents) -> Place | None:
+    """A ResNet with nothing around it; where somebody vouches for the format, wherever in the file it lies."""
+    return anywhere(file, is_resnet) if file.vouched else find(file, is_bare)
+
+
+def is_bare(state: Mapping[str, Tensor]) -> bool:
+    """A ResNet without a classifier or another head."""
+    return is_resnet(state) and not any(n.startswith(("fc.", "projection_head.", "prototypes.")) for n in state)
+
+
+def from_gpu(file: Contents) -> bool:
+    """Whether its tensors lay on a GPU when they were saved."""
+    return any(device.startswith("cuda") for device in file.devices)
+
+
+def read_at(
+    file: Contents, place: Place, lab: str, pixels: Preprocessing, heads: Sequence[str] = ("fc.",), sure: bool = True
+) -> Weights:
+    """The ResNet at a place of a file."""
+    return read_resnet(file, lab, pixels, place.path, place.prefix, heads, sure)
+
+
 def read_resnet(
     file: Contents,
     origin: str,
@@ -108,10 +141,12 @@ def read_resnet(
     path: Sequence[str] = (),
     prefix: str = "",
     heads: Sequence[str] = (),
+    sure: bool = True,
     **extra: Any,
 ) -> Weights:
     """Weights of a torchvision-named ResNet below `path`, under `prefix`, without the named heads.
 
+    sure: whether the file decides that it is that lab's.
     A network with a 3x3 stem was trained on thumbnails: unless `preprocessing` says how, it is the same at 32 px.
     """
     state: State = drop(select(file.state(*path), prefix), heads)
@@ -122,7 +157,7 @@ def read_resnet(
     present = [head for head in heads if any(name.startswith(f"{prefix}{head}") for name in file.state(*path))]
     branch = (where.removesuffix("/") or "the whole file") + (f" without {' and '.join(present)}" if present else "")
     width = f" {args['width']}x" if "width" in args else ""
-    origin = f"{origin} {arch.rpartition('/')[2]}{width}"
+    origin = file.credit(origin, f"{arch.rpartition('/')[2]}{width}", sure)
     return Weights(arch, args, dim, state, preprocessing, "pool", origin, branch, paths((where, state)))
 
 

@@ -139,7 +139,7 @@ SIMCLR_V1 = Format(
     "pooled map",
     V1_PIXELS,
     matches_v1,
-    lambda file: resnets.read_resnet(file, "SimCLR v1", V1_PIXELS, ["state_dict"], "", ["fc."]),
+    lambda file: resnets.read_resnet(file, "SimCLR v1", V1_PIXELS, ["state_dict"], "", ["fc."], sure=False),
 )
 SIMCLR_V2 = Format(
     "simclr_v2",

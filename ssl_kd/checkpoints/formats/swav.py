@@ -36,7 +36,9 @@ def convert_swav(file: Contents) -> Weights:
     """DeepCluster-v2 differs in that it has several sets of prototypes."""
     path, prefix = place(file)
     several = f"{prefix}prototypes.prototypes0.weight" in file.state(*path)
-    return resnets.read_resnet(file, "DeepCluster-v2" if several else "SwAV", SWAV_PIXELS, path, prefix, HEADS)
+    sure = any(name.startswith(f"{prefix}prototypes.") for name in file.state(*path))
+    lab = "DeepCluster-v2" if several else "SwAV"
+    return resnets.read_resnet(file, lab, SWAV_PIXELS, path, prefix, HEADS, sure)
 
 
 def vissl_trunk(file: Contents) -> State:

@@ -7,13 +7,13 @@ tensors are a DINO ViT-S with 6 heads and a MoCo v3 ViT-S with 12. The format kn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssl_kd.checkpoints.formats.weights import State, must_be_held, require
+from ssl_kd.checkpoints.formats.weights import Contents, Place, State, Weights, drop, must_be_held, require
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.preprocessing import Preprocessing
 
@@ -25,13 +25,37 @@ NAMES: dict[int, tuple[str, int, int]] = {
     768: ("vit_base_patch16_224", 12, 12),
     1024: ("vit_large_patch16_224", 24, 16),
 }
+# Heads of the widths that have others than one for every 64 channels: ViT-H (MAE, I-JEPA, timm, torchvision) and I-JEPA's g.
+HEADS = {1280: 16, 1408: 16}
 # Blocks that a ViT of that width has in every lab. A file with fewer has lost the last ones, which nothing else shows.
-DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
+DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40, 1536: 40}
+# Beside a backbone: what only training needs, and what says that it is no plain ViT.
+EXTRAS: tuple[str, ...] = (
+    *("head.", "fc.", "fc_norm.", "decoder", "mask_token", "masked_embed", "predictor", "norm_pre."),
+    *("reg_token", "register_tokens", "storage_tokens", "rope_embed.", "pos_embeder"),
+    *("blocks.0.ls1", "blocks.0.gamma_", "blocks.0.0."),
+)
 
 
 def is_vit(state: Mapping[str, Tensor]) -> bool:
     """True for the names of DINO and timm."""
-    return "pos_embed" in state and "cls_token" in state and any(n.startswith("blocks.0.") for n in state)
+    return "cls_token" in state and has_blocks(state)
+
+
+def has_blocks(state: Mapping[str, Tensor]) -> bool:
+    """True for those names with or without a class token (I-JEPA has none)."""
+    return "pos_embed" in state and any(n.startswith("blocks.0.") for n in state)
+
+
+def is_plain(state: Mapping[str, Tensor]) -> bool:
+    """A ViT with a class token and nothing else: no layer scale, registers, head, decoder or mask token."""
+    return is_vit(state) and not any(name.startswith(EXTRAS) for name in state)
+
+
+def summary(dim: int, args: Mapping[str, Any], sure: bool = True) -> str:
+    """A ViT in words. The heads are said where nothing in the file tells whose network it is."""
+    heads = args.get("num_heads", dim // 64)
+    return f"ViT of width {dim}, patch {args.get('patch_size', 16)}" + ("" if sure else f", {heads} heads")
 
 
 def describe(
@@ -39,11 +63,12 @@ def describe(
 ) -> tuple[str, dict[str, Any], int]:
     """Architecture, arguments and width of a ViT in timm's names.
 
-    heads: None is one for every 64 channels, as in all of DINO's and DINOv2's networks. depth: None is what DEPTHS
+    heads: None is one for every 64 channels, or what HEADS says. depth: None is what DEPTHS
     says, or the number of blocks in the file for a width that no lab published. extra: our own arguments, such as
     `positions`. BrokenCheckpoint when a tensor is missing or has no place.
     """
     dim = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
+    heads = heads or HEADS.get(dim)
     found = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     depth = depth or DEPTHS.get(dim, found)
     if dim % (heads or 64) or not dim:
@@ -53,12 +78,14 @@ def describe(
     layer_scale = "blocks.0.ls1.gamma" in state
     bias = "blocks.0.attn.qkv.bias" in state
     what = f"a ViT of width {dim} with {depth} blocks"
-    require(state, expected(depth, conv_stem, bool(registers), layer_scale, bias), what)
+    class_token = "cls_token" in state
+    require(state, expected(depth, conv_stem, bool(registers), layer_scale, bias, class_token), what)
     gated = state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]
     patch = 16 if conv_stem else state["patch_embed.proj.weight"].shape[-1]
     # With registers the class token's position is folded into the token, as timm does it.
-    grid = math.isqrt(state["pos_embed"].shape[1] - (0 if registers else 1))
-    if grid * grid + (0 if registers else 1) != state["pos_embed"].shape[1] or not grid:
+    alone = 0 if registers or not class_token else 1  # positions that belong to no patch
+    grid = math.isqrt(max(0, state["pos_embed"].shape[1] - alone))
+    if grid * grid + alone != state["pos_embed"].shape[1] or not grid:
         count = state["pos_embed"].shape[1]
         raise BrokenCheckpoint(f"{what} has {count} position embeddings, which is no square grid")
     name, usual_depth, usual_heads = NAMES.get(dim, ("vit_base_patch16_224", 12, 12))
@@ -89,7 +116,30 @@ def describe(
         args["qkv_bias"] = False
     if conv_stem:
         args["conv_stem"] = True
+    if not class_token:  # timm would put the norm behind the mean
+        args |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     return name, {**args, **extra}, dim
+
+
+def read(
+    file: Contents,
+    place: Place,
+    lab: str,
+    pixels: Preprocessing,
+    sure: bool = True,
+    heads: Sequence[str] = (),
+    feature: str = "cls",
+    like: str = "",
+    note: str = "",
+    **how: Any,
+) -> Weights:
+    """A ViT in timm's names at a place of a file, without the heads that are named; `how` goes to `describe`."""
+    kept = Place(place.path, place.prefix, drop(place.state, heads))
+    arch, args, dim = describe(kept.state, **how)
+    origin = file.credit(lab, summary(dim, args, sure or file.vouched), sure, like) + note
+    dropped = [head for head in heads if any(name.startswith(head) for name in place.state)]
+    branch = kept.where + (f" without {' and '.join(dropped)}" if dropped else "")
+    return Weights(arch, args, dim, kept.state, native(pixels, args), feature, origin, branch, kept.used)
 
 
 def native(pixels: Preprocessing, args: Mapping[str, Any]) -> Preprocessing:
@@ -104,9 +154,13 @@ def ratio(hidden: int, dim: int) -> float:
     return exact if int(dim * exact) == hidden else (hidden + 0.5) / dim
 
 
-def expected(depth: int, conv_stem: bool, registers: bool, layer_scale: bool, bias: bool) -> Iterator[str]:
+def expected(
+    depth: int, conv_stem: bool, registers: bool, layer_scale: bool, bias: bool, class_token: bool = True
+) -> Iterator[str]:
     """Every tensor of a timm ViT without head."""
-    yield from ("cls_token", "pos_embed", "norm.weight", "norm.bias")
+    yield from ("pos_embed", "norm.weight", "norm.bias")
+    if class_token:
+        yield "cls_token"
     if registers:
         yield "reg_token"
     if conv_stem:

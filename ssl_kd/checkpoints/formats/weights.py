@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ssl_kd.errors import BrokenCheckpoint, one_line
 from ssl_kd.models.preprocessing import Preprocessing
 
 DEEPEST = 30  # levels of nesting; the published files have at most nine
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's tensors
+SMALL = 1 << 16  # elements: biases, norms and tokens, which some formats must look at
 LONGEST = 500  # characters of a path; in the published files at most a hundred
 State = dict[str, Tensor]
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # regular expression -> replacement, as in re.sub
@@ -32,6 +35,11 @@ class Contents:
     verify: Callable[[Iterable[Tensor]], None] = lambda used: None  # raises where their bytes are damaged
     fill: Callable[[Iterable[Tensor]], None] = lambda wanted: None  # reads their values
     reading: bool = True
+    config: Mapping[str, object] = field(
+        default_factory=dict
+    )  # of config.json beside the file, as transformers writes it
+    devices: frozenset[str] = frozenset()  # on which the tensors lay when they were saved; safetensors does not say
+    vouched: bool = False  # somebody who knows the file named its format
 
     @property
     def tree(self) -> Any:
@@ -56,13 +64,49 @@ class Contents:
         node = self._node(path)
         items = node.items() if isinstance(node, Mapping) else ()
         state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+        if any(COMPILED in key for key in state):
+            state = rename(state, {rf"(^|\.){re.escape(COMPILED)}": r"\1"})
         if self.reading:
             self.fill(state.values())
         return state
 
     def tensors(self) -> Iterator[str]:
-        """Path of every tensor in the file, keys joined by '/', down to DEEPEST levels; a longer path than LONGEST is cut."""
-        return (path for path, _ in _leaves(self.nodes))
+        """Path of every tensor in the file, keys joined by '/', down to DEEPEST levels; a longer path than LONGEST is cut.
+
+        torch.compile's `_orig_mod.` changes no weight, and is left out of the names here as everywhere.
+        """
+        return (re.sub(rf"(^|[./]){re.escape(COMPILED)}", r"\1", path) for path, _ in _leaves(self.nodes))
+
+    def outline(self) -> Contents:
+        """The same file, whose larger tensors have a shape and no memory: what it is takes no more to see."""
+
+        def small(wanted: Iterable[Tensor]) -> None:
+            self.fill([tensor for tensor in wanted if not tensor.is_meta])
+
+        return replace(self, nodes=_outlined(self.nodes), fill=small)
+
+    def without_values(self) -> Contents:
+        """The same file, whose tensors keep their shapes and are not read."""
+        return replace(self, reading=False)
+
+    def credit(self, lab: str, what: str, sure: bool, like: str = "") -> str:
+        """Whose network it is, in words. Where the file does not decide it and nobody vouches, its origin is unknown."""
+        return (
+            f"{lab} {what}" if sure or self.vouched else f"{what} of unknown origin, read as {like or possessive(lab)}"
+        )
+
+
+def _outlined(node: Any, depth: int = 0) -> Any:
+    if isinstance(node, Tensor):
+        return node if node.numel() <= SMALL else torch.empty(node.shape, dtype=node.dtype, device="meta")
+    if isinstance(node, Mapping) and depth < DEEPEST:
+        return {key: _outlined(value, depth + 1) for key, value in node.items()}
+    return None if isinstance(node, (list, tuple)) else node
+
+
+def possessive(lab: str) -> str:
+    """DINO's, Barlow Twins'."""
+    return f"{lab}'" if lab.endswith("s") else f"{lab}'s"
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Tensor]]:
@@ -117,6 +161,76 @@ class Format:
     pixels: Preprocessing  # what the authors' evaluation feeds it
     matches: Callable[[Contents], bool]
     convert: Callable[[Contents], Weights]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A state dict in a file: the keys that lead to it, what stands before its names, and it without that."""
+
+    path: tuple[str, ...]
+    prefix: str
+    state: State
+
+    @property
+    def where(self) -> str:
+        """For people: `state_dict/module.encoder.`."""
+        return "/".join([*self.path, self.prefix]).removesuffix("/") or "the whole file"
+
+    @property
+    def used(self) -> dict[str, Tensor]:
+        """Its tensors by their paths in the file."""
+        return paths(("/".join([*self.path, self.prefix]), self.state))
+
+
+WRAPPED = ("", "module.")  # DataParallel puts the second before the names
+
+
+def find(
+    file: Contents,
+    matches: Callable[[State], bool],
+    places: Iterable[Sequence[str]] = ((),),
+    prefixes: Sequence[str] = WRAPPED,
+) -> Place | None:
+    """The first state dict that matches, below one of the places, under one of the prefixes; its values are not read."""
+    for path in places:
+        whole = file.without_values().state(*path)
+        for prefix in prefixes:
+            if matches(state := select(whole, prefix)):
+                return Place(tuple(path), prefix, state)
+    return None
+
+
+def anywhere(file: Contents, matches: Callable[[State], bool]) -> Place | None:
+    """The one state dict in the file that matches, whatever leads to it; None where there is none, or more than one."""
+    found = [place for place in backbones(file) if matches(place.state)]
+    return found[0] if len(found) == 1 else None
+
+
+def must(place: Place | None, what: str) -> Place:
+    """The place; BrokenCheckpoint where a format was named that the file is not laid out as."""
+    if place is None:
+        raise BrokenCheckpoint(f"holds no place for {what}, or more than one")
+    return place
+
+
+# A first layer and the first block of each kind of network that is read here: only a backbone has both.
+BACKBONES = (
+    ("conv1.weight", "layer1.0.conv1.weight"),
+    ("patch_embed.proj.weight", "blocks.0.norm1.weight"),
+)
+
+
+def backbones(file: Contents) -> Iterator[Place]:
+    """Every ResNet and ViT in the file by its names, wherever it lies and whatever stands before them."""
+    file = file.without_values()
+    folders = dict.fromkeys(tuple(path.split("/")[:-1]) for path in file.tensors())
+    for folder in folders:
+        state = file.state(*folder)
+        for first, block in BACKBONES:
+            for name in [name for name in state if name == first or name.endswith(f".{first}")]:
+                prefix = name.removesuffix(first)
+                if f"{prefix}{block}" in state:
+                    yield Place(folder, prefix, select(state, prefix))
 
 
 def select(state: Mapping[str, Tensor], prefix: str) -> State:

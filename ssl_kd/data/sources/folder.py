@@ -41,14 +41,7 @@ class FolderImages(ImageSource):
         super().__init__(self.folder, ids, max_unreadable, passed_over)
 
     def _load(self, i: int, shorter: int | None) -> Image.Image:
-        path = f"{self.folder}/{self.ids[i]}"
-        try:
-            if os.stat(path).st_size > MAX_BYTES:
-                raise UnreadableError(f"larger than {MAX_BYTES >> 20} MiB")
-            data = read_bytes(path, 0, MAX_BYTES)
-        except OSError as error:
-            raise not_this_time(error) from None
-        return decode(data, shorter)
+        return load_file(f"{self.folder}/{self.ids[i]}", shorter)
 
     def _identity(self) -> Iterator[bytes]:
         sizes = np.fromiter((size_of(f"{self.folder}/{name}") for name in self.ids), np.int64, len(self))
@@ -56,6 +49,17 @@ class FolderImages(ImageSource):
 
     def _content(self, full: bool) -> Iterator[bytes]:
         return files_content(_Below(self.folder, self.ids), full)
+
+
+def load_file(path: str, shorter: int | None = None) -> Image.Image:
+    """The picture in a file as RGB; UnreadableError where there is none, see `decode`."""
+    try:
+        if os.stat(path).st_size > MAX_BYTES:
+            raise UnreadableError(f"larger than {MAX_BYTES >> 20} MiB")
+        data = read_bytes(path, 0, MAX_BYTES)
+    except OSError as error:
+        raise not_this_time(error) from None
+    return decode(data, shorter)
 
 
 class _Below(Names):

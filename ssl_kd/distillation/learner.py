@@ -1,0 +1,144 @@
+"""One student in a run: what is trained, how it goes, and the folder where its files and figures go.
+
+A single student's folder is the run's. Several have a folder each, `students/NAME`, with the files of a run of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_kd.checkpoints.saving import save_module, save_student
+from ssl_kd.distillation.config import DistillConfig
+from ssl_kd.distillation.members import Member
+from ssl_kd.distillation.model_card import card, provenance
+from ssl_kd.distillation.module import DistillationModule
+from ssl_kd.distillation.monitor import Monitor
+from ssl_kd.distillation.step import Bad
+from ssl_kd.errors import NonFinite
+from ssl_kd.runtime.files import atomic_text
+from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, StudentDir
+
+
+class Learner:
+    """A student with its objective, optimiser and monitor. folder: None for that of the run.
+
+    The optimiser comes later: it is made with the step.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, member: Member, module: DistillationModule, run: Path, monitor: Monitor | None, writes: bool):
+        self.name, self.member, self.module, self.monitor, self.writes = member.name, member, module, monitor, writes
+        log = member.config.log
+        self.folder = StudentDir(run, member.name, log, writes) if member.name else None
+        self.path = self.folder.path if self.folder else run
+        self.run = run
+        self.step = 0  # steps done
+        self.epochs: float = member.config.epochs  # passes over the images that the run asks for
+        self.skipped = 0  # steps not taken because a number was not finite
+        self.ended = False  # patience is out
+        self.last: dict[str, float] = {}
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """A line of the student's own metrics, if it has any."""
+        if self.folder:
+            self.folder.log(record)
+
+    def note(self, line: Mapping[str, object]) -> None:
+        """A line in words."""
+        if self.folder:
+            self.folder.note(line)
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines about steps that are done again."""
+        if self.folder:
+            self.folder.forget_after(step)
+
+    def bad_step(self, bad: Bad, step: int) -> dict[str, object]:
+        """The line about a bad step that was skipped, `step` steps done; NonFinite where there have been too many."""
+        self.skipped += 1
+        config: DistillConfig = self.member.config
+        if self.skipped <= config.skip_nonfinite:
+            told: dict[str, object] = {"skipped": bad.what, "value": str(bad.value), "images": bad.images}
+            return told | {k: value if math.isfinite(value) else str(value) for k, value in bad.terms.items()}
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in bad.terms.items())
+        kept = self.run / LAST
+        good = f"the last good state is in {kept}" if kept.exists() else "no state had been saved yet"
+        skipped = f" after {self.skipped - 1} skipped steps" if config.skip_nonfinite else ""
+        whose = f" of student {self.name}" if self.name else ""
+        raise NonFinite(
+            f"the {bad.what}{whose} became {bad.value} at step {step}{skipped} ({parts}; images "
+            f"{', '.join(bad.images[:4])}, ...); {good}. Lower lr (now {config.lr}) or use precision 32-true in a "
+            f"new run folder"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a run with several students saves of this one."""
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "ended": self.ended,
+            "last": self.last,
+            "pair": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.member.randomness.saved(),
+            "health": self.monitor.state() if self.monitor else None,
+        }
+
+    def restore(self, saved: Mapping[str, Any], step: int) -> None:
+        """The inverse of `state`, also of what a run with a single student saved after so many steps."""
+        self.module.load_state_dict(saved["pair"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.skipped, self.last = saved.get("step", step), saved["skipped"], saved["last"]
+        self.ended = saved.get("ended", False)
+        if self.monitor is not None:
+            self.monitor.restore(saved["health"])
+        if "random" in saved:
+            self.member.randomness.restore(saved["random"])
+
+    def write_student(self, path: Path, images: int) -> None:
+        """The student as it is now, with where it comes from; of a module from Python the state alone."""
+        teachers, student = self.member.teachers, self.module.student
+        student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
+        if self.writes:
+            save = save_module if student.is_module else save_student
+            save(student, path, **provenance(teachers), images=images, epochs=self.epochs, steps=self.step)
+
+    def write_best(self, images: int) -> None:
+        """Keep the student as the one with the best figures on held-out images."""
+        self.write_student(self.path / BEST, images)
+
+    def write_card(self, facts: Mapping[str, object], unreadable: Mapping[str, str]) -> None:
+        """The README.md of the student's folder."""
+        if self.writes:
+            text = card(
+                self.member.config, self.path, self.member.teachers, self.module.student, facts, unreadable, self.name
+            )
+            atomic_text(self.path / "README.md", text)
+
+    @property
+    def best(self) -> Path | None:
+        """Where the student with the best figures is, if there is one."""
+        return self.path / BEST if self.monitor and self.monitor.course.best_step else None
+
+    @property
+    def file(self) -> Path:
+        """Where the trained student goes."""
+        return self.path / STUDENT
+
+    def health_facts(self) -> dict[str, str]:
+        """What the card says of the held-out images."""
+        if self.monitor is None:
+            return {}
+        course = self.monitor.course
+        return {
+            "held-out images": (
+                f"{len(self.monitor.held.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
+                f"{course.best:.1%} of the nearest 10 (`{BEST}`)"
+            )
+        }

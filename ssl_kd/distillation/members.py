@@ -1,0 +1,134 @@
+"""The students of a run, from their lines to what is trained; a single one has the name "".
+
+Each begins with the random numbers that it would have as the only student of a run, and keeps a stream of its own, so that
+it is trained to the same bits whoever is trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_kd.distillation.arguments import Objects
+from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
+from ssl_kd.distillation.module import Objective
+from ssl_kd.distillation.student_specs import StudentSpec, alone, refuse_twins, student_specs
+from ssl_kd.distillation.teachers import Teacher
+from ssl_kd.errors import UserError
+from ssl_kd.models.encoder import Encoder
+from ssl_kd.models.factory import known_to_be_wrong
+from ssl_kd.objectives import taps
+
+
+class Randomness:
+    """A student's own stream of torch's random numbers, drawn from inside `own`; without a state it is the process's.
+
+    own_seed: the student's, where it is not the run's.
+    """
+
+    def __init__(self, state: Tensor | None = None, own_seed: int | None = None):
+        self.state, self.own_seed = state, own_seed
+        self.cuda_state: Tensor | None = None
+
+    @classmethod
+    def begun(cls, seed: int, of_run: int, state: Tensor) -> Randomness:
+        """A stream that begins at `state` where the seed is the run's, else at the beginning of that seed."""
+        if seed == of_run:
+            return cls(state)
+        return cls(torch.Generator().manual_seed(seed).get_state(), seed)
+
+    def to(self, device: torch.device) -> None:
+        """Have numbers on that device as well, if it has a stream of its own; call it before the first was drawn there."""
+        if self.state is not None and device.type == "cuda":
+            begun = torch.Generator(device)
+            begun.manual_seed(torch.cuda.initial_seed() if self.own_seed is None else self.own_seed)
+            self.cuda_state = begun.get_state()
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Random numbers that are drawn inside come from this stream and move on no other."""
+        if self.state is None:
+            yield
+            return
+        outer, outer_cuda = torch.get_rng_state(), None
+        torch.set_rng_state(self.state)
+        if self.cuda_state is not None:
+            outer_cuda = torch.cuda.get_rng_state()
+            torch.cuda.set_rng_state(self.cuda_state)
+        try:
+            yield
+        finally:
+            self.state = torch.get_rng_state()
+            torch.set_rng_state(outer)
+            if outer_cuda is not None:
+                self.cuda_state = torch.cuda.get_rng_state()
+                torch.cuda.set_rng_state(outer_cuda)
+
+    def saved(self) -> dict[str, Tensor | None]:
+        """For the run's saved state."""
+        return {"torch_rng": self.state, "cuda_rng": self.cuda_state}
+
+    def restore(self, saved: Mapping[str, Tensor | None]) -> None:
+        """The inverse of `saved`."""
+        self.state = saved["torch_rng"]
+        self.cuda_state = saved["cuda_rng"] if self.cuda_state is not None else None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A student of a run: the settings and teachers (with their objectives) that it would have alone, and its parts."""
+
+    name: str
+    spec: StudentSpec
+    config: DistillConfig
+    teachers: Mapping[str, Teacher]
+    student: Encoder
+    objective: Objective
+    randomness: Randomness
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A student before anything is built: its line, its settings, the objects among them, and what its teachers' lines say."""
+
+    spec: StudentSpec
+    config: DistillConfig
+    objects: Objects
+    lines: Mapping[str, TeacherSpec]
+
+
+def asked_students(config: DistillConfig, objects: Objects) -> dict[str, Asked]:
+    """The students that a config asks for, by name; a single one has the name "".
+
+    UserError where one of several has an unknown architecture or objective, before anything is loaded.
+    """
+    specs = student_specs(config)
+    if not specs:
+        return {"": Asked(StudentSpec(), config, objects, teacher_specs(config))}
+    refuse_twins(config, specs, [name for name, found in objects.students.items() if found.student is not None])
+    found = {}
+    for name, spec in specs.items():
+        own, his = alone(config, spec), objects.of(name, spec.objective is not None)
+        found[name] = Asked(spec, own, his, teacher_specs(own))
+        if his.student is None and spec.arch and (why := known_to_be_wrong(spec.arch)):
+            raise UserError(f"students: arch of {name}: {why}")
+        if "" not in his.objectives:
+            _objective_must_be_known(name, own.objective)
+    return found
+
+
+def _objective_must_be_known(name: str, objective: Any) -> None:
+    try:
+        taps(objective)
+    except UserError as error:
+        raise UserError(f"students: {name}: {error}") from error
+
+
+def with_lines(teachers: Mapping[str, Teacher], lines: Mapping[str, TeacherSpec]) -> dict[str, Teacher]:
+    """The same teachers with what a student has to do by each of them."""
+    return {name: replace(teacher, line=lines[name]) for name, teacher in teachers.items()}

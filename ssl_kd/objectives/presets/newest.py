@@ -1,0 +1,61 @@
+"""Newer objectives: for asymmetric retrieval, for several teachers, and those that came with foundation models."""
+
+from __future__ import annotations
+
+from ssl_kd.objectives.presets.preset import Preset, alignment, correlation
+
+NEWEST: dict[str, Preset] = {
+    "csd": Preset(
+        (correlation("cross", "linear", comparison="top_k", neighbours=256, tau=(1.0, 0.01), weight=10.0),),
+        "contextual similarity distillation, CVPR 2022; SCY-X/D3still",
+        "third-party",
+        "10 KL(softmax(t T / 0.01) || softmax(g(s) T / 1)), T: the 256 teacher embeddings of the batch nearest to t",
+        differs="a linear head where widths differ (theirs is the network's own last layer); used beside CE and triplets there; the "
+        "first paper takes the gallery's nearest instead of the batch's. The temperatures differ, so that its smallest value is not 0",
+    ),
+    "d3still": Preset(
+        (correlation("cross", "linear", comparison="differences", neighbours=10, own=100.0, wrong=5.0, right=1.0),),
+        "D3still, CVPR 2024; SCY-X/D3still",
+        "code",
+        "100 |1 - s t| / N + errors of the differences between similarities to the teacher's 9 next, weights 5 in the wrong order, 1 "
+        "in the right one",
+        differs="a linear head where widths differ; used beside CE and triplets there; weights of the training scripts, the defaults "
+        "are 50, 2 and 1",
+    ),
+    "radio": Preset(
+        (
+            alignment("mlp", "balanced", space="phi_s"),
+            alignment("mlp", "balanced", of="tokens", space="phi_s"),
+        ),
+        "RADIO's training code, loss `balanced` with PHI-S; NVIDIA-TAO/tao-pytorch",
+        "code",
+        "0.9 (1 - cos) + 0.1 smooth L1 (corner at 2) of maps, teacher and g(s) both standardised by PHI-S, g: two layers",
+        differs="the embedding in the same way beside the map, which stands alone there; g predicts the standardised teacher itself; the "
+        "matrix is made anew at powers of two of the steps, not every 100; our two-layer head",
+    ),
+    "cospress": Preset(
+        ({"term": "compressed", "of_tokens": True, "weight": 1.0},),
+        "CosPress, TMLR 2025 (2411.15239); emannix/cospress",
+        "code",
+        "1 - cos(s, sg h(t)) of class token and map; h, LayerNorm + Linear on the teacher, keeps cosines between images and "
+        "between patches: KL of symmetrised softmaxes, mean over temperatures 0.01 to 0.10",
+        differs="patches without the class token, which has a term of its own. Lowest at a match of h's cosines and of s with h(t)",
+    ),
+    "cospress_light": Preset(
+        ({"term": "compressed", "weight": 1.0},),
+        "`cospress` without patches: for stored targets and networks without any",
+        "ours",
+        "1 - cos(s, sg h(t)) of class token and map; h keeps cosines between images and between patches",
+        "1 - cos(s, sg h(t)), h keeps the cosines between images",
+        "embeddings alone",
+    ),
+    "leap": Preset(
+        ({"term": "progression", "teacher_layers": ("stage.1", "stage.2", "stage.3", "stage.4"), "weight": 1.0},),
+        "LEAP (2606.19483); KevinZ0217/LEAP",
+        "code",
+        "MSE(g(patches), patches of teacher block b) + 0.05 MSE(g(class token), that of block b); b starts where linear CKA is highest and "
+        "goes one deeper at a CKA of 0.85, or after 5 epochs; the teacher stops at b",
+        differs="four stages instead of every block (name more with `teacher_layers`); running standardisation of each instead of the "
+        "teacher's last LayerNorm; a head of its own for the class token; no reset of the learning rate",
+    ),
+}

@@ -1,0 +1,437 @@
+"""An index of pictures that knows whose vectors it holds.
+
+    index = Index.build("photos.index", "photos/", "runs/x/student.safetensors")
+    index = Index.open("photos.index")
+    for hit in index.search("query.jpg", k=5)[0].hits:
+        print(hit.name, hit.distance)
+
+Names are paths: the source as it was given, and the picture's path in it. Distances are exact. A query by another
+encoder than the index's own is refused, since its numbers would mean something else, unless that encoder was made to
+answer in the very coordinates of the index (a drop-in, see `ssl_kd.models.space`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_kd.data.open import open_images
+from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.data.sources.files import FileImages
+from ssl_kd.data.sources.listing import Names
+from ssl_kd.errors import ImagesError, NonFinite, UserError, one_of, shown_name
+from ssl_kd.models.space import Space
+from ssl_kd.runtime.progress import Progress
+from ssl_kd.runtime.signals import Interrupted, stop_signals
+from ssl_kd.search.embedding import embedded
+from ssl_kd.search.fast import Fast
+from ssl_kd.search.store import Store, Writer, create, is_index, name_hash
+from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
+
+if TYPE_CHECKING:
+    from ssl_kd.models.encoder import Encoder
+
+NORMS = ("unit", "none")  # cosine distance of unit vectors, or Euclidean distance of the features as they are
+COMMIT_SECONDS = 10.0  # what a kill may cost
+COMMIT_BYTES = 64 << 20  # of vectors that wait in memory to be written
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture that was found, and the number of its row."""
+
+    name: str
+    distance: float
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for one query, nearest first."""
+
+    query: str
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an addition did: pictures added, replaced, there already, and those that could not be read, with reasons."""
+
+    added: int
+    replaced: int
+    there: int
+    unreadable: dict[str, str]
+
+
+class Index:
+    """Vectors of pictures on disk, with their names and the fingerprint of the encoder that made them."""
+
+    def __init__(self, store: Store, encoder: Encoder | None = None):
+        self.store, self._encoder = store, encoder
+        about = store.head.about
+        try:
+            self.space = Space.from_record(about.get("space"))
+            self.norm, self.weights = one_of("norm", str(about.get("norm")), NORMS), str(about.get("weights", ""))
+            if self.space.width != store.head.width:
+                raise ValueError("its width is not that of its vectors")
+        except ValueError as error:
+            raise UserError(f"{store.folder}: the index is damaged: {error}; build it anew") from None
+        self._fast: Fast | None = None
+
+    # ------------------------------------------------------------------------------------------ making and opening
+
+    @classmethod
+    def create(cls, folder: str | Path, encoder: Encoder, norm: str = "unit", weights: str = "") -> Index:
+        """A new, empty index of an encoder's own feature. UserError where something lies there already.
+
+        weights: where the encoder can be loaded from again, for searches that name none.
+        """
+        one_of("norm", norm, NORMS)
+        about: dict[str, object] = {"space": Space.of(encoder).record(), "norm": norm, "weights": weights}
+        return cls(create(Path(folder), encoder.dim, about), encoder)
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        images: Any,
+        encoder: Encoder | str | os.PathLike[str],
+        feature: str = "",
+        norm: str = "unit",
+        factory: str = "",
+        **settings: Any,
+    ) -> Index:
+        """Index all pictures of a source; the same call goes on where an earlier one was stopped.
+
+        settings: those of `add`. factory: see `train`. UserError where an index of another encoder is there.
+        """
+        source = opened(images, settings.pop("max_unreadable", 0.01))
+        index = cls.create_or_open(folder, encoder, feature, norm, factory)
+        index.add(source, **settings)
+        if factory:
+            index.train(factory)
+        return index
+
+    @classmethod
+    def create_or_open(
+        cls,
+        folder: str | Path,
+        encoder: Encoder | str | os.PathLike[str],
+        feature: str = "",
+        norm: str = "unit",
+        factory: str = "",
+    ) -> Index:
+        """The index that `build` fills: a new one, or that of the same encoder and norm which is there.
+
+        Looks whether faiss takes the factory string before anything is made.
+        """
+        folder, weights = Path(folder), ""
+        if factory:
+            Fast.check(factory)
+        if isinstance(encoder, str | os.PathLike):
+            weights = os.fspath(encoder)
+            encoder = loaded(weights, feature)
+            weights = os.path.abspath(weights) if os.path.exists(weights) else weights
+        if not is_index(folder):
+            return cls.create(folder, encoder, norm, weights)
+        index = cls(Store(folder), encoder)
+        if index.norm != norm:
+            raise UserError(f"out: {folder} is an index of norm {index.norm}; choose another folder")
+        return index
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, encoder: Encoder | str | os.PathLike[str] | None = None, feature: str = ""
+    ) -> Index:
+        """An index as it is now. encoder: what makes vectors of queries; None: the weights that the index names."""
+        store = Store(Path(folder))
+        found = loaded(encoder, feature) if isinstance(encoder, str | os.PathLike) else encoder
+        return cls(store, found)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of queries, loaded when it is first asked for."""
+        if self._encoder is None:
+            if not self.weights:
+                raise UserError(
+                    f"{self.store.folder}: does not say where its encoder is; name its weights ({self.space})"
+                )
+            try:
+                self._encoder = loaded(self.weights, self.space.feature)
+            except UserError as error:
+                raise UserError(f"{error} (the index names these weights; give others with --weights)") from None
+        return self._encoder
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    # ------------------------------------------------------------------------------------------------- changing
+
+    def add(
+        self,
+        images: Any,
+        replace: bool = False,
+        batch_size: int = 64,
+        threads: int = 2,
+        device: str = "cpu",
+        quiet: bool = True,
+        max_unreadable: float = 0.01,
+    ) -> Change:
+        """Add the pictures of a source; those whose names are there already stay, or with `replace` are made anew.
+
+        Work done is brought to the disk every ten seconds, so the same call goes on where a killed one was.
+        UserError for another encoder than the index's own, two pictures of one name, and a full disk (nothing is lost).
+        """
+        self._must_own(self.encoder)
+        source = opened(images, max_unreadable)
+        with self.store.writing() as writer:
+            names = PathNames(source)
+            _must_differ(names)
+            old = self.store.rows_of(names)
+            wanted = np.arange(len(names)) if replace else np.flatnonzero(old < 0)
+            filler = _Filler(writer, source, old, self.norm)
+            with Progress("index", len(wanted), "images", quiet) as bar, stop_signals() as stop:
+                for job, numbers, rows in embedded(self.encoder, source, wanted, batch_size, threads, device):
+                    filler.take([names[i] for i in numbers], rows, numbers)
+                    bar.advance(len(job))
+                    if stop:
+                        filler.flush()
+                        raise Interrupted(
+                            f"stopped by {stop[0]}: {filler.added:,} pictures were added", "the same command goes on"
+                        )
+                filler.flush()
+        self._fast = None
+        there = int((old >= 0).sum())
+        replaced = filler.replaced if replace else 0
+        return Change(filler.added - replaced, replaced, 0 if replace else there, dict(source.unreadable))
+
+    def remove(self, names: Sequence[str]) -> int:
+        """Take pictures out by their names; a name that ends in / takes all below it. Returns how many went.
+
+        UserError, and nothing removed, for a name that is not there.
+        """
+        with self.store.writing() as writer:
+            plain = [name for name in names if not name.endswith("/")]
+            rows = self.store.rows_of(plain)
+            if missing := [name for name, row in zip(plain, rows, strict=True) if row < 0]:
+                raise self._not_there(missing[0])
+            gone = set(rows.tolist())
+            for folder in (name for name in names if name.endswith("/")):
+                below = {row for row in self.store.live().tolist() if self.store.name(row).startswith(folder)}
+                if not below:
+                    raise self._not_there(folder)
+                gone |= below
+            writer.remove(gone)
+            writer.commit()
+        return len(gone)
+
+    def missing(self) -> list[str]:
+        """Names of those pictures whose files are not on the disk any more."""
+        rows = ((row, *self.store.root(row)) for row in self.store.live().tolist())
+        places = ((self.store.name(row), self.place(row)) for row, _, root in rows if root and os.path.isdir(root))
+        return [name for name, place in places if not os.path.exists(place)]
+
+    def train(self, factory: str) -> dict[str, float]:
+        """Put an approximate index of faiss beside the vectors: {"10": share of the exact 10 nearest that it finds}.
+
+        factory: faiss' string ("IVF1024,Flat nprobe=16", "HNSW32"); "" or "Flat" takes it away again. Pictures that are
+        added later are searched exactly beside it, until it is trained anew.
+        """
+        with self.store.writing() as writer:
+            if factory in ("", "Flat"):
+                writer.commit(fast={})
+                found: dict[str, float] = {}
+            else:
+                self.store.check()
+                record = Fast.train(self.store, factory, self.norm == "unit")
+                writer.commit(fast=record)
+                found = record["recall"]  # type: ignore[assignment]
+        self._fast = None
+        return found
+
+    def _not_there(self, name: str) -> UserError:
+        return UserError(f"{self.store.folder}: holds no {shown_name(name)}; nothing was removed")
+
+    # ------------------------------------------------------------------------------------------------- asking
+
+    def search(self, images: Any, k: int = 10, within: float | None = None, **settings: Any) -> list[Found]:
+        """The k nearest pictures of each query, fewer where the index holds fewer.
+
+        images: a picture's path, a PIL image, a list of either, or any source of pictures. within: no farther than this.
+        settings: batch_size, threads, device. UserError for an encoder of another space, an empty index, a query that
+        is no picture.
+        """
+        if k < 1 or not len(self):
+            raise UserError(
+                f"k: expected at least 1, got {k}" if k < 1 else f"{self.store.folder}: the index holds no pictures"
+            )
+        self._must_answer(self.encoder)
+        source = opened(images, 0.0)
+        found: list[Found] = []
+        for _, numbers, rows in embedded(self.encoder, source, np.arange(len(source)), **settings):
+            near, where = self.nearest(rows, k)
+            names = [str(source.ids[i]) for i in numbers]
+            found += [Found(*one) for one in zip(names, self._hits(near, where, within), strict=True)]
+        return found
+
+    def nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances (Q, K) and row numbers (Q, K) for query features (Q, D): K is k or as many as the index holds.
+
+        The vectors are compared with their check sums before they are first used: UserError where one has changed.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.space.width:
+            raise UserError(f"queries: expected rows of {self.space.width} numbers, got shape {rows.shape}")
+        if not np.isfinite(rows).all():
+            raise NonFinite("queries: some numbers are not finite; look at the encoder or the picture")
+        cosine = self.norm == "unit"
+        queries = unit_rows(rows) if cosine else np.ascontiguousarray(rows, np.float32)
+        k = min(k, len(self))
+        self.store.check()
+        if not self.store.head.fast:
+            return nearest(self.store.vectors, queries, k, cosine, self.store.gone)
+        if self._fast is None:
+            self._fast = self._opened_fast()
+        where = self._fast.candidates(queries, k, self.store.gone)
+        near = distances(self.store.vectors, queries, where, cosine)
+        later, rows_later = nearest(self.store.vectors, queries, k, cosine, self.store.gone, self._fast.rows)
+        near, where = in_order(np.concatenate([near, later], 1), np.concatenate([where, rows_later], 1))
+        return near[:, :k], where[:, :k]
+
+    def _opened_fast(self) -> Fast:
+        """A second try, since another process may have trained it anew and swept the old file."""
+        try:
+            return Fast.open(self.store)
+        except UserError:
+            before = self.store.head
+            self.store.reload()
+            if self.store.head == before or not self.store.head.fast:
+                raise
+            return Fast.open(self.store)
+
+    def _hits(self, near: np.ndarray, rows: np.ndarray, within: float | None) -> Iterator[tuple[Hit, ...]]:
+        most = np.inf if within is None else within
+        for distances_, numbers in zip(near.tolist(), rows.tolist(), strict=True):
+            pairs = zip(distances_, numbers, strict=True)
+            yield tuple(Hit(self.store.name(row), far, row) for far, row in pairs if row >= 0 and far <= most)
+
+    def place(self, row: int) -> str:
+        """Where the picture of a row lay when it was added, as a whole path."""
+        name, (source, root) = self.store.name(row), self.store.root(row)
+        return f"{root}{name[len(source) :]}" if root else name
+
+    def _must_own(self, encoder: Encoder) -> None:
+        if why := self.space.difference(Space.of(encoder)):
+            raise UserError(
+                f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}; pictures are added by "
+                "the index's own encoder"
+            )
+
+    def _must_answer(self, encoder: Encoder) -> None:
+        if why := self.space.difference(Space.of(encoder)):
+            raise UserError(
+                f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}: distances between the "
+                "two would mean nothing; query by the index's own encoder, or build an index of this one"
+            )
+
+    def verify(self) -> None:
+        """Compare every byte of the index with its check sums. UserError where one has changed."""
+        self.store.check()
+        if self.store.head.fast:
+            self._opened_fast()
+
+    def info(self) -> dict[str, object]:
+        """What the index is, in plain values."""
+        head = self.store.head
+        return {
+            "index": str(self.store.folder),
+            "pictures": len(self),
+            "removed": len(self.store.gone),
+            "width": head.width,
+            "norm": self.norm,
+            "encoder": self.space.record(),
+            "weights": self.weights,
+            "bytes": sum(head.bytes.values()),
+            "approximate": head.fast,
+        }
+
+
+def opened(images: Any, max_unreadable: float) -> ImageSource:
+    """A source of pictures; one picture, and a list of them, as well."""
+    from PIL import Image
+
+    if isinstance(images, Image.Image):
+        images = [images]
+    return open_images(images, max_unreadable)
+
+
+def loaded(weights: str | os.PathLike[str], feature: str = "") -> Encoder:
+    """The frozen encoder of a file or name."""
+    from ssl_kd.checkpoints.loading import load_teacher
+
+    return load_teacher(weights, feature=feature or None)
+
+
+class PathNames(Names):
+    """The names of a source's pictures in an index: the source's own, and behind it the picture's."""
+
+    def __init__(self, source: ImageSource):
+        self.source = source
+        self.before = "" if isinstance(source, FileImages) else f"{source.name}/"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, i: int) -> str:
+        """See Names."""
+        return f"{self.before}{self.source.ids[i]}"
+
+
+def _must_differ(names: Names) -> None:
+    """ImagesError for two pictures of one name: only one of them could be found again."""
+    hashes = np.fromiter(map(name_hash, names), np.uint64, len(names))
+    values, counts = np.unique(hashes, return_counts=True)
+    for number in np.flatnonzero(np.isin(hashes, values[counts > 1])).tolist():
+        twins = [i for i in np.flatnonzero(hashes == hashes[number]).tolist() if names[i] == names[number]]
+        if len(twins) > 1:
+            raise ImagesError(f"{shown_name(names[number])}: is named {len(twins)} times; name each picture once")
+
+
+class _Filler:
+    """Collects rows, and brings them to the disk every now and then."""
+
+    def __init__(self, writer: Writer, source: ImageSource, old: np.ndarray, norm: str):
+        self.writer, self.old, self.norm = writer, old, norm
+        alone = isinstance(source, FileImages) or not os.path.exists(source.name)
+        self.place = ("", "") if alone else (source.name, os.path.abspath(source.name))
+        self.added = self.replaced = 0
+        self._empty()
+
+    def _empty(self) -> None:
+        self.names: list[str] = []
+        self.rows: list[np.ndarray] = []
+        self.gone: list[int] = []
+        self.since = time.monotonic()
+
+    def take(self, names: list[str], rows: np.ndarray, numbers: Sequence[int]) -> None:
+        """Rows (n, D) of so many pictures, by their numbers in the source."""
+        self.names += names
+        self.rows.append(unit_rows(rows) if self.norm == "unit" else np.ascontiguousarray(rows, np.float32))
+        self.gone += [int(self.old[i]) for i in numbers if self.old[i] >= 0]
+        size = len(self.names) * rows.shape[1] * 4
+        if size > COMMIT_BYTES or time.monotonic() - self.since > COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make what was taken count."""
+        if self.names:
+            self.writer.add(self.names, np.concatenate(self.rows), *self.place)
+            self.writer.remove(self.gone)
+            self.writer.commit()
+        self.added, self.replaced = self.added + len(self.names), self.replaced + len(self.gone)
+        self._empty()
