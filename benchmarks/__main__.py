@@ -16,7 +16,6 @@ NAMES = {
 }
 WHEN_NAMED = {
     "eval_workers": "the cells of an evaluation in several processes, against one",
-    "quality": "which objective gives the better student: every preset on the same budget",
     "health": "how well label-free health ranks students, against labelled k-NN",
     "kill": "a run killed again and again, against one that was left alone",
     "memory": "seconds and bytes of an index, and whether a run's memory grows",

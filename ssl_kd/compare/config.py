@@ -11,17 +11,40 @@ from ssl_kd.runtime.objects import names_code
 from ssl_kd.validation import SEEDS, check_settings, described, must_be_known, must_fit, must_hold, setting, types_of
 
 Kind = TypeVar("Kind")
+BY_HAND = (
+    "feature",
+    "format",
+    "branch",
+    "arch",
+    "arch_args",
+    "mean",
+    "std",
+)  # of a teacher, as `load_teacher` takes them
 
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """One teacher: a checkpoint file or a name of the zoo; from Python an Encoder. size: its input size, 0: the views'."""
+    """One teacher: a checkpoint or a name of the zoo; from Python an Encoder. size: its input size, 0: the views'.
+
+    What stands behind `size` is for `load_teacher`: how to read a file that says too little of itself.
+    """
 
     name: str
-    file: Any = ""
+    path: Any = ""
+    size: int = 0
     feature: str = ""
     format: str = ""
-    size: int = 0
+    branch: str = ""
+    arch: str = ""
+    arch_args: dict[str, Any] = field(default_factory=dict)
+    mean: Any = None
+    std: Any = None
+
+    @property
+    def by_hand(self) -> dict[str, Any]:
+        """What is given for `load_teacher`."""
+        given = {name: getattr(self, name) for name in BY_HAND}
+        return {name: value for name, value in given.items() if value not in ("", None, {})}
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,10 @@ class WhatSettings:
     teachers: dict[Any, Any] = field(
         default_factory=dict,
         metadata=described(
-            "{NAME: FILE} or {NAME: {file, feature, format, size}}", expects="a mapping", first=True, networks=True
+            "{NAME: FILE} or {NAME: {path, size, feature, format, arch, mean, std, ...}}",
+            expects="a mapping",
+            first=True,
+            networks=True,
         ),
     )
     students: dict[str, Any] = field(
@@ -209,7 +235,7 @@ class CompareConfig(
 
 def teachers_of(config: CompareConfig) -> dict[str, TeacherRow]:
     """The teachers by name."""
-    return _rows(TeacherRow, config.teachers, "teachers", "file")
+    return _rows(TeacherRow, config.teachers, "teachers", "path")
 
 
 def students_of(config: CompareConfig) -> dict[str, StudentRow]:
@@ -302,7 +328,7 @@ def check(config: CompareConfig) -> None:
     for seed in config.seeds:
         must_hold(((0 <= seed < SEEDS, f"seeds: expected from 0 to below 2^63, got {seed}"),))
     for teacher in teachers.values():
-        must_hold(((bool(teacher.file), f"teachers: {teacher.name} needs a file, as in {{{teacher.name}: FILE}}"),))
+        must_hold(((bool(teacher.path), f"teachers: {teacher.name} needs a file, as in {{{teacher.name}: FILE}}"),))
     _check_budgets(config, budgets)
     for pool in pools_of(config).values():
         must_hold(

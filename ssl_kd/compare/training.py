@@ -89,10 +89,8 @@ class Study:
         """A teacher that sees whole images at the comparison's size, or at its own."""
         if name not in self._teachers:
             row = self.teacher_rows[name]
-            given = row.file
-            found = given if isinstance(given, Encoder) else load_teacher(
-                given, feature=row.feature or None, format=row.format or None
-            )  # fmt: skip
+            given = row.path
+            found = given if isinstance(given, Encoder) else load_teacher(given, **row.by_hand)
             pixels = found.preprocessing.at(row.size or self.config.size or found.preprocessing.size, 1.0)
             self._teachers[name] = frozen(with_pixels(found, pixels))
         return self._teachers[name]

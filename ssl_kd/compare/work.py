@@ -159,7 +159,7 @@ def work(config: CompareConfig) -> None:
         return
     rows = [row for row in config.teachers.values() if not isinstance(row, str | dict)]
     if rows or any(
-        not isinstance(row.get("file", ""), str) for row in config.teachers.values() if isinstance(row, dict)
+        not isinstance(row.get("path", ""), str) for row in config.teachers.values() if isinstance(row, dict)
     ):
         raise UserError("workers: a teacher from Python stays in this process; take workers 1, or give its file")
     share = replace(config, workers=1, threads=max(1, config.threads // config.workers))

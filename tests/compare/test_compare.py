@@ -249,7 +249,7 @@ WRONG = {
     "tune seed": ({"seeds": [100]}, "tune_seed: 100 is among seeds"),
     "budget": ({"budgets": {"none": {}}}, "none needs looks or minutes"),
     "teacher": ({"teachers": {}}, "teachers: expected a mapping"),
-    "teacher's key": ({"teachers": {"t": {"fil": "x"}}}, "no setting 'fil'"),
+    "teacher's key": ({"teachers": {"t": {"pat": "x"}}}, "no setting 'pat'"),
     "student's key": ({"students": {"s": {"archs": "x"}}}, "no setting 'archs'"),
     "against": ({"against": "spp"}, "against: expected one of"),
     "views": ({"views": "week"}, "views: expected one of"),
