@@ -23,7 +23,7 @@ from .extraction.extract import extract
 from .results import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from ssl_kd.models.encoder import Encoder
@@ -136,7 +136,8 @@ def measure(
     from ssl_kd.models.encoder import build
 
     torch.manual_seed(seed + 1000)
-    random = build(student.arch, preprocessing=student.preprocessing, **student.arch_args)
+    rebuild: Callable[..., Encoder] = build
+    random = rebuild(student.arch, preprocessing=student.preprocessing, **student.arch_args)
     encoders = {TEACHER: teacher, STUDENT: student, RANDOM: random}
     return evaluate_encoders(encoders, tasks, EVALUATORS, reference=TEACHER, quiet=quiet, out=out)
 
