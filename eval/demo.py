@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,8 @@ from .results import Results
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from matplotlib.axes import Axes
 
     from ssl_kd.models.encoder import Encoder
 
@@ -210,7 +212,7 @@ def _nearest(encoder: Encoder, task: ArrayTask) -> np.ndarray:
     return neighbours(test.features, train.features, NEIGHBOURS)[1]
 
 
-def _show(axis: Any, image: np.ndarray, colour: str) -> None:
+def _show(axis: Axes, image: np.ndarray, colour: str) -> None:
     axis.set_axis_on()
     axis.imshow(image)
     axis.set_xticks([])
