@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ssl_kd.errors import UserError, nearest, shown_name
 from ssl_kd.runtime.command_line import parse
@@ -20,10 +19,10 @@ from ssl_kd.search.config import (
     SearchConfig,
     TrainConfig,
 )
-from ssl_kd.validation import check_settings
+from ssl_kd.validation import Settings, check_settings
 
 if TYPE_CHECKING:
-    from ssl_kd.search.index import Change, Index
+    from ssl_kd.search.index import Change, Index, OfEmbedding
 
 
 def build(argv: Sequence[str]) -> int:
@@ -154,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     return COMMANDS[argv[0]](argv[1:])
 
 
-def _checked(config: Any, *needed: str) -> Any:
+def _checked(config: Settings, *needed: str) -> Settings:
     """The settings, all there and in their ranges."""
     for name in needed:
         if not getattr(config, name):
@@ -163,8 +162,8 @@ def _checked(config: Any, *needed: str) -> Any:
     return config
 
 
-def _embedding(config: Any) -> dict[str, Any]:
-    return {one.name: getattr(config, one.name) for one in fields(Embedding)}
+def _embedding(config: Embedding) -> OfEmbedding:
+    return {"batch_size": config.batch_size, "threads": config.threads, "device": config.device}
 
 
 def _opened(path: str, weights: str = "", feature: str = "") -> Index:
@@ -186,8 +185,10 @@ def _train(index: Index, factory: str) -> None:
     print(f"{shown_name(str(index.store.folder))}: {_recall(fast) if fast else 'exact search'}")
 
 
-def _recall(fast: dict[str, Any]) -> str:
-    shares = ", ".join(f"{100 * share:.1f} % of the exact {k}" for k, share in fast["recall"].items())
+def _recall(fast: dict[str, object]) -> str:
+    shares = ", ".join(
+        f"{100 * share:.1f} % of the exact {k}" for k, share in cast(Mapping[str, float], fast["recall"]).items()
+    )
     return f"{fast['factory']}, which finds {shares or 'all'} nearest (of {fast['rows']:,} rows, by a sample of them)"
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_kd.checkpoints.reading import add_options, from_options, spelled
 from ssl_kd.errors import nearest
@@ -17,6 +17,9 @@ from ssl_kd.registry import admit, objects_in
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
 from ssl_kd.runtime.objects import names_code
 from ssl_kd.validation import about
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT_TABLES = {"": ["ssl_kd.checkpoints.formats:FORMATS"]}
 
@@ -286,7 +289,7 @@ def completion(argv: Sequence[str]) -> int:
     return main(argv, list(COMMANDS))
 
 
-def named_code(config: Any) -> dict[str, Any]:
+def named_code(config: DataclassInstance) -> dict[str, Any]:
     """The settings that name code as package.module:name: they come from the command line, for a file's are refused."""
     values = {one.name: getattr(config, one.name) for one in fields(config) if about(one).code}
     named = {name: value for name, value in values.items() if names_code(value)}

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ssl_kd.checkpoints.licences import UNSTATED, warning
 from ssl_kd.checkpoints.loading import inspect
@@ -65,14 +64,14 @@ class Target:
     reader: str  # what it is read back by, for the card
     pixels: str  # what the file's network is fed
     possible: Callable[[Encoder], tuple[str, ...]]  # lines to load it; UserError where it cannot be
-    write: Callable[[Encoder, Path, Mapping[str, Any]], None]
+    write: Callable[[Encoder, Path, Mapping[str, object]], None]
     reopen: Callable[[Encoder, Path], Ask]
     default_feature: bool = False  # a state dict is read by its library's own forward
-    shrink: Callable[[Path, Judge], dict[str, Any]] | None = None
+    shrink: Callable[[Path, Judge], dict[str, object]] | None = None
     companion: str = ""
 
 
-def description(encoder: Encoder, target: Target) -> dict[str, Any]:
+def description(encoder: Encoder, target: Target) -> dict[str, object]:
     """What somebody who has only the file must know; goes into the file where it has a place, and into the card."""
     feature = encoder.network.default if target.default_feature else encoder.feature
     eyes, then = encoder.preprocessing, ", subtract mean, divide by std"
@@ -94,7 +93,7 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
 
 
 def card_of(
-    done: Exported, target: Target, encoder: Encoder, lines: tuple[str, ...], notes: Mapping[str, Any], part: Path
+    done: Exported, target: Target, encoder: Encoder, lines: tuple[str, ...], notes: Mapping[str, object], part: Path
 ) -> str:
     """The card of a file that lies in `part` and will be `done.path`, as JSON."""
     measured = {
@@ -129,7 +128,7 @@ def companion_part(part: Path, target: Target) -> Path:
     return part.with_name(f"{part.name}{target.companion}")
 
 
-def notes_of(student: Encoder | str | os.PathLike[str]) -> dict[str, Any]:
+def notes_of(student: Encoder | str | os.PathLike[str]) -> dict[str, object]:
     """The card of a student's file: its teacher, its objective, its images."""
     if isinstance(student, Encoder) or not Path(student).is_file():
         return {}
@@ -157,7 +156,7 @@ def require_our_companion(path: Path, target: Target) -> None:
         refuse_replacing("out", companion_of(path, target), lambda file: digest_of(file) in ours)
 
 
-def _read(card: Path, path: Path) -> dict[str, Any]:
+def _read(card: Path, path: Path) -> dict[str, object]:
     """What a card says of the file of that name; nothing where it is none."""
     try:
         said = json.loads(card.read_text()) if card.exists() else {}

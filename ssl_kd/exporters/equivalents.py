@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
+import torch
 from torch import nn
 
 from ssl_kd.errors import UserError
@@ -44,7 +45,7 @@ class Twin:
 def timm_twin(encoder: Encoder) -> Twin:
     """The network by `timm.create_model`; UserError where timm has no such network."""
     source, _, name = encoder.arch.rpartition("/")
-    args: dict[str, Any] = {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
+    args: dict[str, object] = {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
     ours = {key: value for key, value in encoder.arch_args.items() if key in OUR_ARGUMENTS}
     if source not in ("", "timm") and not (source == "torchvision" and name in IN_BOTH and not args):
         raise UserError(f"timm: expected one of timm's networks, got {encoder.arch}; export to safetensors or onnx")
@@ -78,12 +79,13 @@ def timm_twin(encoder: Encoder) -> Twin:
     def build() -> nn.Module:
         import timm
 
-        model: Any = timm.create_model(name, num_classes=0, **args)
+        create: Callable[..., nn.Module] = timm.create_model
+        model = create(name, num_classes=0, **args)
         if stored:
-            model.rope.register_buffer("periods", model.rope.periods)
+            rope = model.get_submodule("rope")
+            rope.register_buffer("periods", cast(torch.Tensor, rope.periods))
         change_stem(model, name, dict(ours))
-        made: nn.Module = model
-        return made
+        return model
 
     return Twin(lines, build)
 
@@ -91,7 +93,7 @@ def timm_twin(encoder: Encoder) -> Twin:
 def torchvision_twin(encoder: Encoder) -> Twin:
     """The network by `torchvision.models` without its classifier; UserError where torchvision has no such network."""
     source, _, name = encoder.arch.rpartition("/")
-    args: dict[str, Any] = {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
+    args: dict[str, object] = {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
     if source != "torchvision" and (source not in ("", "timm") or name not in IN_BOTH or args):
         what = f"{encoder.arch} with {', '.join(args)}" if args and name in IN_BOTH else encoder.arch
         raise UserError(
@@ -122,7 +124,7 @@ def torchvision_twin(encoder: Encoder) -> Twin:
     return Twin(lines, build)
 
 
-def _last_linear(name: str, args: Mapping[str, Any]) -> str:
+def _last_linear(name: str, args: Mapping[str, object]) -> str:
     """Path of the classifier in a torchvision network, as `backbones.drop_last_linear` finds it."""
     import torch
     from torchvision import models
@@ -133,11 +135,11 @@ def _last_linear(name: str, args: Mapping[str, Any]) -> str:
     return linear[-1]
 
 
-def stem_lines(encoder: Encoder, ours: Mapping[str, Any]) -> tuple[str, ...]:
+def stem_lines(encoder: Encoder, ours: Mapping[str, object]) -> tuple[str, ...]:
     """What `small_stem` does to a ResNet, in Python: neither library has an argument for it."""
     if not ours.get("small_stem"):
         return ()
-    stem: Any = encoder.backbone.conv1
+    stem = cast(nn.Conv2d, encoder.backbone.conv1)
     channels, padding = stem.out_channels, ours.get("stem_padding", 1)
     return (
         f"model.conv1 = torch.nn.Conv2d(3, {channels}, 3, stride=1, padding={padding}, bias=False)",

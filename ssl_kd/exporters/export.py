@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ def export(
     teacher: Encoder | str | os.PathLike[str] | None = None,
     within: float = 2.0,
     keep: float | None = None,
-    **by_hand: Any,
+    **by_hand: object,
 ) -> list[Exported]:
     """Write `student` in one or several formats (keys of TARGETS), each measured against the Encoder.
 
@@ -97,7 +97,8 @@ def export(
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
-    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format, **by_hand)
+    read: Callable[..., Encoder] = load_teacher
+    encoder = student if isinstance(student, Encoder) else read(student, feature, format, **by_hand)
     notes = notes_of(student)
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):
@@ -202,7 +203,7 @@ def _measured(
     part: Path,
     path: Path,
     lines: tuple[str, ...],
-    notes: Mapping[str, Any],
+    notes: Mapping[str, object],
     images: Tensor,
 ) -> Exported:
     """Write one format to `part`, ask it again and compare."""
@@ -235,7 +236,7 @@ def _state_lines(twin: Twin) -> tuple[str, ...]:
     return (*twin.lines, "import safetensors.torch", load)
 
 
-def _write_state(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
+def _write_state(encoder: Encoder, path: Path, card: Mapping[str, object]) -> None:
     from safetensors.torch import save
 
     state = {name: tensor.clone().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
@@ -265,8 +266,9 @@ def _student_lines(encoder: Encoder) -> tuple[str, ...]:
     return ("import ssl_kd", "model = ssl_kd.load_teacher(FILE)")
 
 
-def _write_student(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
-    save_student(encoder, path, **card["card"])
+def _write_student(encoder: Encoder, path: Path, card: Mapping[str, object]) -> None:
+    write: Callable[..., object] = save_student
+    write(encoder, path, **cast(Mapping[str, object], card["card"]))
 
 
 def _reload_student(encoder: Encoder, path: Path) -> Ask:
@@ -293,7 +295,7 @@ class _quiet_torchscript(warnings.catch_warnings):  # noqa: N801
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", TracerWarning)
 
 
-def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
+def _write_script(encoder: Encoder, path: Path, card: Mapping[str, object]) -> None:
     with _quiet_torchscript(), torch.no_grad(), fixed_positions(encoder):
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
         traced = torch.jit.trace(Pixels(encoder).eval(), example(encoder), check_trace=False)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class Maker:
         """How many products could become integers."""
         return len(self.products)
 
-    def _ranges(self, photos: Tensor) -> Any:
+    def _ranges(self, photos: Tensor) -> object:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
         calibrator = create_calibrator(
@@ -173,14 +173,14 @@ def _groups(names: Sequence[str], products: Collection[str]) -> list[tuple[str, 
     return [tuple(n for group in groups[i : i + size] for n in group) for i in range(0, len(groups), max(size, 1))]
 
 
-def _reader(photos: Tensor) -> Any:
+def _reader(photos: Tensor) -> object:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(torch.split(photos, BATCH))
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, object] | None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": (batch.float() / 255).numpy()}
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -134,21 +133,22 @@ class Judge:
         own = self.choice.student[: len(rows)]
         return float((rows - own).norm(dim=1).mean() / own.norm(dim=1).mean())
 
-    def verdict(self, ask: Ask, **further: Any) -> Verdict:
+    def verdict(self, ask: Ask, **further: object) -> Verdict:
         """Judge the finished file on the photos of `proof`."""
+        verdict: Callable[..., Verdict] = Verdict
         part = self.proof
         rows = part.rows(ask)
         same = mean_of(shared_neighbours(rows, part.student))
         chance = NEIGHBOURS / (len(rows) - 1)
         met, asked = same.value >= self.keep, f"at least {100 * self.keep:.0f} % of the float student's neighbours"
         if part.teacher is None:
-            return Verdict(len(rows), chance, same, None, None, None, met, asked, **further)
+            return verdict(len(rows), chance, same, None, None, None, met, asked, **further)
         theirs, own = (shared_neighbours(z, part.teacher) for z in (rows, part.student))
         lost = mean_of(own - theirs)
         points = f"at most {100 * self.within:g} points of overlap with the teacher lost"
         asked = f"{points}, {asked}" if self.keep else points
         met = met and lost.value <= self.within
-        return Verdict(len(rows), chance, same, mean_of(theirs), mean_of(own), lost, met, asked, **further)
+        return verdict(len(rows), chance, same, mean_of(theirs), mean_of(own), lost, met, asked, **further)
 
 
 def _divided(count: int) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from ssl_kd.exporters.judge import Ask, Judge
 from ssl_kd.exporters.pictures import pictures
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.types import Features
+
+if TYPE_CHECKING:
+    import nncf
+    import openvino
 
 ONNX_BYTES = 2**31 - 2**24  # of weights: a protobuf message ends at 2 GB, and the graph needs some
 WEIGHTS = ".bin"  # of an OpenVINO model, beside its .xml
@@ -63,7 +67,7 @@ def onnx_lines(encoder: Encoder) -> tuple[str, ...]:
     )
 
 
-def write_onnx(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
+def write_onnx(encoder: Encoder, path: Path, card: Mapping[str, object]) -> None:
     """Write the float32 file, with its card inside."""
     import onnx
 
@@ -102,7 +106,7 @@ def _with_props(model: bytes, path: Path) -> None:
     path.write_bytes(changed.SerializeToString())
 
 
-def shrink_onnx(path: Path, judge: Judge) -> dict[str, Any]:
+def shrink_onnx(path: Path, judge: Judge) -> dict[str, object]:
     """Make a float ONNX file int8 in place, and say which nodes stayed float."""
     from ssl_kd.exporters.int8 import shrink
 
@@ -111,7 +115,7 @@ def shrink_onnx(path: Path, judge: Judge) -> dict[str, Any]:
     return {"floats": chosen.floats, "nodes": chosen.nodes}
 
 
-def halve_onnx(path: Path, judge: Judge) -> dict[str, Any]:
+def halve_onnx(path: Path, judge: Judge) -> dict[str, object]:
     """Make the weights and the arithmetic of an ONNX file float16 in place; input and output stay float32."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -147,7 +151,7 @@ def weights_of(path: Path) -> Path:
     return path.with_name(f"{path.name}{WEIGHTS}")
 
 
-def write_openvino(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
+def write_openvino(encoder: Encoder, path: Path, card: Mapping[str, object]) -> None:
     """Write the graph to `path` and the float32 weights to `weights_of(path)`."""
     import openvino
 
@@ -159,7 +163,7 @@ def write_openvino(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> Non
     _save(model, path)
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: openvino.Model, path: Path) -> None:
     """Write a model by OpenVINO under a name that it takes, then under ours."""
     import tempfile
 
@@ -180,7 +184,7 @@ def reload_openvino(encoder: Encoder, path: Path) -> Ask:
     return _ask(_compiled(core.read_model(path.read_bytes(), weights_of(path).read_bytes())))
 
 
-def _compiled(model: Any) -> Any:
+def _compiled(model: openvino.Model) -> openvino.CompiledModel:
     import openvino
 
     hints = {
@@ -191,11 +195,11 @@ def _compiled(model: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", hints)
 
 
-def _ask(network: Callable[[Any], Any]) -> Ask:
+def _ask(network: openvino.CompiledModel) -> Ask:
     return lambda images: torch.from_numpy(network(images.numpy())[0].copy())
 
 
-def shrink_openvino(path: Path, judge: Judge) -> dict[str, Any]:
+def shrink_openvino(path: Path, judge: Judge) -> dict[str, object]:
     """Make an OpenVINO model int8 in place by nncf, which puts operations back to float until the judge is content."""
     import nncf
     import openvino
@@ -204,7 +208,7 @@ def shrink_openvino(path: Path, judge: Judge) -> dict[str, Any]:
     model = openvino.Core().read_model(path.read_bytes(), weights_of(path).read_bytes())
     photos = nncf.Dataset([(part.float() / 255).numpy() for part in torch.split(judge.calibration, 1)])
     attention = any(op.get_type_name() in ("Softmax", "ScaledDotProductAttention") for op in model.get_ops())
-    how: dict[str, Any] = {
+    how: dict[str, object] = {
         "preset": nncf.QuantizationPreset.MIXED,
         "subset_size": len(judge.calibration),
         "model_type": nncf.ModelType.TRANSFORMER if attention else None,
@@ -217,11 +221,11 @@ def shrink_openvino(path: Path, judge: Judge) -> dict[str, Any]:
     return {"floats": tuple(sorted(kept)), "nodes": len(_products(model))}
 
 
-def _controlled(model: Any, photos: Any, judge: Judge, how: Mapping[str, Any]) -> Any:
+def _controlled(model: openvino.Model, photos: nncf.Dataset, judge: Judge, how: Mapping[str, object]) -> openvino.Model:
     """nncf's own search for operations to leave float, by what the judge says is missing."""
     import nncf
 
-    def met(network: Any, _: Any) -> tuple[float, None]:
+    def met(network: openvino.CompiledModel, _: object) -> tuple[float, None]:
         return 1 - judge.lack(judge.choice.rows(_ask(network))), None
 
     spare = -judge.lack(judge.choice.student)  # what a perfect copy has to spare: may be used up, no more
@@ -230,7 +234,7 @@ def _controlled(model: Any, photos: Any, judge: Judge, how: Mapping[str, Any]) -
     )
 
 
-def _products(model: Any) -> set[str]:
+def _products(model: openvino.Model) -> set[str]:
     """Names of the convolutions and matrix products whose weights are float."""
     found = set()
     for op in model.get_ops():

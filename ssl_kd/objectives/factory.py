@@ -9,7 +9,7 @@ objective:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from torch import nn
 
@@ -92,7 +92,7 @@ def build_objective(
     heads: dict[str, nn.Module] = {}
     for spec in terms_of(objective):
         options = dict(spec)
-        kind, head = options.pop("term"), options.pop("head", None)
+        kind, head = str(options.pop("term")), options.pop("head", None)
         weights.append(Weight.taken_from(options))
         try:
             term = TERMS[kind].from_options(student_dim, teacher_dim, **options)
@@ -110,8 +110,8 @@ def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, .
     found: tuple[dict[str, None], dict[str, None]] = ({}, {})
     for spec in terms_of(objective):
         for whose, seen in zip(("student", "teacher"), found, strict=True):
-            default = defaults_of(spec["term"]).get(f"{whose}_layers")
-            seen |= dict.fromkeys(spec.get(f"{whose}_layers") or default or ())
+            default = defaults_of(str(spec["term"])).get(f"{whose}_layers")
+            seen |= dict.fromkeys(cast(Sequence[str], spec.get(f"{whose}_layers") or default or ()))
     return tuple(found[0]), tuple(found[1])
 
 
@@ -143,12 +143,12 @@ def _check(spec: Spec) -> None:
             raise UserError(f"objective: term {kind} has no {key!r}; it knows {', '.join(shown)}.{nearest(key, shown)}")
 
 
-def defaults_of(kind: str) -> dict[str, Any]:
+def defaults_of(kind: str) -> dict[str, object]:
     """The options that a term's constructor takes, as a config spells them, with their defaults."""
     return TERMS[kind].options()
 
 
-def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:
+def _name(kind: str, options: Mapping[str, object], taken: Sequence[str]) -> str:
     name = f"{kind}_{options['relation']}" if "relation" in options else kind
     count = sum(t == name or t.startswith(f"{name}_") for t in taken)
     return f"{name}_{count + 1}" if count else name

@@ -5,8 +5,6 @@ Empty slots never take part, and no image meets an older view of itself: the own
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -150,7 +148,7 @@ class TwoMemoryBanks(MemoryBank):
         t: Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: object = None,
         keys: Tensor | None = None,
     ) -> Tables:
         """As of every relation; keys: (N, Ds) of the student's moving average, to be remembered in the student's place."""

@@ -9,7 +9,6 @@ Here: relations within the batch. Memories are in `queues`, patches and layers i
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +36,7 @@ class Relation(nn.Module):
     def fit(self, student: Widths, teacher: Widths) -> None:
         """Learn the widths, which are those after the projector; memories are laid out here."""
 
-    def forward(self, s: Tensor, t: Tensor, batch: ViewBatch | None = None, *, index: Any = None) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, batch: ViewBatch | None = None, *, index: object = None) -> Tables:
         """Rows (N, Ds) and (N, Dt) -> the student's and the teacher's table (see `tables` of each relation).
 
         batch: the views that the rows show; without it each row is another image, named by `index` (N,) if given.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +11,7 @@ from ssl_kd.objectives.inputs import Widths
 from ssl_kd.types import Features, ViewBatch
 
 
-def batch_of(rows: int, batch: ViewBatch | None, index: Any, min_views: int, what: str) -> ViewBatch:
+def batch_of(rows: int, batch: ViewBatch | None, index: object, min_views: int, what: str) -> ViewBatch:
     """The batch that was given, or one view of each of `rows` images; UserError where more views are needed."""
     if batch is None:
         if min_views > 1:
@@ -45,7 +44,7 @@ class Term(nn.Module):
         teacher: Features | Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: object = None,
     ) -> Tensor:
         """Features, or embeddings (N, Ds) and (N, Dt) -> scalar, float32; 0 at a match unless the class says otherwise.
 
@@ -61,11 +60,11 @@ class Term(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def options(cls) -> dict[str, Any]:
+    def options(cls) -> dict[str, object]:
         """The options that a config may give, with their defaults."""
         return {p.name: p.default for p in list(inspect.signature(cls.__init__).parameters.values())[3:]}
 
     @classmethod
-    def from_options(cls, student_dim: int | Widths, teacher_dim: int | Widths, **options: Any) -> Term:
+    def from_options(cls, student_dim: int | Widths, teacher_dim: int | Widths, **options: object) -> Term:
         """The term from a config's flat options."""
         return cls(student_dim, teacher_dim, **options)

@@ -8,9 +8,8 @@ start, until, warmup: epochs; a term counts from `start` up to (not with) `until
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +49,11 @@ class Weight:
             raise UserError(f"objective: until must come after start; got start {self.start} and until {self.until}")
 
     @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> Weight:
+    def taken_from(cls, options: dict[str, object]) -> Weight:
         """The keys that belong here are taken out of a term's spec."""
         names = ("share", "start", "until", "warmup")
-        return cls(options.pop("weight", 1.0), **{name: options.pop(name) for name in names if name in options})
+        make: Callable[..., Weight] = cls
+        return make(options.pop("weight", 1.0), **{name: options.pop(name) for name in names if name in options})
 
     def counts(self, epoch: int) -> bool:
         """Whether the term counts in this epoch."""
@@ -107,7 +107,7 @@ class WeightedSum(nn.Module):
         teacher: Features | Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: object = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features, or embeddings (N, Ds) and (N, Dt), rows view-major -> scalar total, {term: detached scalar}.
 
@@ -186,5 +186,5 @@ def gradient_norm(value: Tensor, student: Features) -> Tensor:
     return seen[0].detach().float().norm() if seen else value.new_zeros(())
 
 
-def _union(names: Any) -> tuple[str, ...]:
+def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in names for name in group))

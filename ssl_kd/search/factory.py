@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ssl_kd.errors import UserError
+
+if TYPE_CHECKING:
+    import faiss
 
 TRAINED = 1 << 29  # bytes of rows that an index learns from: 350,000 rows of 384 numbers
 ADDED = 1 << 26  # bytes of rows that are added at a time
@@ -25,7 +28,9 @@ def split(name: str) -> tuple[str, str]:
     return factory, ",".join(words)
 
 
-def trained(rows: np.ndarray, factory: str, ready: Callable[[np.ndarray], np.ndarray], cosine: bool = True) -> Any:
+def trained(
+    rows: np.ndarray, factory: str, ready: Callable[[np.ndarray], np.ndarray], cosine: bool = True
+) -> faiss.Index:
     """A faiss index of all rows (N, D), numbered as they stand; `ready` makes float32 of a part of them.
 
     UserError for a factory string that faiss does not take.
@@ -46,7 +51,7 @@ def trained(rows: np.ndarray, factory: str, ready: Callable[[np.ndarray], np.nda
     return index
 
 
-def look(index: Any, name: str, words: str) -> None:
+def look(index: faiss.Index, name: str, words: str) -> None:
     """Set how widely an index looks. UserError for words that it does not know."""
     import faiss
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ssl_kd.runtime.files import atomically
 from ssl_kd.search.factory import asked, look, refusal, split, trained
 from ssl_kd.search.store import NEW, Store
 from ssl_kd.search.vectors import nearest, without
+
+if TYPE_CHECKING:
+    import faiss
 
 SAMPLED = 256  # rows that are looked up again, to know how many of the exact neighbours are found
 NEIGHBOURS = (1, 10, 100)
@@ -30,7 +33,7 @@ CHUNK = 1 << 22
 class Fast:
     """A trained index and the rows that it covers: 0 to rows - 1."""
 
-    index: Any
+    index: faiss.Index
     rows: int
 
     @staticmethod

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
@@ -69,6 +69,22 @@ class Change:
     unreadable: dict[str, str]
 
 
+class OfEmbedding(TypedDict, total=False):
+    """How pictures are read and embedded; see `Index.add`."""
+
+    batch_size: int
+    threads: int
+    device: str
+
+
+class OfAdding(OfEmbedding, total=False):
+    """What else `Index.add` is told."""
+
+    replace: bool
+    quiet: bool
+    max_unreadable: float
+
+
 class Index:
     """Vectors of pictures on disk, with their names and the fingerprint of the encoder that made them."""
 
@@ -100,12 +116,12 @@ class Index:
     def build(
         cls,
         folder: str | Path,
-        images: Any,
+        images: object,
         encoder: Encoder | str | os.PathLike[str],
         feature: str = "",
         norm: str = "unit",
         factory: str = "",
-        **settings: Any,
+        **settings: Unpack[OfAdding],
     ) -> Index:
         """Index all pictures of a source; the same call goes on where an earlier one was stopped.
 
@@ -175,7 +191,7 @@ class Index:
 
     def add(
         self,
-        images: Any,
+        images: object,
         replace: bool = False,
         batch_size: int = 64,
         threads: int = 2,
@@ -260,7 +276,9 @@ class Index:
 
     # ------------------------------------------------------------------------------------------------- asking
 
-    def search(self, images: Any, k: int = 10, within: float | None = None, **settings: Any) -> list[Found]:
+    def search(
+        self, images: object, k: int = 10, within: float | None = None, **settings: Unpack[OfEmbedding]
+    ) -> list[Found]:
         """The k nearest pictures of each query, fewer where the index holds fewer.
 
         images: a picture's path, a PIL image, a list of either, or any source of pictures. within: no farther than this.
@@ -364,7 +382,7 @@ class Index:
         }
 
 
-def opened(images: Any, max_unreadable: float) -> ImageSource:
+def opened(images: object, max_unreadable: float) -> ImageSource:
     """A source of pictures; one picture, and a list of them, as well."""
     from PIL import Image
 
