@@ -57,7 +57,8 @@ def blueprint(weights: Weights, feature: str | None = None) -> Network:
     """The network without memory for its numbers. BrokenCheckpoint unless the weights are exactly what it needs."""
     with torch.device("meta"):
         network = make(weights.arch, weights.arch_args)
-    network.width(feature or weights.feature)  # UserError for one that it does not have
+    wished = feature or weights.feature
+    network.width(weights.heads[wished].source if wished in weights.heads else wished)  # UserError for an unknown one
     wanted, state = network.backbone.state_dict(), weights.state
     both = [name for name in state if name in wanted]
     problems = {
@@ -94,6 +95,7 @@ def assemble(weights: Weights, feature: str | None = None) -> Encoder:
             state.setdefault(name, torch.zeros((), dtype=torch.long))
     network.backbone.load_state_dict(state, strict=True, assign=True)
     fill_constants(network, weights)
-    return Encoder(
-        network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
-    )
+    encoder = Encoder(network, weights.arch, weights.arch_args, None, weights.preprocessing, weights.origin)
+    for name, head in weights.heads.items():
+        encoder.heads[name] = head
+    return encoder.read_as(feature or weights.feature)

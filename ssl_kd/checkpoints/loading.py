@@ -36,7 +36,7 @@ __all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read",
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: str | os.PathLike[str]) -> object:
     """The object in a weight file (torch.save of any age, or safetensors) as plain data; nothing in it is run."""
     file = contents(Path(path))
     try:
@@ -223,7 +223,7 @@ def inspect(
     feature: str | None = None,
     branch: str | None = None,
     arch: str | None = None,
-    arch_args: Mapping[str, Any] | None = None,
+    arch_args: Mapping[str, object] | None = None,
     mean: object = None,
     std: object = None,
     size: int | None = None,

@@ -61,8 +61,9 @@ def open_index(index: Path) -> tuple[Contents, int]:
         raise BrokenCheckpoint(f"{index.name} names {len(files):,} files; expected at most {MOST_SHARDS}")
     opened = {file: _shard(index, file) for file in files}
     nodes: dict[str, Tensor] = {}
+    lying = {file: part.nodes if isinstance(part.nodes, Mapping) else {} for file, part in opened.items()}
     for name, file in where.items():
-        tensor = opened[file].nodes.get(name)
+        tensor = lying[file].get(name)
         if not isinstance(tensor, Tensor):
             raise BrokenCheckpoint(f"{index.name} says that {one_line(name)} lies in {file}, which lacks it")
         nodes[name] = tensor

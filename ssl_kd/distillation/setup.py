@@ -20,7 +20,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import hold_out
 from ssl_kd.data.views import recipes_of
-from ssl_kd.distillation.anchors import must_have_enough
+from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
 from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
@@ -165,6 +165,7 @@ def _member(
     objective = _objective(asked.config, asked.lines, given, seen, outputs)
     _must_fit(asked.config, asked.lines.values(), objective, bench.loader, bench.mix)
     must_have_enough(objective, len(bench.loader.images))
+    give_heads(objective, {key: replace(t, line=asked.lines[key]) for key, t in bench.teachers.items()})
     _try_out(objective, seen, outputs, bench.views)
     parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
     teachers = {

@@ -78,6 +78,7 @@ OPTIONS: dict[str, Rule] = {
     "per_image": whole(1),
     "neighbours": whole(1),
     "order": whole(1, 100),  # without a first power all pairs would be alike
+    "own_head": SWITCH,
     "every_slot": SWITCH,
     "sampled": SWITCH,
 }
