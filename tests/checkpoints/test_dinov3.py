@@ -262,5 +262,5 @@ def test_weights_of_a_large_file_are_in_memory_once_and_are_the_same(tmp_path, m
     file = loading.contents(path)
     weights = loading.convert(file, recognise(file))
     pointers = {t.data_ptr() for t in weights.used.values()}
-    taken = [t for t in loading.assemble(weights).backbone.state_dict().values() if t.data_ptr() in pointers]
+    taken = [t for t in assembly.assemble(weights).backbone.state_dict().values() if t.data_ptr() in pointers]
     assert len(taken) == len(weights.used)
