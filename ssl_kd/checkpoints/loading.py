@@ -34,7 +34,6 @@ from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 __all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
 
 BY_HAND = " Any other network of timm or torchvision is read by arch=, mean= and std= (docs/teachers.md)."
-ANYBODYS = ("dino_vit", "dino_resnet")  # whose names are timm's and torchvision's
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -140,7 +139,7 @@ def weights_of(opened: Source, given: Reading, method: str = "", values: bool = 
 def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
     """The format, and the file as it claims it: as it lies, or without wrappers that change no weight.
 
-    A format that knows a lab's own names in the file without its wrappers is preferred to one that only knows the
+    A format that claims the file without its wrappers, as the bare file, is preferred to one that only knows the
     network's kind.
     """
     try:
@@ -157,7 +156,7 @@ def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
             within = recognise(one.file, name)
         except UnknownCheckpoint:
             continue
-        if row is None or within.name not in (*LAST, *ANYBODYS):
+        if row is None or within.name not in LAST:
             return one.file, within
     if row is None:
         raise UnknownCheckpoint(f"{trouble}{BY_HAND if name is None else ''}") from trouble
@@ -167,7 +166,7 @@ def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
 def in_the_file(file: Contents, used: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The used tensors by their paths in the file as it lies, whatever was taken off on the way."""
     lying: dict[int, list[str]] = {}
-    for path, (_, tensor) in zip(file.tensors(), file.leaves(), strict=True):
+    for path, tensor in file.leaves():
         lying.setdefault(id(tensor), []).append(path)
     named = {}
     for name, tensor in used.items():
@@ -247,7 +246,7 @@ def inspect(
         return describe_program(path)
     opened = source(path, name)
     file = opened.file
-    seen = tuple(file.tensors())
+    seen = tuple(path for path, _ in file.leaves())
     about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": opened.bytes}
     row, values = None, opened.bytes <= LARGE
     try:
