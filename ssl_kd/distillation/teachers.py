@@ -135,6 +135,12 @@ class TeacherGroup:
         """Each teacher's features of its views, view-major: from its store where all are there, else computed."""
         return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
 
+    @torch.no_grad()
+    def look(self, pixels: Tensor, autocast: Autocast) -> dict[str, Features]:
+        """Each teacher's features of any views (N, 3, S, S) in [0, 1], which no store keeps."""
+        with autocast():
+            return {name: teacher.embed(pixels) for name, teacher in self.teachers.items()}
+
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings of images (B, 3, S, S) in [0, 1]; of several teachers the unit rows side by side."""
         rows = [teacher.embed(pixels).embedding for teacher in self.teachers.values()]

@@ -16,10 +16,12 @@ from torch import nn
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.objectives.alignment import Alignment
 from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.boundary import Boundary
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.masked import MaskedTokens
 from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
@@ -41,6 +43,8 @@ TERMS: Registry[type[Term]] = Registry(
         "compressed": Compressed,
         "progression": Progression,
         "ladder": Ladder,
+        "masked_tokens": MaskedTokens,
+        "boundary": Boundary,
     },
     group="ssl_kd.terms",
 )

@@ -61,6 +61,7 @@ OPTIONS: dict[str, Rule] = {
     "smoothing": number("a number above 0, at most 1", lambda v: 0 < v <= 1),
     "most_epochs": whole(1),
     "summary": number("a number, 0 or more", lambda v: v >= 0),
+    "steps": whole(1, 100),
     "hidden": whole(1),
     "last_hidden": whole(1),
     "prototypes": whole(2, 65536),

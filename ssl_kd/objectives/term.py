@@ -38,6 +38,8 @@ class Term(nn.Module):
     teacher_layers: tuple[str, ...] = ()
     student_momentum: float = 0.0
     needs_tokens: bool = False
+    masks: bool = False  # reads what the student says of masked images (see `masked`)
+    at_boundary: bool = False  # reads what both say of images that were moved (see `boundary`)
 
     def forward(
         self,

@@ -87,6 +87,8 @@ class WeightedSum(nn.Module):
         # Terms whose value over a batch is not the mean of its values over parts of the batch.
         self.indivisible = tuple(n for n, term in zip(names, terms, strict=True) if not term.divisible)
         self.reads_tokens = any(term.needs_tokens for term in terms)
+        self.masks = any(term.masks for term in terms)
+        self.at_boundary = any(term.at_boundary for term in terms)
         self._check_schedule()
         self.balanced = [name for name, rule in self.weights.items() if rule.value == "auto"]
         if self.balanced:
