@@ -25,6 +25,7 @@ from .runner.config import (
     EvalConfig,
     check,
     check_settings,
+    damaged_photos,
     encoders_of,
     ood_of,
     pairs_of,
@@ -53,6 +54,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     if config.workers > 1:
         _check_names(wanted, task_list, encoder_list)
     _check_machine(config.device, config.engine)
+    further, alike, strange = damaged_photos(task_list)
+    task_list = [*task_list, *further]
     tasks = {title_of(task): open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
     settings = Settings(
@@ -72,7 +75,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     _make_folders(settings)
     mark(Path(config.out), EVALUATION)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings, wanted)
-    jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
+    shown = [task for name, task in tasks.items() if name not in {title_of(one) for one in further}]
+    jobs, left_out = plan(shown, list(encoders), wanted, list(dict.fromkeys([*pairs, *strange])), alike)
     if config.workers > 1:
         from .runner.workers import work
 

@@ -217,6 +217,10 @@ class Agreement:
         """Return overlap and rank correlation with intervals; test rows query the train rows."""
         each = agreement(reference_train, reference_test, train, test, self.ks)
         size = len(train) - (reference_train is reference_test)
+        shown = sorted({k for _, k in each})[len({k for _, k in each}) // 2]
+        chance = (
+            f"unrelated networks would share {100 * shown / size:.1f} % of {shown} neighbours among {size:,} images"
+        )
         return Scores(
             "agreement",
             "neighbours",
@@ -224,8 +228,9 @@ class Agreement:
             np.array([]),
             np.zeros(len(test), int),
             {},
-            notes=tuple(clamp_notes(self.ks, size, "rows of the index")),
-            headline_k=sorted({k for _, k in each})[len({k for _, k in each}) // 2],
+            notes=(chance, *clamp_notes(self.ks, size, "rows of the index")),
+            headline_k=shown,
+            details={"chance": {str(k): k / size for _, k in each}},
             headline_metric="overlap",
             each={(metric, k): values for (metric, k), values in each.items()},
         )

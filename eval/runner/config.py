@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that `--help` answers at once and a misspelt 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,9 @@ class EvalConfig:
 
     Args:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
-        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
+        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders), {name, root, download} (a torchvision data set) or {name, photos} (a folder or zip of photos without labels); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
         encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels), {name, like, seed} (the architecture of another one with random weights) or {name, features} (your own: by task {train: a.npz, test: b.npz}, or one .npz that `ssl-kd embed` made of the whole task)
-        evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
+        evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, cka, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         ood: list of [inside, outside], names of tasks: how well each encoder tells the second's test images from the first's
         reference: name of the encoder that the others are compared with; empty: the first
         cache: folder for features, shared by any number of evaluations; empty: features in out; none: keep none
@@ -88,7 +88,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Where one task lies: `path`, or `train` and `test`, or `root` of a set of the literature as its archive unpacks."""
+    """Where one task lies: `path`, or `train` and `test`, or `root` of a set of the literature as its archive unpacks.
+
+    `photos` is a folder or zip without labels, judged by what needs none.
+    """
 
     name: str = ""
     path: str = ""
@@ -99,12 +102,15 @@ class TaskConfig:
     metric: str = ""
     corrupt: str = ""
     severity: int = 3
+    photos: str = ""
 
     def __post_init__(self) -> None:
-        ways = [bool(self.path), bool(self.train or self.test), bool(self.root)]
+        ways = [bool(self.path), bool(self.train or self.test), bool(self.root), bool(self.photos)]
         if sum(ways) != 1 or bool(self.train) != bool(self.test):
-            raise UserError(f"task {self.name or '?'}: give path, or train and test, or root of a known data set")
-        if not self.name and not self.path:
+            raise UserError(
+                f"task {self.name or '?'}: give path, or train and test, or root of a known data set, or photos without labels"
+            )
+        if not self.name and not (self.path or self.photos):
             raise UserError(f"task: a name is needed beside {'root' if self.root else 'train and test'}")
         if self.metric not in ("", "top1", "mean_per_class"):
             raise UserError(f"task {self.title}: metric is top1 or mean_per_class, got {self.metric!r}")
@@ -112,12 +118,13 @@ class TaskConfig:
             f"task {self.title}",
             (self.severity != TaskConfig.severity and not self.corrupt, "severity", "corrupt, which is not given"),
             (self.download and not self.root, "download", "root, which is not given"),
+            (bool(self.metric and self.photos), "metric", "labels, which photos have none of"),
         )
 
     @property
     def title(self) -> str:
         """The name that tables show."""
-        plain = self.name or Path(self.path).stem
+        plain = self.name or Path(self.path or self.photos).stem
         return f"{plain} + {self.corrupt} {self.severity}" if self.corrupt else plain
 
 
@@ -196,6 +203,26 @@ def tasks_of(config: EvalConfig) -> list[Any]:
     return _entries(
         TaskConfig, config.tasks, "tasks", "path", lambda one: hasattr(one, "train") and hasattr(one, "name")
     )
+
+
+DAMAGES = ("noise", "blur", "jpeg")  # after which a photo should still find the neighbours that it had
+STRANGE = "scramble"  # photos cut and put together anew should look strange
+
+
+def damaged_photos(tasks: Sequence[Any]) -> tuple[list[Any], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return what photos without labels are judged by besides themselves: further tasks, pairs to stay alike, and strange ones."""
+    further: list[Any] = []
+    alike: list[tuple[str, str]] = []
+    strange: list[tuple[str, str]] = []
+    known = {title_of(task) for task in tasks}
+    for task in tasks:
+        if not isinstance(task, TaskConfig) or not task.photos or task.corrupt:
+            continue
+        for kind in (*DAMAGES, STRANGE):
+            hurt = replace(task, name=task.title, corrupt=kind)
+            further += [] if hurt.title in known else [hurt]
+            (strange if kind == STRANGE else alike).append((task.title, hurt.title))
+    return further, alike, strange
 
 
 def encoders_of(config: EvalConfig) -> list[EncoderConfig]:

@@ -33,7 +33,7 @@ LARGE = 1 << 33  # bytes of a file whose values `inspect` does not read, and of 
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: str | os.PathLike[str]) -> object:
     """The object in a weight file (torch.save of any age, or safetensors) as plain data; nothing in it is run."""
     file = contents(Path(path))
     try:
@@ -181,7 +181,8 @@ def blueprint(weights: Weights, feature: str | None = None) -> Network:
     """The network without memory for its numbers. BrokenCheckpoint unless the weights are exactly what it needs."""
     with torch.device("meta"):
         network = make(weights.arch, weights.arch_args)
-    network.width(feature or weights.feature)  # UserError for one that it does not have
+    wished = feature or weights.feature
+    network.width(weights.heads[wished].source if wished in weights.heads else wished)  # UserError for an unknown one
     wanted, state = network.backbone.state_dict(), weights.state
     both = [name for name in state if name in wanted]
     problems = {
@@ -218,9 +219,10 @@ def assemble(weights: Weights, feature: str | None = None) -> Encoder:
             state.setdefault(name, torch.zeros((), dtype=torch.long))
     network.backbone.load_state_dict(state, strict=True, assign=True)
     fill_constants(network, weights)
-    return Encoder(
-        network, weights.arch, weights.arch_args, feature or weights.feature, weights.preprocessing, weights.origin
-    )
+    encoder = Encoder(network, weights.arch, weights.arch_args, None, weights.preprocessing, weights.origin)
+    for name, head in weights.heads.items():
+        encoder.heads[name] = head
+    return encoder.read_as(feature or weights.feature)
 
 
 def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report:  # noqa: A002

@@ -176,17 +176,25 @@ def criterion_of(found: Any, name: str, student_width: int, teacher_width: int) 
 
     UserError where no module comes out.
     """
+    return _made("objective", found, name, student_width, teacher_width)
+
+
+def made_of(found: Any, name: str, widths: Mapping[str, int], teacher_width: int) -> nn.Module:
+    """Terms between students that were given as an object: itself, or what makes one of everyone's width."""
+    return _made("between", found, name, dict(widths), teacher_width)
+
+
+def _made(what: str, found: Any, name: str, student: object, teacher_width: int) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     try:
-        widths = _takes(found, student_width, teacher_width)
-        made = found(student_width, teacher_width) if widths else found()
+        made = found(student, teacher_width) if _takes(found, student, teacher_width) else found()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"objective: {name} cannot be built for widths {student_width} and {teacher_width}: {one_line(error, 160)}"
+            f"{what}: {name} cannot be built for widths {student} and {teacher_width}: {one_line(error, 160)}"
         ) from error
     if not isinstance(made, nn.Module):
-        raise UserError(f"objective: expected {name} to make a module, got {type(made).__name__}")
+        raise UserError(f"{what}: expected {name} to make a module, got {type(made).__name__}")
     return made
 
 

@@ -22,8 +22,9 @@ from ssl_kd.data.subset import hold_out
 from ssl_kd.data.views import recipes_of
 from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
+from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
-from ssl_kd.distillation.members import Asked, Member, Randomness, asked_students
+from ssl_kd.distillation.members import Asked, Member, Randomness, Tie, asked_students, tied
 from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of, only, with_layer
 from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
@@ -56,6 +57,7 @@ class Parts:
     contract: Preprocessing
     mix: str
     settings: dict[str, Any]  # what config.yaml keeps
+    tie: Tie | None = None  # what is between the students
 
     @property
     def student(self) -> Encoder:
@@ -118,6 +120,9 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     for name, one in asked.items():
         with streams[name].own(), _named(name):
             members[name] = _member(name, one, given[name], found[name][0], streams[name], bench)
+    tie = tied(config, objects.between, members, teachers, len(recipes))
+    if tie is not None:
+        _try_out_tie(tie, members, outputs, views)
     teachers = {
         name: replace(t, tokens=any(m.teachers[name].tokens for m in members.values())) for name, t in teachers.items()
     }
@@ -127,7 +132,7 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     }
     settings = _settings(config, asked, {name: named for name, (_, named) in found.items()}, teachers)
     settings["images_digest"] = images.digest
-    return Parts(TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings)
+    return Parts(TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings, tie)
 
 
 @contextmanager
@@ -382,6 +387,18 @@ def _open_attention(backbone: nn.Module, layers: Sequence[str]) -> None:
             attention: Any = submodule(backbone, parent)
             if hasattr(attention, "fused_attn"):
                 attention.fused_attn = False
+
+
+@torch.no_grad()
+def _try_out_tie(tie: Tie, members: Mapping[str, Member], outputs: Mapping[str, Features], views: ViewBatch) -> None:
+    """Compute the terms between students once, in eval mode."""
+    seen = {name: _dry_pass(member.student, views, (), "student") for name, member in members.items()}
+    try:
+        with tie.randomness.own():
+            tie.terms.eval()(seen, one_teacher(outputs), views)
+    except BAD_ARGUMENTS as error:
+        raise UserError(f"between: it cannot compare these networks: {one_line(error, 200)}") from error
+    tie.terms.train()
 
 
 @torch.no_grad()

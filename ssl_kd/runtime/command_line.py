@@ -272,12 +272,24 @@ def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, A
     }
 
 
+def _names_must_differ(node: Any) -> None:
+    """UserError for two equal names in one mapping, of which YAML would take the last in silence."""
+    seen = set()
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:str" and key.value in seen:
+            where = key.start_mark
+            raise UserError(f"two settings are called {key.value!r} (line {where.line + 1}); leave one, or rename it")
+        seen.add(key.value)
+
+
 def _yaml(source: str | IO[str], complaint: str, otherwise: Any = None) -> Any:
     """YAML as data, where 1e-3 is a number (to PyYAML it is text). What is no YAML is `otherwise`, or a UserError."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            _names_must_differ(node)
+            return super().construct_mapping(node, deep)
 
     number = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
@@ -285,5 +297,7 @@ def _yaml(source: str | IO[str], complaint: str, otherwise: Any = None) -> Any:
         return yaml.load(source, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-99
         if not complaint:
+            if isinstance(error, UserError):
+                raise
             return otherwise
         raise UserError(f"{complaint}: {one_line(' '.join(str(error).split()), 200)}") from error

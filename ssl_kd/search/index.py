@@ -93,7 +93,7 @@ class Index:
         weights: where the encoder can be loaded from again, for searches that name none.
         """
         one_of("norm", norm, NORMS)
-        about: dict[str, object] = {"space": Space.of(encoder).record(), "norm": norm, "weights": weights}
+        about: dict[str, object] = {"space": encoder.space.record(), "norm": norm, "weights": weights}
         return cls(create(Path(folder), encoder.dim, about), encoder)
 
     @classmethod
@@ -326,14 +326,17 @@ class Index:
         return f"{root}{name[len(source) :]}" if root else name
 
     def _must_own(self, encoder: Encoder) -> None:
-        if why := self.space.difference(Space.of(encoder)):
+        why = self.space.difference(encoder.space)
+        if not why and encoder.head(encoder.feature) is not None:
+            why = f"a head into that space ({encoder.arch}), which is for queries"
+        if why:
             raise UserError(
                 f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}; pictures are added by "
                 "the index's own encoder"
             )
 
     def _must_answer(self, encoder: Encoder) -> None:
-        if why := self.space.difference(Space.of(encoder)):
+        if why := self.space.difference(encoder.space):
             raise UserError(
                 f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}: distances between the "
                 "two would mean nothing; query by the index's own encoder, or build an index of this one"

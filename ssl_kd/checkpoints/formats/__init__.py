@@ -107,5 +107,5 @@ def recognise(file: Contents, name: str | None = None) -> Format:
     seen = list(file.tensors())
     raise UnknownCheckpoint(
         f"no known teacher format among {len(seen)} tensors. First keys: {shown(seen, 6) or 'none'}. {places(file)}"
-        f"If you know what it is, pass format= with one of {', '.join(FORMATS)}."
+        "If you know what it is, pass format= with a name of docs/formats.md, such as moco, resnet or vit."
     )
