@@ -43,7 +43,7 @@ class TeacherSettings:
     teachers: dict[Any, Any] = field(
         default_factory=dict,
         metadata=described(
-            "several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}",
+            "several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size, prune}}",
             expects="a mapping",
             tables={"format": [FORMATS], "objective": []} | OBJECTIVES,  # an objective need be no row
             networks=True,
@@ -251,7 +251,10 @@ class DistillConfig(  # dataclasses begin with the fields of the last base
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """One teacher of a run. `size` is its input size in pixels; 0: the run's size, or its own."""
+    """One teacher of a run. `size` is its input size in pixels; 0: the run's size, or its own.
+
+    prune: share of its weights, the smallest of all layers together, that are set to 0 (R2KD's pruned copy).
+    """
 
     file: Any  # a checkpoint file, a name of the zoo, or from Python an Encoder or a module
     objective: NameOrRows = "default"
@@ -260,10 +263,11 @@ class TeacherSpec:
     format: str = ""
     size: int = 0
     digest: str = ""
+    prune: float = 0.0
 
     def recorded(self, encoder: Any) -> dict[str, Any]:
         """The line as config.yaml keeps it, with the digest of the encoder that it led to."""
-        line = {f.name: getattr(self, f.name) for f in fields(self)}
+        line = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prune" or self.prune}
         return line | {"file": self.file if isinstance(self.file, str) else encoder.origin, "digest": encoder.digest}
 
 
@@ -300,6 +304,9 @@ def _line(name: str, given: Any, config: DistillConfig) -> TeacherSpec:
         value = line.get(key, 1)
         if not isinstance(value, kind) or isinstance(value, bool) or value < 0 or (key == "weight" and not value):
             raise UserError(f"teachers: {key} of {name}: expected a number above 0, got {value!r}")
+    share = line.get("prune", 0)
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+        raise UserError(f"teachers: prune of {name}: expected a share from 0 to below 1, got {share!r}")
     return TeacherSpec(**line)
 
 
