@@ -8,7 +8,7 @@ start, until, warmup: epochs; a term counts from `start` up to (not with) `until
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.term import Term, batch_of
-from ssl_kd.types import Features, ViewBatch
+from ssl_kd.types import Features, Index, ViewBatch
 
 CALIBRATION = 100  # steps over which gradients are averaged before automatic weights stay
 
@@ -109,7 +109,7 @@ class WeightedSum(nn.Module):
         teacher: Features | Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: Index | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features, or embeddings (N, Ds) and (N, Dt), rows view-major -> scalar total, {term: detached scalar}.
 
@@ -188,5 +188,5 @@ def gradient_norm(value: Tensor, student: Features) -> Tensor:
     return seen[0].detach().float().norm() if seen else value.new_zeros(())
 
 
-def _union(names: Any) -> tuple[str, ...]:
+def _union(names: Iterable[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in names for name in group))

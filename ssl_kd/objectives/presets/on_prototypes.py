@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ssl_kd.objectives.presets.preset import Preset, Spec
 
 MDISTILLER = "megvii-research/mdistiller"
 ANCHORS = "1,024 prototypes (spherical k-means) instead of classes"
 
 
-def on_prototypes(comparison: str, **more: Any) -> Spec:
+def on_prototypes(comparison: str, **more: object) -> Spec:
     """A row's term on prototypes."""
     shared = {"term": "correlation", "relation": "prototypes", "projector": "simreg", "prototypes": 1024}
     return shared | {"comparison": comparison} | more
