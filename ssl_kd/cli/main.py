@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ssl_kd.checkpoints.reading import add_options, from_options, spelled
 from ssl_kd.errors import nearest
 from ssl_kd.registry import admit, objects_in
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
@@ -101,6 +102,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return code
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Compare objectives on equal budgets, with intervals over seeds."""
+    from ssl_kd.compare.run import main
+
+    return main(list(argv))
+
+
 def embed(argv: Sequence[str]) -> int:
     """Write the features of any pictures to one .npz file."""
     from ssl_kd.eval.embed import main
@@ -112,17 +120,21 @@ def embed(argv: Sequence[str]) -> int:
 def inspect(argv: Sequence[str]) -> int:
     """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
-    parser.add_argument("file", help="checkpoint, in any supported layout")
-    parser.add_argument("--format", help="read it as this format, where two would claim it")
+    parser.add_argument(
+        "file", help="checkpoint in any supported layout, a folder of transformers or timm, or hf-hub:ORG/NAME"
+    )
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    given = from_options(options)
     admit("format", options.format, FORMAT_TABLES)
     from ssl_kd.checkpoints.loading import inspect as report_of
 
-    report = report_of(options.file, format=options.format)
+    report = report_of(options.file, **given)
     print(report.to_json() if options.json else report)
     if not (report.problem or options.json):
-        print(f"Next: ssl-kd distill --teacher {options.file} --images photos/ --out runs/student")
+        beside = "".join(f" {word}" for word in spelled(given))
+        print(f"Next: ssl-kd distill --teacher {options.file}{beside} --images photos/ --out runs/student")
     return 2 if report.problem else 0
 
 
@@ -139,7 +151,7 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
-    parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
+    add_options(parser)
     parser.add_argument(
         "--images", help="folder or zip to measure on; default: noise like photographs; int8 and fp16 need photos"
     )
@@ -163,16 +175,17 @@ def export(argv: Sequence[str]) -> int:
     admit("images", options.images, {"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
     from ssl_kd.exporters.export import export as run
 
+    given = from_options(options)
     made = run(
         options.student,
         options.to,
         options.out,
         options.images,
         options.feature,
-        options.format,
-        options.teacher,
-        options.within,
-        options.keep,
+        teacher=options.teacher,
+        within=options.within,
+        keep=options.keep,
+        **given,
     )
     for done in made:
         print(done)
@@ -282,6 +295,7 @@ def named_code(config: Any) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
     "completion": completion,
     "configs": configs,
     "demo": demo,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_kd.checkpoints.licences import UNSTATED, warning
 from ssl_kd.checkpoints.loading import inspect
 from ssl_kd.errors import UserError
 from ssl_kd.exporters.judge import Ask, Judge, Verdict
@@ -82,6 +83,8 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
         "pixels": "normalised" if target.pixels == NORMALISED else "plain",
         "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
         "output": f"(B, {encoder.width(feature)}) float32",
+        "licence": encoder.licence or UNSTATED,
+        **({"licence_warning": sentence} if (sentence := warning([encoder.licence])) else {}),
         "preprocessing": asdict(eyes)
         | {
             "order": f"resize {'to a square' if eyes.square else 'the shorter side'}, crop the centre, divide by 255"

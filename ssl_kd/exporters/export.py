@@ -79,10 +79,12 @@ def export(
     teacher: Encoder | str | os.PathLike[str] | None = None,
     within: float = 2.0,
     keep: float | None = None,
+    **by_hand: Any,
 ) -> list[Exported]:
     """Write `student` in one or several formats (keys of TARGETS), each measured against the Encoder.
 
-    student: an Encoder, a checkpoint file or a name; `feature` and `format` are those of `load_teacher`. out: the file;
+    student: an Encoder, a checkpoint file or a name; `feature`, `format` and those by_hand (branch, arch, arch_args, mean, std,
+    size) are `load_teacher`'s. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
     For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, a file or a name, whose
@@ -95,7 +97,7 @@ def export(
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
-    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format)
+    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format, **by_hand)
     notes = notes_of(student)
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):
