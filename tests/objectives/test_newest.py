@@ -258,7 +258,7 @@ def test_leap_is_lowest_at_a_match_of_its_target():
 
 
 def test_unic_ladder_adds_up_what_every_layer_says():
-    """`unic_loss` of naver/unic for one teacher: see test_presets; the sum of heads is its ladder of projectors."""
+    """Against naver/unic's ladder and loss for one teacher, with its heads in ours: value and gradients equal to the bit."""
     case = Case("unic_ladder")
     (s, t), (whole, patches) = case.batch(0), case.terms
     with torch.no_grad():
@@ -293,6 +293,7 @@ def test_a_ladder_of_one_layer_is_lowest_at_a_match():
 
 
 def test_proteus_masked_asks_for_what_was_hidden():
+    """Against the patch objective of BeSpontaneous/Proteus-pytorch on the same masked patches: value equal to the bit."""
     case = Case("proteus_masked")
     total, (whole, patches, hidden) = case.answer(0)
     s, t = case.batch(0)
