@@ -72,7 +72,8 @@ class Criterion(Protocol):
     It gets the features of student and teacher on the same rows and the batch that they come from, and returns a scalar
     to be minimised, or that and its parts by name. Attributes that it may have, with what is assumed where it has none:
     `needs_tokens` (False), `student_layers` and `teacher_layers` (none are tapped), `student_momentum` (0: no moving
-    average of the student), `masks` (False: no second look at half-hidden images), `min_views` (1), `divisible` (False: its value over a batch is not the mean over parts).
+    average of the student), `masks` (False: no second look at half-hidden images), `min_views` (1), `divisible` (False: its value
+    over a batch is not the mean over parts).
     """
 
     def __call__(
