@@ -1,12 +1,13 @@
 # make demo   install, then the main job end to end on images that ship with a dependency
 # make test   install, then all but the slow tests (under 5 minutes on 2 cores)
 # make test-kill  kill a run at 40 random moments; it must end with the same bits (also, smaller, in make test-slow)
+# make test-index-kill  kill a picture index at 200 random moments; nothing may be lost or doubled
 # make check  style, types and the fast tests: before each commit
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow test-kill check bench bench-distill bench-memory bench-eval clean
+.PHONY: install demo test test-slow test-kill test-index-kill check bench bench-distill bench-memory bench-eval bench-index docs clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +25,10 @@ test: install
 
 test-kill: install
 	$(BIN)/python -m benchmarks.kill --kills 40 --spawn
+
+# KILLS=1000 for longer
+test-index-kill: install
+	$(BIN)/python -m benchmarks.index_kill --kills $(or $(KILLS),200)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -44,11 +49,21 @@ bench-distill: install
 bench-memory: install
 	$(BIN)/python -m benchmarks memory $(if $(IMAGES),--images $(IMAGES))
 
+# a million made-up vectors beside bare faiss; ROWS=10000000 where there is room
+bench-index: install
+	$(BIN)/python -m benchmarks index $(if $(ROWS),--rows $(ROWS))
+
 # the goals of evaluation beside its peers' times; SIZE=--quick for a look of some minutes
 bench-eval: install
 	$(BIN)/python -m benchmarks eval_extract $(SIZE)
 	$(BIN)/python -m benchmarks eval_knn $(SIZE)
 	$(BIN)/python -m benchmarks eval_probe $(SIZE)
 
+# the docs as a site, in site/index.html: broken links and missing pages are errors
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	rm -rf build/docs && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/docs .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .ci/mkdocs.yml
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache

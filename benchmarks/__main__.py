@@ -19,6 +19,8 @@ WHEN_NAMED = {
     "eval_workers": "the cells of an evaluation in several processes, against one",
     "quality": "which objective gives the better student: every preset on the same budget",
     "health": "how well label-free health ranks students, against labelled k-NN",
+    "index": "a million made-up vectors in an index, against bare faiss",
+    "index_kill": "an index killed again and again while it is changed",
     "kill": "a run killed again and again, against one that was left alone",
     "memory": "seconds and bytes of an index, and whether a run's memory grows",
     "lightly_train": "lightly-train beside us: its losses against our presets, its own recipe on our teacher",

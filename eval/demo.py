@@ -6,7 +6,9 @@ Digits are the 1,797 scans of `load_digits` (8 x 8 pixels, enlarged). Patches ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+import zipfile
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +23,7 @@ from .extraction.extract import extract
 from .results import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from ssl_kd.models.encoder import Encoder
@@ -96,6 +98,33 @@ def unlabelled(tasks: Sequence[ArrayTask]) -> np.ndarray:
 def _pixels(split: Split) -> np.ndarray:
     assert isinstance(split.images, ArrayImages)
     return split.images.array
+
+
+def handed_out(tasks: Sequence[ArrayTask], out: Path) -> tuple[Path, Path]:
+    """Write the demo's images as files to go on with: photos.zip without labels, and digits.zip as train/<class>/<file>.
+
+    The same bytes each time: stored PNGs, fixed dates.
+    """
+    photos = ((f"{number:04d}.png", pixels) for number, pixels in enumerate(unlabelled(tasks)))
+    task = tasks[0]
+    digits = (
+        (f"{part}/{label}/{number:04d}.png", pixels)
+        for part, split in (("train", task.train), ("test", task.test))
+        for number, (pixels, label) in enumerate(zip(_pixels(split), split.labels, strict=True))
+    )
+    return _zipped(out / "photos.zip", photos), _zipped(out / f"{task.name}.zip", digits)
+
+
+def _zipped(path: Path, images: Iterable[tuple[str, np.ndarray]]) -> Path:
+    def fill(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, pixels in images:
+                encoded = io.BytesIO()
+                Image.fromarray(pixels).save(encoded, format="png", compress_level=1)
+                archive.writestr(zipfile.ZipInfo(name), encoded.getvalue())
+
+    atomically(path, fill)
+    return path
 
 
 def measure(

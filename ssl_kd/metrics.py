@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 NEIGHBOURS = 10  # k of the neighbour overlap
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def neighbour_overlap(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> float:
@@ -16,9 +18,34 @@ def neighbour_overlap(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> 
 
     student (N, Ds), teacher (N, Dt), N > k. Two unrelated networks agree on k / (N - 1).
     """
+    return float(shared_neighbours(student, teacher, k).float().mean())
+
+
+def shared_neighbours(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """What each image contributes to `neighbour_overlap`: (N,) from 0 to 1."""
     assert len(student) == len(teacher) > k
     ours, theirs = (_nearest(z, k) for z in (student, teacher))
-    return float((ours[:, :, None] == theirs[:, None, :]).any(2).float().mean())
+    return (ours[:, :, None] == theirs[:, None, :]).any(2).double().mean(1)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % interval: how far it would move had other images of the same kind been drawn."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Percent, and half the interval's width."""
+        return f"{100 * self.value:.1f} ±{50 * (self.high - self.low):.1f} %"
+
+
+def mean_of(values: Tensor) -> Mean:
+    """The mean of (N,) values, N at least 2, and its normal interval."""
+    z = values.double()
+    value, arm = float(z.mean()), Z95 * float(z.std()) / math.sqrt(len(z))
+    return Mean(value, value - arm, value + arm)
 
 
 def _nearest(z: Tensor, k: int) -> Tensor:
@@ -33,12 +60,16 @@ def centred_kernel_alignment(student: Tensor, teacher: Tensor) -> float:
     Source: Kornblith et al., ICML 2019, arXiv:1905.00414, with the unbiased HSIC of Song et al., JMLR 2012: the plain
     estimate calls wide random features alike when N is below their width.
     """
-    a, b = (_hollow(z) for z in (student, teacher))
+    return cka_of(hollow_products(student), hollow_products(teacher))
+
+
+def cka_of(a: Tensor, b: Tensor) -> float:
+    """Linear CKA of two tables of `hollow_products` (N, N), or of the same rows and columns of both."""
     scale = math.sqrt(max(_hsic(a, a), 0.0)) * math.sqrt(max(_hsic(b, b), 0.0))
     return _hsic(a, b) / scale if scale > 0 else 0.0
 
 
-def _hollow(z: Tensor) -> Tensor:
+def hollow_products(z: Tensor) -> Tensor:
     """Products of centred rows (N, N) in double precision, of unit mean square, with an empty diagonal."""
     z = z.double()
     z = z - z.mean(0)

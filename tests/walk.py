@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from few import few
 from safetensors.torch import load_file
 
 import ssl_kd
@@ -62,7 +63,7 @@ GROUPS = {
         ]
     },
 }
-CASES = {name: {"objective": name} for name in PRESETS} | OWN | GROUPS
+CASES = {name: {"objective": few(name)} for name in PRESETS if name != "heads"} | OWN | GROUPS
 
 
 def teacher(arch, args, seed):

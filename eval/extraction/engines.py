@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.models.encoder import Encoder
+from ssl_kd.runtime.devices import usable
 
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPARED = 4  # images that are asked of the untouched network as well
@@ -70,19 +71,6 @@ class Run:
                 f"{LIMIT:.0e} is borne); use engine eager"
             )
         return {"cosine": cosine, "relative error": error}
-
-
-def usable(device: str | torch.device) -> torch.device:
-    """Return that device; UserError for another than the processor or a GPU that torch sees here."""
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise UserError(f"device: expected cpu or cuda, got {str(device)!r}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {device} was asked for, but torch does not see that GPU here; use cpu")
-    return found
 
 
 @contextlib.contextmanager

@@ -47,10 +47,15 @@ STUDENT = DistillConfig(
 )
 
 
+def teacher_file(images: ImageSource) -> Path:
+    """Where the demo's teacher is kept between runs: under a name that says its settings and images."""
+    recipe = hashlib.sha256(f"{asdict(TEACHER)}{images.digest}".encode()).hexdigest()[:12]
+    return cache_folder() / "demo" / f"simclr_{recipe}.pth.tar"
+
+
 def teacher(images: ImageSource, fresh: bool = False, quiet: bool = False) -> Encoder:
     """The demo's teacher: trained unless an equal one is in the cache, and read back through the ordinary loader."""
-    recipe = hashlib.sha256(f"{asdict(TEACHER)}{images.digest}".encode()).hexdigest()[:12]
-    path = cache_folder() / "demo" / f"simclr_{recipe}.pth.tar"
+    path = teacher_file(images)
     if fresh:
         refuse_replacing("fresh-teacher", path, _is_a_teacher)
         path.unlink(missing_ok=True)

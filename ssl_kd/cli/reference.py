@@ -1,6 +1,6 @@
 """One reference page per command, made from the very parsers that read the command line.
 
-python -m ssl_kd.cli.reference --write    # docs/reference/*.md anew
+python -m ssl_kd.cli.reference --write    # docs/reference/*.md anew; `make docs` does so by itself
 """
 
 from __future__ import annotations
@@ -85,14 +85,16 @@ def _row(action: argparse.Action) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in (names, shown, text)) + " |"
 
 
-def write(folder: Path = FOLDER) -> None:
-    """Every page anew; pages of commands that there are no more go."""
+def write(folder: Path = FOLDER) -> list[Path]:
+    """Every page anew, and their paths; pages of commands that there are no more go."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.md"):
         if old.stem not in COMMANDS:
             old.unlink()
-    for command in COMMANDS:
-        (folder / f"{command}.md").write_text(page(command), encoding="utf-8")
+    pages = [folder / f"{command}.md" for command in COMMANDS]
+    for path in pages:
+        path.write_text(page(path.stem), encoding="utf-8")
+    return pages
 
 
 if __name__ == "__main__":

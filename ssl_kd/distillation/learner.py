@@ -20,6 +20,9 @@ from ssl_kd.distillation.module import DistillationModule
 from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.step import Bad
 from ssl_kd.errors import NonFinite
+from ssl_kd.models.space_head import SpaceHead
+from ssl_kd.objectives.into_teacher import into_teacher
+from ssl_kd.objectives.multi_teacher import MultiTeacher
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, StudentDir
 
@@ -105,9 +108,22 @@ class Learner:
         teachers, student = self.member.teachers, self.module.student
         student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.writes:
-            save = save_module if student.is_module else save_student
-            epochs = self.member.config.epochs
-            save(student, path, **provenance(teachers), images=images, epochs=epochs, steps=self.step)
+            notes = provenance(teachers) | {"images": images, "epochs": self.member.config.epochs, "steps": self.step}
+            if student.is_module:
+                save_module(student, path, **notes)
+            else:
+                save_student(student, path, self.heads(), **notes)
+
+    def heads(self) -> dict[str, SpaceHead]:
+        """What leads the student, as it is now, into its teachers' spaces: "teacher", or "teacher/NAME" of several."""
+        objective, found = self.module.objective, {}
+        parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
+        for name, part in parts.items():
+            (teacher,) = [t for key, t in self.member.teachers.items() if not name or key == name]
+            if layers := into_teacher(part):
+                title = f"teacher/{name}" if name else "teacher"
+                found[title] = SpaceHead(layers, teacher.encoder.space, self.module.student.feature)
+        return found
 
     def write_best(self, images: int) -> None:
         """Keep the student as the one with the best figures on held-out images."""

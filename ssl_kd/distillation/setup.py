@@ -20,6 +20,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import hold_out
 from ssl_kd.data.views import recipes_of
+from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
 from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
@@ -75,7 +76,9 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     check(config)
     asked = asked_students(config, objects)
     torch.manual_seed(config.seed)
-    images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
+    images = open_images(
+        config.images if images is None or is_path(images) else images, config.max_unreadable, config.verify
+    )
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
@@ -161,6 +164,8 @@ def _member(
     outputs = {key: only(output, True, reads[key][1]) for key, output in bench.outputs.items()}
     objective = _objective(asked.config, asked.lines, given, seen, outputs)
     _must_fit(asked.config, asked.lines.values(), objective, bench.loader, bench.mix)
+    must_have_enough(objective, len(bench.loader.images))
+    give_heads(objective, {key: replace(t, line=asked.lines[key]) for key, t in bench.teachers.items()})
     _try_out(objective, seen, outputs, bench.views)
     parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
     teachers = {

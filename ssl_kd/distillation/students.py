@@ -112,6 +112,9 @@ def _learns(student: Encoder) -> Encoder:
     """The student, if there is something to train; a frozen one would come out as it went in."""
     if not any(p.requires_grad for p in student.parameters()):
         raise UserError(f"student: no parameter of {student.arch} asks for a gradient; call requires_grad_(True) first")
+    if student.head(student.feature) is not None:
+        raise UserError(f"student: reads {student.feature!r}, another network's space; read_as() its own feature first")
+    student.heads.clear()  # training moves what they were made for; the run leaves new ones
     return student
 
 

@@ -23,6 +23,7 @@ from ssl_kd.distillation.target_cache import Layout, TargetStore
 from ssl_kd.errors import UserError, must_be
 from ssl_kd.models.encoder import Encoder, frozen
 from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.objectives import MultiTeacher, Progression, WeightedSum
 from ssl_kd.runtime.objects import is_record
 from ssl_kd.types import Features, ViewBatch
 
@@ -39,9 +40,9 @@ class Teacher:
     layers: tuple[str, ...] = ()
     tokens: bool = True
 
-    def embed(self, pixels: Tensor) -> Features:
-        """Its outputs on views (N, 3, S, S) in [0, 1], brought to its input size."""
-        teacher_outputs: Features = self.encoder(at_size(pixels, self.size), layers=self.layers)
+    def embed(self, pixels: Tensor, until: str = "") -> Features:
+        """Its outputs on views (N, 3, S, S) in [0, 1], brought to its input size; `until`: as of an Encoder."""
+        teacher_outputs: Features = self.encoder(at_size(pixels, self.size), layers=self.layers, until=until)
         return teacher_outputs if self.tokens else replace(teacher_outputs, tokens=None)
 
 
@@ -74,7 +75,7 @@ def _encoder(given: object, line: TeacherSpec, size: int) -> Encoder:
         return wrapped(given, Preprocessing().at(line.size or size or 224), "teacher")
     if is_record(line.file):
         raise UserError(f"teacher: {line.file} was a module from Python; give it again, as ssl_kd.distill(teacher=...)")
-    return load_teacher(line.file, feature=line.feature or None, format=line.format or None)
+    return load_teacher(line.file, **line.by_hand(), size=(line.size or None) if line.arch else None)
 
 
 def recorded(teachers: Mapping[str, Teacher]) -> dict[str, object]:
@@ -84,12 +85,34 @@ def recorded(teachers: Mapping[str, Teacher]) -> dict[str, object]:
     return {"teachers": {name: teacher.line.recorded(teacher.encoder) for name, teacher in teachers.items()}}
 
 
+def terms_on(objective: nn.Module, teacher: str) -> list[nn.Module]:
+    """The terms of an objective that are asked of one teacher; of a criterion from Python, itself."""
+    if isinstance(objective, MultiTeacher):
+        objective = objective.parts[teacher]
+    return list(objective.terms.values()) if isinstance(objective, WeightedSum) else [objective]
+
+
 class TeacherGroup:
     """All teachers of a run, on its device, and the stored outputs of each on views that come round again."""
 
     def __init__(self, teachers: Mapping[str, Teacher], layouts: Mapping[str, Layout], loader: ViewLoader):
         self.teachers, self.layouts, self.loader = dict(teachers), layouts, loader
         self.stores: dict[str, TargetStore] = {}
+        self.moving: dict[str, list[Progression]] = {}  # of a teacher of which nothing else is asked
+
+    def stop_early(self, *objectives: nn.Module) -> None:
+        """Have teachers stop where these objectives read nothing deeper: where all their terms move from layer to layer."""
+        for name, teacher in self.teachers.items():
+            terms = [term for objective in objectives for term in terms_on(objective, name)]
+            moving = [term for term in terms if isinstance(term, Progression)]
+            one_ladder = len({term.teacher_layers for term in moving}) == 1
+            if one_ladder and len(moving) == len(terms) and not teacher.encoder.is_module:
+                self.moving[name] = moving
+
+    def depth(self, name: str) -> str:
+        """The layer behind which a teacher may stop in the next step; empty: it runs to its end."""
+        targets = [term.deepest for term in self.moving.get(name, ())]
+        return max(targets, key=self.moving[name][0].teacher_layers.index) if targets else ""
 
     def to(self, device: torch.device) -> None:
         """Move every teacher, channels last."""
@@ -127,7 +150,7 @@ class TeacherGroup:
         if store is not None and (known := store.get(numbers, views.index, device)) is not None:
             return known
         with torch.no_grad(), autocast():
-            teacher_outputs = teacher.embed(torch.cat(teacher_views))
+            teacher_outputs = teacher.embed(torch.cat(teacher_views), "" if store else self.depth(name))
         return teacher_outputs if store is None else store.put(numbers, views.index, teacher_outputs)
 
     def is_complete(self) -> bool:

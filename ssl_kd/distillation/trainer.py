@@ -24,6 +24,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ssl_kd.data.sources.base import ImageSource
+from ssl_kd.distillation.anchors import lay_anchors
 from ssl_kd.distillation.arguments import NOTHING, Objects, merge
 from ssl_kd.distillation.cohort import Cohort
 from ssl_kd.distillation.config import DistillConfig
@@ -77,7 +78,7 @@ class DistilledGroup:
 
 @overload
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -89,7 +90,7 @@ def distill(
 
 @overload
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -98,7 +99,7 @@ def distill(
 
 
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -123,7 +124,7 @@ def distill(
 
 
 def fill_targets(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -208,6 +209,12 @@ class _Trainer:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
+        objectives = [member.objective for member in parts.members.values()]
+        self.teacher_group.stop_early(*objectives)
+        if saved is None:  # a saved state holds them
+            with fabric.rank_zero_first():
+                for objective in objectives:
+                    lay_anchors(objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = self.steps_per_epoch * config.epochs
         self.held = HeldOut(parts.held) if parts.held is not None else None  # shared: one pass of the teacher over them
@@ -516,6 +523,8 @@ class _Trainer:
         student = learner.module.student.eval().to(memory_format=torch.contiguous_format)
         learner.write_student(learner.file, self._readable)
         learner.write_card(self._facts() | self._facts_of(learner), self.loader.images.unreadable)
+        for name, head in learner.heads().items():  # no state is saved any more, which would have to hold them
+            student.heads[name] = head.to(student.mean.device)
         return Distilled(student, learner.file, learner.path, self.seconds, rate, learner.last, learner.best)
 
     def _facts(self) -> dict[str, str]:

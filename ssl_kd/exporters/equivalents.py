@@ -14,10 +14,12 @@ from typing import Any
 from torch import nn
 
 from ssl_kd.errors import UserError
-from ssl_kd.models.backbones import VisionTransformerNet
+from ssl_kd.models.backbones import RotaryNet, VisionTransformerNet
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import OUR_ARGUMENTS, change_stem
 
+# The lab's rotary periods are part of the weights; timm computes its own, and keeps them out of the state dict.
+KEEP_PERIODS = "model.rope.register_buffer('periods', model.rope.periods)"
 # Both libraries have these, with the same names of parameters and the same arithmetic.
 IN_BOTH = (
     "resnet18",
@@ -53,22 +55,34 @@ def timm_twin(encoder: Encoder) -> Twin:
     if "norm_eps" in ours:
         args["norm_layer"] = partial(nn.LayerNorm, eps=ours["norm_eps"])
         shown["norm_layer"] = f"functools.partial(torch.nn.LayerNorm, eps={ours['norm_eps']!r})"
-    if isinstance(encoder.network, VisionTransformerNet) and encoder.preprocessing.size != encoder.network.size:
+    rotary = isinstance(encoder.network, RotaryNet)
+    if rotary:  # timm would take the mean patch token
+        args["global_pool"], shown["global_pool"] = "token", "'token'"
+    stored = ours.get("positions") == "rotary_stored"
+    if (
+        isinstance(encoder.network, VisionTransformerNet)
+        and not rotary
+        and encoder.preprocessing.size != encoder.network.size
+    ):
         args["dynamic_img_size"] = True
         shown["dynamic_img_size"] = "True"
     words = "".join(f", {key}={value}" for key, value in shown.items())
     lines = (
         "import functools, timm, torch" if "norm_eps" in ours else "import timm, torch",
         f"model = timm.create_model({name!r}, num_classes=0{words})",
+        *([KEEP_PERIODS] if stored else []),
         *stem_lines(encoder, ours),
     )
 
     def build() -> nn.Module:
         import timm
 
-        model: nn.Module = timm.create_model(name, num_classes=0, **args)
+        model: Any = timm.create_model(name, num_classes=0, **args)
+        if stored:
+            model.rope.register_buffer("periods", model.rope.periods)
         change_stem(model, name, dict(ours))
-        return model
+        made: nn.Module = model
+        return made
 
     return Twin(lines, build)
 

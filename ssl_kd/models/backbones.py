@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
+from ssl_kd.models.rotary import Rotary
 
 PRENORM = "cls_prenorm"
 STAGES = 4  # of a network: `stage.1` to `stage.4`
@@ -191,15 +192,20 @@ class VisionTransformerNet(Network):
         grid = stored.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         return flatten_map(self.resize(grid, height, width)).to(stored.dtype)
 
+    def block_arguments(self, x: Tensor) -> dict[str, Tensor]:
+        """What every block is given beside the tokens of these pixels."""
+        return {}
+
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
         """See Network.forward."""
         vit = self.backbone
         wanted = {name: self.parse(name) for name in features}
         last = max([1, *(count for count, _ in wanted.values())])
+        positions = self.block_arguments(x)
         x = vit.norm_pre(vit.pos_drop(self.embed(x)))
         outs = []
         for depth, block in enumerate(vit.blocks, start=1):
-            x = block(x)
+            x = block(x, **positions)
             if depth > len(vit.blocks) - last:
                 outs.append(x)
         final = vit.norm(x)
@@ -219,6 +225,53 @@ class VisionTransformerNet(Network):
         if self.interleave and mean and count == 1:
             return torch.stack(parts, dim=-1).flatten(1)
         return torch.cat(parts, dim=1)
+
+
+class RotaryNet(VisionTransformerNet):
+    """timm's `Eva` as DINOv3: no position embedding, queries and keys of the patches are rotated in every block.
+
+    Features as those of a ViT. `stored`: whether the periods of the rotation are part of the weights.
+    """
+
+    def __init__(self, backbone: Any, stored: bool = False):
+        super().__init__(backbone)
+        backbone.rope = Rotary(backbone.blocks[0].attn.head_dim, stored)
+
+    def block_arguments(self, x: Tensor) -> dict[str, Tensor]:
+        """The rotation at the grid of these pixels."""
+        patch = self.backbone.patch_embed.patch_size
+        table: Tensor = self.backbone.rope.get_embed((x.shape[-2] // patch[0], x.shape[-1] // patch[1]))
+        return {"rope": table}
+
+
+class NormedMapNet(Network):
+    """timm's ConvNeXt as DINOv3 reads it: the pooled map through the final norm, and each of its cells through it as well.
+
+    Features: `cls` and `pool` (the normed mean), `avg` (the mean of the normed cells, which is another thing), `cls_avg`.
+    """
+
+    default = "pool"
+    names = ("pool", "cls", "avg", "cls_avg")
+
+    def __init__(self, backbone: Any):
+        super().__init__(backbone)
+        self.dim = int(backbone.num_features)
+
+    def width(self, feature: str) -> int:
+        """The width of the map, twice for `cls_avg`."""
+        if feature not in self.names:
+            raise self.unknown(feature, self.names)
+        return self.dim * (2 if feature == "cls_avg" else 1)
+
+    def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
+        """See Network.forward."""
+        out = self.backbone.forward_features(x)
+        norm = self.backbone.head.norm
+        pooled = norm(out.mean((2, 3), keepdim=True)).flatten(1)
+        tokens = flatten_map(norm(out))
+        mean = tokens.mean(dim=1)
+        known = {"pool": pooled, "cls": pooled, "avg": mean, "cls_avg": torch.cat([pooled, mean], dim=1)}
+        return {name: known[name] for name in features}, tokens
 
 
 class WideNet(Network):

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, nearest
-from ssl_kd.models.backbones import STAGES, ModuleNet, Network, stages
+from ssl_kd.models.backbones import STAGES, ModuleNet, Network, Reading, stages
 from ssl_kd.models.factory import make
 from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.models.space import Space
+from ssl_kd.models.space_head import SpaceHead
 from ssl_kd.types import Features
 
 if TYPE_CHECKING:
@@ -34,8 +36,12 @@ MODULE = "module/"  # before the name of a class from Python, where an architect
 class Encoder(nn.Module):
     """A network, the feature that is read from it and the pixels that it was made for.
 
-    `arch` and `arch_args` rebuild it (see `build`), `origin` says where the weights came from in words. The wrapped
+    `arch` and `arch_args` rebuild it (see `build`), `origin` says where the weights came from in words, `licence` under
+    which licence they are, where somebody said so. The wrapped
     timm, torchvision or other module is `backbone`; its state dict has that library's own names.
+
+    heads: what leads the network's features into other spaces, such as its teacher's, by the name of a feature:
+    `encoder.embed(images, space="teacher")`. Such a name may be the encoder's feature (`read_as`).
     """
 
     mean: Tensor
@@ -57,12 +63,14 @@ class Encoder(nn.Module):
         self.feature = feature or network.default
         self.preprocessing = preprocessing or Preprocessing().at(network.size)
         self.origin = origin
+        self.licence = ""  # of its weights, in the publisher's words; nothing for weights of one's own
         self.dim = network.width(self.feature)
         # Not in state dicts: they are constants of the preprocessing, which is saved as such.
         self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1), persistent=False)
         self._digest: tuple[tuple[Any, ...], str] | None = None
         self._looked_at = False
+        self.heads = nn.ModuleDict()
 
     @classmethod
     def from_module(
@@ -92,8 +100,39 @@ class Encoder(nn.Module):
         return self.network.parameter_count
 
     def width(self, feature: str) -> int:
-        """Numbers per image of any feature of this network; UserError if it has no such feature."""
-        return self.network.width(feature)
+        """Numbers per image of any feature of this network, or of a space; UserError if it has no such feature."""
+        head = self.head(feature)
+        return self.network.width(feature) if head is None else head.space.width
+
+    def head(self, feature: str) -> SpaceHead | None:
+        """The head that gives this feature, if one does."""
+        found = self.heads[feature] if feature in self.heads else None  # noqa: SIM401 - it has no `get`
+        return found if isinstance(found, SpaceHead) else None
+
+    def read_as(self, feature: str) -> Encoder:
+        """Read another feature from now on, such as "teacher"; returns itself. UserError where there is no such feature."""
+        self.dim, self.feature = self.width(feature), feature
+        return self
+
+    @property
+    def space(self) -> Space:
+        """Whose coordinates the encoder's feature is in: its own, or those that its head leads to."""
+        head = self.head(self.feature)
+        own = Space(self.digest, self.feature, self.preprocessing.key(), self.dim, self.arch, self.origin)
+        return own if head is None else head.space
+
+    def embed(self, images: Tensor, space: str = "") -> Tensor:
+        """Embeddings (B, D) of images (B, 3, H, W) in [0, 1], in the encoder's own space or in another by its name.
+
+        space: "teacher" for a student whose file holds a head to it. UserError where there is none.
+        """
+        if space and self.head(space) is None:
+            known = ", ".join(self.heads) or "none"
+            raise UserError(
+                f"space: this encoder has no head to {space!r} (it has {known}); objectives with an alignment of "
+                f"embeddings leave one in the student's file.{nearest(space, list(self.heads))}"
+            )
+        return self.embeddings(images, (space or self.feature,))[space or self.feature]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels in [0, 1] (or uint8) to what the network was trained on, in the dtype of its weights."""
@@ -108,22 +147,40 @@ class Encoder(nn.Module):
         weights = next(self.network.parameters(), None)
         return x if weights is None or torch.is_autocast_enabled(x.device.type) else x.to(weights.dtype)
 
-    def forward(self, images: Tensor, layers: Sequence[str] = ()) -> Features:
-        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`)."""
+    def forward(self, images: Tensor, layers: Sequence[str] = (), until: str = "") -> Features:
+        """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`).
+
+        until: one of these, behind which nothing is computed; the embedding is then (B, 0), and only what was tapped is there.
+        """
         taps: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name in layers:
                 stack.enter_context(tapped(self.backbone, name, taps))
-            embeddings, tokens = self.network(self.normalise(images), (self.feature,))
-        for name in layers:
+            if until:
+                stack.enter_context(stopping(self.backbone, until))
+            try:
+                embeddings, tokens = self._read(self.normalise(images), (self.feature,))
+            except _Reached:
+                embeddings, tokens = {self.feature: images.new_zeros(len(images), 0)}, None
+        for name in taps:
             if _STAGE.fullmatch(name) and taps[name].ndim == 4 and getattr(self.network, "channels_last", False):
                 taps[name] = taps[name].permute(0, 3, 1, 2)  # a stage is (B, C, H, W), however its network lays it out
         return Features(embeddings[self.feature], tokens, taps)
 
     def embeddings(self, images: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
         """Several named features of the same images from one pass: {name: (B, D)}."""
-        found: dict[str, Tensor] = self.network(self.normalise(images), tuple(features))[0]
-        return found
+        return self._read(self.normalise(images), tuple(features))[0]
+
+    def _read(self, pixels: Tensor, features: tuple[str, ...]) -> Reading:
+        """What the network says, and behind it the heads that were asked for."""
+        heads = {name: head for name in features if (head := self.head(name)) is not None}
+        if not heads:
+            reading: Reading = self.network(pixels, features)
+            return reading
+        plain = dict.fromkeys([*(name for name in features if name not in heads), *(h.source for h in heads.values())])
+        found, tokens = self.network(pixels, tuple(plain))
+        led = {name: head(found[head.source].float()) for name, head in heads.items()}
+        return {name: led[name] if name in led else found[name] for name in features}, tokens
 
     @property
     def digest(self) -> str:
@@ -132,7 +189,8 @@ class Encoder(nn.Module):
         key = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
         if self._digest is None or self._digest[0] != key:
             self._digest = (key, digest_of(self.arch, self.arch_args, state))
-        return self._digest[1]
+        head = self.head(self.feature)  # its numbers decide the feature, too
+        return self._digest[1] if head is None else hashlib.sha256((self._digest[1] + head.digest).encode()).hexdigest()
 
     def extra_repr(self) -> str:
         """What print(encoder) shows in its first line."""
@@ -187,6 +245,24 @@ class tapped:  # noqa: N801  a context manager reads as a verb
         self.handle.remove()
 
 
+class _Reached(Exception):
+    """The layer behind which nothing is needed has been computed."""
+
+
+class stopping(tapped):  # noqa: N801
+    """While open, a forward pass ends by `_Reached` behind the named submodule."""
+
+    def __init__(self, backbone: nn.Module, name: str):
+        super().__init__(backbone, name, {})
+
+    def __enter__(self) -> None:
+        self.handle = self.module.register_forward_hook(_stop)
+
+
+def _stop(*_: object) -> None:
+    raise _Reached
+
+
 def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """SHA-256 over architecture, names, dtypes, shapes and values.
 
@@ -227,7 +303,7 @@ def as_record(encoder: Encoder) -> dict[str, Any]:
         "arch": encoder.arch,
         "arch_args": encoder.arch_args,
         "feature": encoder.feature,
-        "dim": encoder.network.width(encoder.feature),
+        "dim": encoder.width(encoder.feature),
         "preprocessing": asdict(encoder.preprocessing),
         "origin": encoder.origin,
     }

@@ -3,7 +3,9 @@
 A few arguments are ours, because timm has no word for them and two checkpoints with equal shapes may differ in them:
 
 - `small_stem` (ResNets): 3x3 stride 1, no max-pool, for 32 px images; `stem_padding=2` is solo-learn's habit.
-- `norm_eps`, `conv_stem` (MoCo v3), `positions` and `interleave` (ViTs): see `networks.VisionTransformerNet`.
+- `norm_eps`, `conv_stem` (MoCo v3), `positions` and `interleave` (ViTs): see `backbones.VisionTransformerNet`;
+  `positions="rotary"`, or `"rotary_stored"` with the periods of the file, for DINOv3's ViTs: see `backbones.RotaryNet`.
+- `norm_patches` (ConvNeXt of DINOv3): see `backbones.NormedMapNet`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,20 @@ from typing import Any
 from torch import nn
 
 from ssl_kd.errors import UserError, nearest, one_line
-from ssl_kd.models.backbones import Network, PooledNet, TorchvisionNet, VisionTransformerNet, WideNet
+from ssl_kd.models.backbones import (
+    Network,
+    NormedMapNet,
+    PooledNet,
+    RotaryNet,
+    TorchvisionNet,
+    VisionTransformerNet,
+    WideNet,
+)
+from ssl_kd.models.rotary import has_rotary
 from ssl_kd.registry import Registry
 
-OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave")
+OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave", "norm_patches")
+ROTARY = {"rotary": False, "rotary_stored": True}  # values of `positions`: whether the periods are in the weights
 # What the libraries raise for arguments that do not fit.
 BAD_ARGUMENTS = (
     *(TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError),
@@ -78,6 +90,10 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
         backbone.patch_embed.proj = convolutional_stem(backbone.embed_dim)
     if type(backbone) is timm.models.VisionTransformer and read_by_us(backbone, ours):
         return VisionTransformerNet(backbone, **ours)
+    if ours.keys() == {"positions"} and ours["positions"] in ROTARY and has_rotary(backbone):
+        return RotaryNet(backbone, ROTARY[ours["positions"]])
+    if ours == {"norm_patches": True} and isinstance(backbone, timm.models.ConvNeXt):
+        return NormedMapNet(backbone)
     if ours:
         raise UserError(f"{name}: does not take {', '.join(ours)}")
     net = PooledNet(backbone)

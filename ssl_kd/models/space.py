@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ssl_kd.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -24,18 +20,6 @@ class Space:
     width: int
     arch: str = ""
     origin: str = ""
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> Space:
-        """The space of an encoder's own feature."""
-        return cls(
-            encoder.digest,
-            encoder.feature,
-            encoder.preprocessing.key(),
-            encoder.dim,
-            encoder.arch,
-            encoder.origin,
-        )
 
     @classmethod
     def from_record(cls, record: object) -> Space:

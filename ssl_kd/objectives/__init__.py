@@ -15,10 +15,13 @@ from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import RELATIONS, Correlation
 from ssl_kd.objectives.divergences import (
     DIVERGENCES,
+    ClassLevel,
+    Decoupled,
     Differences,
     Divergence,
     NearestNeighbours,
     RowsAndColumns,
+    Softened,
     SoftmaxKL,
     SoftRank,
     TargetRatio,
@@ -26,9 +29,12 @@ from ssl_kd.objectives.divergences import (
 )
 from ssl_kd.objectives.factory import PRESETS, TERMS, build_objective, taps
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.ladder import Ladder
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
+from ssl_kd.objectives.progression import Progression
 from ssl_kd.objectives.projectors import PROJECTORS, projector
+from ssl_kd.objectives.prototypes import Prototypes, spherical_kmeans
 from ssl_kd.objectives.relations import Relation
 from ssl_kd.objectives.target_norms import TARGET_NORMS, Centre, PhiS, Standardise, Whiten
 from ssl_kd.objectives.term import Term
@@ -45,21 +51,27 @@ __all__ = [
     "TERMS",
     "Alignment",
     "Centre",
+    "ClassLevel",
     "Compressed",
     "Correlation",
     "Criterion",
+    "Decoupled",
     "Differences",
     "Divergence",
     "Features",
     "HardPairs",
+    "Ladder",
     "MemoryBank",
     "MultiTeacher",
     "NearestNeighbours",
     "PhiS",
+    "Progression",
+    "Prototypes",
     "Relation",
     "Residual",
     "RowsAndColumns",
     "SoftRank",
+    "Softened",
     "SoftmaxKL",
     "Standardise",
     "TargetRatio",
@@ -75,5 +87,6 @@ __all__ = [
     "build_objective",
     "build_several",
     "projector",
+    "spherical_kmeans",
     "taps",
 ]

@@ -23,6 +23,7 @@ from ssl_kd.objectives.inputs import Widths, cell_widths, cells, onto_coarser, t
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.projectors import must_reach, over_rows, width_after
 from ssl_kd.objectives.projectors import projector as projector_by
+from ssl_kd.objectives.prototypes import Prototypes
 from ssl_kd.objectives.relations import (
     AcrossTable,
     AnglesTable,
@@ -38,6 +39,7 @@ from ssl_kd.objectives.relations import (
     ViewsTable,
     keys_of,
 )
+from ssl_kd.objectives.teacher_heads import TeacherHead
 from ssl_kd.objectives.term import Term
 from ssl_kd.registry import Registry
 from ssl_kd.types import Features, ViewBatch
@@ -49,6 +51,8 @@ RELATIONS: Registry[type[Relation]] = Registry(
         "batch": BatchTable,
         "queue": MemoryBank,
         "two_queues": TwoMemoryBanks,
+        "prototypes": Prototypes,
+        "teacher_head": TeacherHead,
         "gram": GramTable,
         "products": ProductsTable,
         "distances": DistancesTable,
@@ -201,6 +205,12 @@ OWN_OPTIONS = (
     "teacher_layers",
     "neighbours",
     "strength",
+    "prototypes",
+    "own_head",
+    "tau",
+    "temperature",
+    "target",
+    "others",
     "own",
     "wrong",
     "right",

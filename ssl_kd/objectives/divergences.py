@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.errors import UserError
+from ssl_kd.objectives.decoupled import class_level, decoupled_kl, softened_kl
+from ssl_kd.objectives.teacher_heads import assignment_kl
 from ssl_kd.objectives.top_columns import decoupled_differences, top_k_kl
 from ssl_kd.registry import Registry
 
@@ -264,6 +266,17 @@ class TopK(_BySoftmax):
 
 
 @dataclass(frozen=True)
+class Assignment(_BySoftmax):
+    """See `assignment_kl`."""
+
+    whole_table = True
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return assignment_kl(student, teacher, *self.taus)
+
+
+@dataclass(frozen=True)
 class Differences(Divergence):
     """See `decoupled_differences`."""
 
@@ -277,6 +290,45 @@ class Differences(Divergence):
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The divergence of two tables."""
         return decoupled_differences(student, teacher, self.neighbours, self.own, self.wrong, self.right)
+
+
+@dataclass(frozen=True)
+class Softened(Divergence):
+    """See `softened_kl`."""
+
+    tau: float = 0.025
+    temperature: float = 4.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return softened_kl(student, teacher, self.tau, self.temperature)
+
+
+@dataclass(frozen=True)
+class Decoupled(Divergence):
+    """See `decoupled_kl`."""
+
+    tau: float = 0.025
+    temperature: float = 4.0
+    target: float = 1.0
+    others: float = 8.0
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return decoupled_kl(student, teacher, self.tau, self.temperature, self.target, self.others)
+
+
+@dataclass(frozen=True)
+class ClassLevel(Divergence):
+    """See `class_level`."""
+
+    whole_table = True
+
+    tau: float = 0.1
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return class_level(student, teacher, self.tau)
 
 
 @dataclass(frozen=True)
@@ -310,6 +362,10 @@ DIVERGENCES: Registry[Callable[..., Divergence]] = Registry(
         "rank": SoftRank,
         "nearest": NearestNeighbours,
         "target_ratio": TargetRatio,
+        "kd": Softened,
+        "dkd": Decoupled,
+        "class_level": ClassLevel,
+        "sinkhorn": Assignment,
         "top_k": TopK,
         "differences": Differences,
     },

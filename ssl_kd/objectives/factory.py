@@ -19,9 +19,11 @@ from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.ladder import Ladder
 from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
+from ssl_kd.objectives.progression import Progression
 from ssl_kd.objectives.term import Term
 from ssl_kd.objectives.weighted_sum import Weight, WeightedSum
 from ssl_kd.registry import Registry
@@ -37,6 +39,8 @@ TERMS: Registry[type[Term]] = Registry(
         "uncertainty": Uncertainty,
         "hard_pairs": HardPairs,
         "compressed": Compressed,
+        "progression": Progression,
+        "ladder": Ladder,
     },
     group="ssl_kd.terms",
 )
@@ -106,7 +110,8 @@ def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, .
     found: tuple[dict[str, None], dict[str, None]] = ({}, {})
     for spec in terms_of(objective):
         for whose, seen in zip(("student", "teacher"), found, strict=True):
-            seen |= dict.fromkeys(spec.get(f"{whose}_layers") or ())
+            default = defaults_of(spec["term"]).get(f"{whose}_layers")
+            seen |= dict.fromkeys(spec.get(f"{whose}_layers") or default or ())
     return tuple(found[0]), tuple(found[1])
 
 

@@ -17,7 +17,8 @@ from dataclasses import MISSING, Field, fields
 from typing import IO, Any, Literal, NoReturn
 
 from ssl_kd.errors import UserError, nearest, one_line
-from ssl_kd.runtime.objects import names_code
+from ssl_kd.registry import admit
+from ssl_kd.runtime.objects import code_in
 from ssl_kd.validation import Settings, about, fits, must_fit, types_of
 
 
@@ -111,19 +112,25 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Settings:
+def parse(
+    settings: type[Settings], argv: Sequence[str], prog: str, examples: Sequence[str] = (), words: str = ""
+) -> Settings:
     """Read a settings dataclass from `--config FILE.yaml` and `--field value`; the command line wins, wherever it stands.
 
     A first argument that ends in .yaml or .yml is a file, too; of several files the later wins. Unknown keys, unreadable
     files and values of a wrong type raise UserError with one line. `--help` lists every field with its unit and default.
+    words: the field, a list of texts, that takes what stands alone.
     """
     argv = _spelled(argv)
+    if words:
+        argv = _flagged(argv, settings)
     if argv and argv[0].endswith((".yaml", ".yml")) and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    parser = _parser(settings, prog, examples)
+    parser = _parser(settings, prog, examples, words)
     given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UserError(_unknown(unknown[0], settings, prog))
+    alone = [word for word in unknown if not word.startswith("--")] if words else []
+    if wrong := [word for word in unknown if not words or word.startswith("--")]:
+        raise UserError(_unknown(wrong[0], settings, prog))
     known = {f.name: f for f in fields(settings)}
     kinds = types_of(settings)
     values: dict[str, Any] = {}
@@ -131,7 +138,11 @@ def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Se
         values |= _from_file(file, known, kinds, prog)
     for name, text in vars(given).items():
         if name != "config":
+            text = " ".join(text) if isinstance(text, list) else text
             values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
+            admit(name, values[name], about(known[name]).tables, about(known[name]).paths)
+    if alone:
+        values[words] = alone
     for name, value in values.items():
         if value is None and known[name].default is not None:
             raise UserError(f"{name}: expected a value, got null; leave it out for its default (see {prog} --help)")
@@ -141,10 +152,10 @@ def parse(settings: type[Settings], argv: Sequence[str], prog: str, examples: Se
 # ----------------------------------------------------------------------------------------------- the options
 
 
-def _parser(settings: type, prog: str, examples: Sequence[str]) -> OneLineParser:
+def _parser(settings: type, prog: str, examples: Sequence[str], words: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
-        usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
+        usage=f"{prog} [CONFIG.yaml] [--setting value ...]" + (f" [{words.upper()} ...]" if words else ""),
         description=(settings.__doc__ or "").split("\n")[0],
         epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -160,10 +171,13 @@ def _parser(settings: type, prog: str, examples: Sequence[str]) -> OneLineParser
         for one in group:
             text = about(one).help or described.get(one.name, "")
             text = f"{text}{_default(one)}".replace("%", "%%")
-            if kinds[one.name] is bool:
+            names = [f"--{one.name}", *([f"--{about(one).also}"] if about(one).also else [])]
+            if about(one).several:
+                place.add_argument(*names, dest=one.name, metavar="X", nargs="+", help=text)
+            elif kinds[one.name] is bool:
                 place.add_argument(f"--{one.name}", metavar="true|false", nargs="?", const="true", help=text)
             else:
-                place.add_argument(f"--{one.name}", metavar=_metavar(kinds[one.name]), help=text)
+                place.add_argument(*names, dest=one.name, metavar=_metavar(kinds[one.name]), help=text)
     return parser
 
 
@@ -207,6 +221,15 @@ def _spelled(argv: Sequence[str]) -> list[str]:
     return out
 
 
+def _flagged(argv: Sequence[str], settings: type) -> list[str]:
+    """Give a flag that stands before a word its value, so that it does not take the word for one."""
+    flags = {f"--{name}" for name, kind in types_of(settings).items() if kind is bool}
+    return [
+        f"{arg}=true" if arg in flags and [*argv[i + 1 :], ""][0] not in ("true", "false") else arg
+        for i, arg in enumerate(argv)
+    ]
+
+
 def _unknown(arg: str, settings: type, prog: str) -> str:
     if not arg.startswith("--"):
         return f"expected --setting value, got {arg!r} (see {prog} --help)"
@@ -241,9 +264,11 @@ def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, A
     for key, value in found.items():
         if key not in known:
             raise UserError(f"no setting {key!r}.{nearest(key, list(known))} See {prog} --help")
-        if about(known[key]).code and names_code(value):
+        code = code_in(value, about(known[key]))
+        if code and not about(known[key]).paths:
+            hint = f" {value}" if isinstance(value, str) else " on the command line"
             raise UserError(
-                f"{key}: {path} names code ({value}), and a file's settings run none; give it as --{key} {value}"
+                f"{key}: {path} names code ({code[0]}), and a file's settings run none; give it as --{key}{hint}"
             )
     return {
         key: value if value is None else must_fit(key, value, kinds[key], about(known[key]).expects)

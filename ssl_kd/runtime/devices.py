@@ -89,3 +89,16 @@ def make_fabric(accelerator: str, precision: str) -> tuple[Fabric, str]:
     )
     fabric.launch()
     return fabric, chosen
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """Return that device; UserError for another than the processor or a GPU that torch sees here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device: expected cpu or cuda, got {str(device)!r}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {device} was asked for, but torch does not see that GPU here; use cpu")
+    return found

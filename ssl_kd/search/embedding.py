@@ -31,6 +31,8 @@ def embedded(
     """
     import torch
 
+    from ssl_kd.runtime.devices import usable
+
     if batch_size < 1 or threads < 0:
         raise UserError(f"expected batch_size of at least 1 and threads of at least 0, got {batch_size} and {threads}")
 
@@ -40,15 +42,15 @@ def embedded(
         return [i for i, picture in seen if picture is not None], torch.stack(pixels) if pixels else None
 
     jobs = [numbers[i : i + batch_size].tolist() for i in range(0, len(numbers), batch_size)]
-    home = encoder.mean.device
-    encoder.eval().to(device)
+    where, home = usable(device), encoder.mean.device
+    encoder.eval().to(where)
     try:
         for job, (readable, pixels) in zip(jobs, prefetch(read, jobs, threads), strict=True):
             if pixels is None:
                 yield job, [], np.empty((0, encoder.dim), np.float32)
                 continue
             with torch.inference_mode():
-                rows = encoder(pixels.to(device)).embedding.float().cpu().numpy()
+                rows = encoder(pixels.to(where)).embedding.float().cpu().numpy()
             if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
                 name = shown_name(images.ids[readable[bad[0]]])
                 raise NonFinite(f"{encoder.arch} gives numbers that are not finite for {name}; look at the weights")

@@ -44,10 +44,11 @@ COMMIT_BYTES = 64 << 20  # of vectors that wait in memory to be written
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture that was found."""
+    """One picture that was found, and the number of its row."""
 
     name: str
     distance: float
+    row: int = -1
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Index:
         weights: where the encoder can be loaded from again, for searches that name none.
         """
         one_of("norm", norm, NORMS)
-        about: dict[str, object] = {"space": Space.of(encoder).record(), "norm": norm, "weights": weights}
+        about: dict[str, object] = {"space": encoder.space.record(), "norm": norm, "weights": weights}
         return cls(create(Path(folder), encoder.dim, about), encoder)
 
     @classmethod
@@ -110,23 +111,38 @@ class Index:
 
         settings: those of `add`. factory: see `train`. UserError where an index of another encoder is there.
         """
+        source = opened(images, settings.pop("max_unreadable", 0.01))
+        index = cls.create_or_open(folder, encoder, feature, norm, factory)
+        index.add(source, **settings)
+        if factory:
+            index.train(factory)
+        return index
+
+    @classmethod
+    def create_or_open(
+        cls,
+        folder: str | Path,
+        encoder: Encoder | str | os.PathLike[str],
+        feature: str = "",
+        norm: str = "unit",
+        factory: str = "",
+    ) -> Index:
+        """The index that `build` fills: a new one, or that of the same encoder and norm which is there.
+
+        Looks whether faiss takes the factory string before anything is made.
+        """
         folder, weights = Path(folder), ""
         if factory:
             Fast.check(factory)
-        source = opened(images, settings.pop("max_unreadable", 0.01))
         if isinstance(encoder, str | os.PathLike):
             weights = os.fspath(encoder)
             encoder = loaded(weights, feature)
             weights = os.path.abspath(weights) if os.path.exists(weights) else weights
-        if is_index(folder):
-            index = cls(Store(folder), encoder)
-            if index.norm != norm:
-                raise UserError(f"out: {folder} is an index of norm {index.norm}; choose another folder")
-        else:
-            index = cls.create(folder, encoder, norm, weights)
-        index.add(source, **settings)
-        if factory:
-            index.train(factory)
+        if not is_index(folder):
+            return cls.create(folder, encoder, norm, weights)
+        index = cls(Store(folder), encoder)
+        if index.norm != norm:
+            raise UserError(f"out: {folder} is an index of norm {index.norm}; choose another folder")
         return index
 
     @classmethod
@@ -302,7 +318,7 @@ class Index:
         most = np.inf if within is None else within
         for distances_, numbers in zip(near.tolist(), rows.tolist(), strict=True):
             pairs = zip(distances_, numbers, strict=True)
-            yield tuple(Hit(self.store.name(row), far) for far, row in pairs if row >= 0 and far <= most)
+            yield tuple(Hit(self.store.name(row), far, row) for far, row in pairs if row >= 0 and far <= most)
 
     def place(self, row: int) -> str:
         """Where the picture of a row lay when it was added, as a whole path."""
@@ -310,18 +326,27 @@ class Index:
         return f"{root}{name[len(source) :]}" if root else name
 
     def _must_own(self, encoder: Encoder) -> None:
-        if why := self.space.difference(Space.of(encoder)):
+        why = self.space.difference(encoder.space)
+        if not why and encoder.head(encoder.feature) is not None:
+            why = f"a head into that space ({encoder.arch}), which is for queries"
+        if why:
             raise UserError(
                 f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}; pictures are added by "
                 "the index's own encoder"
             )
 
     def _must_answer(self, encoder: Encoder) -> None:
-        if why := self.space.difference(Space.of(encoder)):
+        if why := self.space.difference(encoder.space):
             raise UserError(
                 f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}: distances between the "
                 "two would mean nothing; query by the index's own encoder, or build an index of this one"
             )
+
+    def verify(self) -> None:
+        """Compare every byte of the index with its check sums. UserError where one has changed."""
+        self.store.check()
+        if self.store.head.fast:
+            self._opened_fast()
 
     def info(self) -> dict[str, object]:
         """What the index is, in plain values."""

@@ -14,12 +14,14 @@ from small_disk import files_end_at
 import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.exporters import export
-from ssl_kd.exporters.export import BOUND, TARGETS, pictures
+from ssl_kd.exporters.export import BOUND, TARGETS
+from ssl_kd.exporters.pictures import pictures
 from ssl_kd.models.encoder import frozen
 from ssl_kd.models.preprocessing import Preprocessing
 
 needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="pip install 'ssl-kd[export]'")
 EYES = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bicubic").at(32)
+ROTATING = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 NETWORKS = {
     "half a resnet for small images": ("resnet18", {"channels": [8, 8, 8, 16], "small_stem": True}),
     "mobilenet": ("mobilenetv3_small_050", {}),
@@ -29,12 +31,20 @@ NETWORKS = {
     "torchvision's resnet": ("torchvision/resnet18", {}),
     "torchvision's mobilenet": ("torchvision/mobilenet_v3_small", {}),
     "selective kernels": ("ssl_kd/resnet50", {"selective": 0.0625}),
+    "rotary positions": ("vit_small_patch16_dinov3", {**ROTATING, "positions": "rotary"}),
+    "rotary positions with periods of their own": (
+        "vit_small_patch16_dinov3",
+        {**ROTATING, "positions": "rotary_stored"},
+    ),
+    "a normed convnext": ("convnext_atto", {"norm_patches": True}),
 }
 LIGHT = {
     "half a resnet for small images": ("timm", "safetensors", "torchscript"),
     "mobilenet": ("timm",),
     "vit": ("timm", "safetensors", "torchscript"),
     "one block of a vit": ("onnx",),
+    "rotary positions": ("timm",),
+    "rotary positions with periods of their own": ("timm",),
     "a whole resnet": ("torchvision",),
 }
 HEAVY = {
@@ -45,6 +55,9 @@ HEAVY = {
     "torchvision's resnet": ("timm", "torchvision", "safetensors", "torchscript", "onnx"),
     "torchvision's mobilenet": ("torchvision", "safetensors", "torchscript", "onnx"),
     "selective kernels": ("safetensors", "torchscript", "onnx"),
+    "rotary positions": ("torchscript", "onnx"),
+    "rotary positions with periods of their own": ("safetensors", "torchscript", "onnx"),
+    "a normed convnext": ("timm", "safetensors", "onnx"),
 }
 CASES = [
     pytest.param(
@@ -100,8 +113,20 @@ def test_the_lines_of_the_card_give_the_encoders_embeddings(name, form, tmp_path
     assert done.cosine > 1 - 1e-6
 
 
+@pytest.mark.slow
+@needs_onnx
+def test_an_onnx_program_holds_the_rotation_as_a_constant(tmp_path):
+    import onnx
+
+    ssl_kd.export(network("rotary positions"), "onnx", tmp_path / "model.onnx")
+    used = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "MatMul" in used or "Gemm" in used
+    assert not used & {"Sin", "Cos", "Range"}
+
+
 def test_every_format_is_tried():
-    assert {form for forms in LIGHT.values() for form in forms} == set(TARGETS)
+    exact = {name for name, target in TARGETS.items() if not (target.shrink or target.companion)}
+    assert {form for forms in LIGHT.values() for form in forms} == exact  # the others: test_int8.py
 
 
 def test_several_formats_go_into_a_folder_with_the_students_story(tmp_path):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_features import ATTENTION, as_features, everything, features, rand, rows, views, widths
+from small_features import ATTENTION, as_features, build_objective, everything, features, rand, rows, views, widths
 from torch import nn
 
 from ssl_kd.errors import UserError
-from ssl_kd.objectives import PRESETS, build_objective, taps
+from ssl_kd.objectives import PRESETS, taps
 from ssl_kd.objectives.auxiliary import Residual
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import RELATIONS, Correlation, options_of
@@ -107,6 +107,7 @@ def test_every_objective_ignores_the_order_of_the_batch(name):
 # Their formulas compare plain numbers with the teacher's plain numbers.
 SEE_THE_SCALE = {"proteus", "fitnets", "attn_distill", "fsp", "embedding raw", "tokens raw"}
 SEE_THE_SCALE |= {"embedding centred", "tokens centred"}
+SEE_THE_SCALE |= {"heads"} | {f"teacher_head {c}" for c in ("softmax_kl", "pearson", "l2", "huber", "row_unit_l2")}
 SEE_THE_SCALE |= {f"{r} {c}" for r in ("products", "flow") for c in ("softmax_kl", "l2", "huber")}
 
 
@@ -122,7 +123,7 @@ def test_the_teachers_scale_plays_no_part(name):
 
 
 # Published so: other samples shall be uncorrelated (ega), the value at a match is log 2 and only stationary (smd).
-NOT_ZERO_AT_A_MATCH = {"ega", "smd", "across"}
+NOT_ZERO_AT_A_MATCH = {"ega", "smd", "across", "heads", "teacher_head"}
 
 
 def without_heads(objective):
@@ -148,7 +149,8 @@ class Nothing(nn.Module):
         return torch.zeros_like(z)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Its layers have other widths than its patches here: test_newest asks for the same with one width.
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("leap", "unic_ladder")])
 def test_every_objective_is_at_rest_and_lowest_at_a_match(name):
     torch.manual_seed(0)
     objective = without_heads(build_objective(CASES[name], widths(10), widths(10)))
@@ -170,7 +172,7 @@ def test_every_objective_is_at_rest_and_lowest_at_a_match(name):
             assert terms["hard_pairs"].item() == pytest.approx(0.6931472, abs=1e-3)
         return
     # Published with 1e-8 beside the lengths: columns of little mass fall short of a correlation of 1.
-    allowed = 2e-2 if name == "dist" else 2e-3
+    allowed = {"dist": 2e-2, "dist_prototypes": 6e-2}.get(name, 2e-3)
     assert total.item() == pytest.approx(0.6931472 * learned, abs=allowed)
     assert all(g is None or g.abs().max() < 0.05 for g in gradients)
     for size in (0.3, 1.0):
@@ -214,8 +216,20 @@ def test_a_preset_resumes_to_the_same_bits(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_network_that_lacks_what_a_preset_reads_is_told_so(name):
-    needs = {"tokens", "all_tokens", "context", "attention_map", "flow", "class_attention", "True"}
-    read = {str(o) for spec in PRESETS[name] for key, o in spec.items() if key in ("of", "relation", "of_tokens")}
+    needs = {
+        "tokens",
+        "all_tokens",
+        "context",
+        "attention_map",
+        "flow",
+        "class_attention",
+        "True",
+        "progression",
+        "ladder",
+    }
+    read = {
+        str(o) for spec in PRESETS[name] for key, o in spec.items() if key in ("of", "relation", "of_tokens", "term")
+    }
     averaged = any(spec.get("momentum") for spec in PRESETS[name])
 
     def answer():

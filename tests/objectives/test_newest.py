@@ -7,13 +7,17 @@ tensors (96 x 32, float32), beside these tests and not as part of them.
 import numpy as np
 import pytest
 import torch
-from small_features import Case, rand, softmax, unit
+from small_features import Case, rand, softmax, unit, views
 
 from ssl_kd.objectives import DISTANCES, Correlation
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.divergences import Differences, TopK
 from ssl_kd.objectives.hadamard import even_rotation
+from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.progression import Progression, linear_cka
 from ssl_kd.objectives.target_norms import PhiS
+from ssl_kd.types import Features
 
 # ------------------------------------------------------------------------------------------------ across two spaces
 
@@ -170,8 +174,115 @@ def test_the_student_of_cospress_feels_the_cosine_alone():
 
 
 def test_tokens_of_another_width_than_the_embedding_have_a_head_of_their_own():
-    from ssl_kd.objectives.inputs import Widths
-
     term = Compressed(Widths(6, 4), Widths(10, 12), of_tokens=True)
     assert term.token_compressor[1].weight.shape == (4, 12)
     assert Compressed(6, 10, of_tokens=True).token_compressor is None
+
+
+# ------------------------------------------------------------------------------------------------ LEAP
+
+
+def test_leap_regresses_one_layer_of_the_teacher_and_its_class_token():
+    case = Case("leap")
+    term = case.terms[0]
+    case.answer(0)
+    at = int(term.place)
+    (s, t), name = case.batch(1), f"stage.{at + 1}"
+    cells = t.layers[name].flatten(2).mT.double().numpy().reshape(-1, t.layers[name].shape[1])
+    ours = (
+        torch.nn.functional.interpolate(
+            s.tokens.mT.unflatten(2, (4, 4)), size=t.layers[name].shape[2:], mode="bilinear"
+        )
+        if t.layers[name].shape[2] > 4
+        else torch.nn.functional.adaptive_avg_pool2d(s.tokens.mT.unflatten(2, (4, 4)), t.layers[name].shape[2])
+    )
+    term.eval()
+    with torch.no_grad():
+        ours = term.heads[at](ours.flatten(2).mT).numpy().reshape(len(cells), -1)
+        whole = term.summary_heads[at](s.embedding).numpy()
+    space, summary = term.spaces[at], term.summary_spaces[at]
+    aim = (cells - space.mean.numpy()) / np.sqrt(space.var.numpy() + 1e-6)
+    means = t.layers[name].mean((2, 3)).numpy()
+    aim_of_summary = (means - summary.mean.numpy()) / np.sqrt(summary.var.numpy() + 1e-6)
+    by_hand = np.mean((ours - aim) ** 2) + 0.05 * np.mean((whole - aim_of_summary) ** 2)
+    assert case.answer(1)[0] == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_linear_cka_is_one_for_turned_rows_and_small_for_strangers():
+    """Against KevinZ0217/LEAP's minibatch_linear_cka: to 1e-6."""
+    x = rand(200, 8)
+    turned = 3 * x @ torch.linalg.qr(rand(8, 8, seed=1))[0] + 5
+    assert linear_cka(x, turned).item() == pytest.approx(1, abs=1e-5)
+    assert linear_cka(x, rand(200, 8, seed=2)) < 0.2
+
+
+def ladder(width=10):
+    torch.manual_seed(0)
+    layers = {f"stage.{k}": width for k in range(1, 5)}
+    return Progression(Widths(width), Widths(width, None, layers), threshold=0.4, most_epochs=2)
+
+
+def stages_of(seed=0, width=10):
+    layers = {f"stage.{k}": rand(8, 16, width, seed=seed + k) for k in range(1, 5)}
+    return Features(rand(8, width, seed=seed), rand(8, 16, width, seed=seed + 9), layers)
+
+
+def test_the_target_begins_where_the_student_resembles_the_teacher_and_moves_deeper_when_it_is_near_enough():
+    term, teacher = ladder(), stages_of()
+    student = Features(rand(8, 10), teacher.layers["stage.2"])
+    term(student, teacher, views(8))
+    assert term.deepest == "stage.3"  # begun at the second, which a linear map of it resembles enough
+    assert len(term.heads) == 1
+    stranger = Features(rand(8, 10), rand(8, 16, 10, seed=77))
+    term(stranger, teacher, views(8, epoch=1))
+    assert term.deepest == "stage.3"
+    term(stranger, teacher, views(8, epoch=2))
+    assert term.deepest == "stage.4"  # the epochs are over
+    term(Features(rand(8, 10), teacher.layers["stage.4"]), teacher, views(8, epoch=9))
+    assert term.deepest == "stage.4"  # there is none behind it
+
+
+def test_leap_is_lowest_at_a_match_of_its_target():
+    term, teacher = ladder().eval(), stages_of()
+    for parts in (term.heads, term.summary_heads, term.spaces, term.summary_spaces):
+        for at in range(len(parts)):
+            parts[at] = torch.nn.Identity()
+    term.place.fill_(2)
+    match = Features(teacher.layers["stage.3"].mean(1), teacher.layers["stage.3"])
+    assert term(match, teacher, views(8)) == 0
+    assert term(Features(match.embedding, match.tokens + 0.1 * rand(8, 16, 10)), teacher, views(8)) > 0
+
+
+# ------------------------------------------------------------------------------------------------ UNIC's ladder
+
+
+def test_unic_ladder_adds_up_what_every_layer_says():
+    """`unic_loss` of naver/unic for one teacher: see test_presets; the sum of heads is its ladder of projectors."""
+    case = Case("unic_ladder")
+    (s, t), (whole, patches) = case.batch(0), case.terms
+    with torch.no_grad():
+        summed = sum(head(s.layers[f"stage.{k}"].mean((2, 3))) for k, head in enumerate(whole.heads, start=1))
+        cells = 0
+        for k, head in enumerate(patches.heads, start=1):
+            tap = s.layers[f"stage.{k}"]
+            pool = torch.nn.functional.adaptive_avg_pool2d
+            grown = torch.nn.functional.interpolate(tap, size=(4, 4), mode="bilinear")
+            cells = cells + head((grown if tap.shape[2] < 4 else pool(tap, 4)).flatten(2).mT)
+    expected = []
+    for ours, theirs in ((summed, t.embedding), (cells.flatten(0, 1), t.tokens.flatten(0, 1))):
+        aim = (theirs - theirs.mean(0)) / theirs.std(0, unbiased=False)
+        expected.append(DISTANCES["unic"](ours, aim).item())
+    total, values = case.answer(0)
+    assert values == pytest.approx(expected, rel=1e-3)
+    assert total == pytest.approx(sum(expected) / 2, rel=1e-3)
+    assert [head[0].out_features for head in whole.heads] == [768, 768, 768, 3072]
+
+
+def test_a_ladder_of_one_layer_is_lowest_at_a_match():
+    layers = Widths(6, None, {"stage.4": 6})
+    term = Ladder(layers, 6, ("stage.4",), space="raw")
+    term.heads[0] = torch.nn.Identity()
+    tap = rand(4, 6, 3, 3)
+    student = Features(rand(4, 6), None, {"stage.4": tap})
+    assert term(student, Features(tap.mean((2, 3)))).abs() < 1e-5
+    assert term(student, Features(tap.mean((2, 3)) + 0.3)) > 0.01

@@ -74,7 +74,7 @@ def test_null_stands_for_not_given_only_where_that_is_the_default():
     build_objective([{**QUEUE, "size": None, "teacher_width": None}], 6, 10)
     for kind in TERMS:
         parameters = inspect.signature(TERMS[kind].__init__).parameters
-        head = "projector" if "projector" in parameters else "compressor"
+        head = next(name for name in ("projector", "compressor", "space") if name in parameters)
         assert parameters[head].default is not None
         with pytest.raises(UserError, match=f"{head}: expected a name; got None"):
             terms_of([{"term": kind, head: None}])

@@ -256,7 +256,10 @@ def test_the_pull_on_the_target_follows_the_ratio_of_teacher_and_student():
 
 
 def test_every_preset_is_named_in_a_test_of_its_formula():
-    files = (Path(__file__).with_name(f"test_{which}.py") for which in ("terms", "presets", "classics", "newest"))
+    files = (
+        Path(__file__).with_name(f"test_{which}.py")
+        for which in ("terms", "presets", "classics", "newest", "prototypes")
+    )
     text = "".join(path.read_text() for path in files)
     alike = {
         "mlkd": "dlkd",

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ssl_kd.checkpoints.formats.dino import DINO_FULL, DINO_RESNET, DINO_VIT, DINO_XCIT
 from ssl_kd.checkpoints.formats.dinov2 import DINOV2, DINOV2_TRAIN
+from ssl_kd.checkpoints.formats.dinov3 import DINOV3, DINOV3_SAT, HF_DINOV3, TIMM_DINOV3
 from ssl_kd.checkpoints.formats.huggingface import HF_DINO, HF_DINOV2, HF_IJEPA, HF_MAE, HF_MSN
 from ssl_kd.checkpoints.formats.lightning import LIGHTLY, SOLO
 from ssl_kd.checkpoints.formats.masked import IBOT, IJEPA, MAE, MSN
@@ -21,23 +22,18 @@ from ssl_kd.checkpoints.formats.student import STUDENT, refuse_module
 from ssl_kd.checkpoints.formats.swav import SWAV, VISSL
 from ssl_kd.checkpoints.formats.unknown import RESNET, VIT, places
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Weights, shown
-from ssl_kd.errors import UnknownCheckpoint, UserError, nearest
+from ssl_kd.errors import UnknownCheckpoint
 from ssl_kd.registry import Registry
 
 __all__ = ["FORMATS", "Contents", "Format", "Weights", "recognise"]
 
-# Of a file that any other row claims these say nothing.
+# Asked only where no other row claims a file; among the others they stand for those who name them.
 LAST = {row.name: row for row in (RESNET, VIT)}
 
 
-def unclaimed(file: Contents) -> bool:
-    """Whether no format but the last ones claims the file."""
-    return not any(row.matches(file) for row in FORMATS.values() if row.name not in LAST)
-
-
 def last(row: Format) -> Format:
-    """The row, for files that no other row claims."""
-    return replace(row, matches=lambda file: row.matches(file) and (file.vouched or unclaimed(file)))
+    """The row, which claims nothing by itself."""
+    return replace(row, matches=lambda file: file.vouched and row.matches(file))
 
 
 ROWS = (
@@ -47,6 +43,8 @@ ROWS = (
     DINO_FULL,
     DINOV2,
     DINOV2_TRAIN,
+    DINOV3,
+    DINOV3_SAT,
     IBOT,
     MSN,
     MAE,
@@ -72,7 +70,9 @@ ROWS = (
     HF_MSN,
     HF_MAE,
     HF_IJEPA,
+    HF_DINOV3,
     TIMM_VIT,
+    TIMM_DINOV3,
     TORCHVISION_VITS,
     TORCHVISION_RESNETS,
     IMAGENET_EXAMPLE,
@@ -88,8 +88,6 @@ FORMATS: Registry[Format] = Registry(
 def recognise(file: Contents, name: str | None = None) -> Format:
     """The one format that claims the file, or the named one; UnknownCheckpoint says what was seen."""
     if name is not None:
-        if name not in FORMATS:
-            raise UserError(f"format={name!r} is not one of {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
         if not FORMATS[name].matches(replace(file, reading=False, vouched=True)):
             raise UnknownCheckpoint(
                 f"is not laid out as {name}, which is: {FORMATS[name].wrote}. {places(file)}"
@@ -100,6 +98,7 @@ def recognise(file: Contents, name: str | None = None) -> Format:
     file = file.without_values()
     # Our own record in the header is conclusive: a student's weights may look like anybody's.
     claims = [STUDENT] if STUDENT.matches(file) else [row for row in FORMATS.values() if row.matches(file)]
+    claims = claims or [FORMATS[name] for name, row in LAST.items() if row.matches(file)]
     if len(claims) == 1:
         return claims[0]
     if claims:
@@ -108,5 +107,5 @@ def recognise(file: Contents, name: str | None = None) -> Format:
     seen = list(file.tensors())
     raise UnknownCheckpoint(
         f"no known teacher format among {len(seen)} tensors. First keys: {shown(seen, 6) or 'none'}. {places(file)}"
-        f"If you know what it is, pass format= with one of {', '.join(FORMATS)}."
+        "If you know what it is, pass format= with a name of docs/formats.md, such as moco, resnet or vit."
     )

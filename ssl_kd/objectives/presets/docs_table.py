@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_kd.objectives.presets.classics import CLASSICS, SYSTEMS
 from ssl_kd.objectives.presets.newest import NEWEST
+from ssl_kd.objectives.presets.on_prototypes import ON_PROTOTYPES
 from ssl_kd.objectives.presets.ours import OURS
 from ssl_kd.objectives.presets.papers import SELF_SUPERVISED
 from ssl_kd.objectives.presets.preset import EVIDENCE, Preset
@@ -17,6 +18,7 @@ SECTIONS: dict[str, dict[str, Preset]] = {
     "Ours": OURS,
     "Self-supervised distillation": SELF_SUPERVISED,
     "The newest, from 2022 on": NEWEST,
+    "Prototypes in place of classes": ON_PROTOTYPES,
     "Classics in their representation form": CLASSICS,
     "Systems, in a form without labels": SYSTEMS,
 }

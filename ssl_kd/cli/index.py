@@ -1,0 +1,201 @@
+"""`ssl-kd index` (build, add, remove, train, info, verify) and `ssl-kd search`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_kd.errors import UserError, nearest, shown_name
+from ssl_kd.runtime.command_line import parse
+from ssl_kd.search.config import (
+    AddConfig,
+    BuildConfig,
+    Embedding,
+    LookConfig,
+    RemoveConfig,
+    SearchConfig,
+    TrainConfig,
+)
+from ssl_kd.validation import check_settings
+
+if TYPE_CHECKING:
+    from ssl_kd.search.index import Change, Index
+
+
+def build(argv: Sequence[str]) -> int:
+    """Index the pictures of a source."""
+    example = "ssl-kd index build --weights runs/x/student.safetensors --images photos/ --out photos.index"
+    config = _checked(parse(BuildConfig, argv, "ssl-kd index build", (example,)), "weights", "images", "out")
+    from ssl_kd.search.index import Index, opened
+
+    images = opened(config.images, config.max_unreadable)
+    index = Index.create_or_open(config.out, config.weights, config.feature, config.norm, config.factory)
+    change = index.add(images, quiet=config.quiet, **_embedding(config))
+    print(_said(index, change))
+    if config.factory:
+        _train(index, config.factory)
+    print(f"Next: ssl-kd search --index {config.out} query.jpg")
+    return 0
+
+
+def add(argv: Sequence[str]) -> int:
+    """Add the pictures of a source."""
+    example = "ssl-kd index add --index photos.index --images holiday/"
+    config = _checked(parse(AddConfig, argv, "ssl-kd index add", (example,)), "index", "images")
+    index = _opened(config.index, config.weights)
+    change = index.add(
+        config.images, config.replace, quiet=config.quiet, max_unreadable=config.max_unreadable, **_embedding(config)
+    )
+    print(_said(index, change))
+    return 0
+
+
+def remove(argv: Sequence[str]) -> int:
+    """Take pictures out by their names."""
+    examples = ("ssl-kd index remove --index photos.index photos/a.jpg photos/old/",)
+    config = _checked(parse(RemoveConfig, argv, "ssl-kd index remove", examples, "names"), "index")
+    if not config.names and not config.missing:
+        raise UserError("names: expected the pictures to remove, or --missing; got nothing (see --help)")
+    index = _opened(config.index)
+    names = list(dict.fromkeys([*config.names, *(index.missing() if config.missing else ())]))
+    count = index.remove(names) if names else 0
+    print(f"{config.index}: {count:,} pictures removed, {len(index):,} are left")
+    return 0
+
+
+def train(argv: Sequence[str]) -> int:
+    """Put an approximate index beside the vectors."""
+    examples = ("ssl-kd index train --index photos.index --factory 'IVF1024,Flat nprobe=16'",)
+    config = _checked(parse(TrainConfig, argv, "ssl-kd index train", examples), "index", "factory")
+    _train(_opened(config.index), config.factory)
+    return 0
+
+
+def info(argv: Sequence[str]) -> int:
+    """Say what an index is."""
+    config, index = _looked_at(argv, "info")
+    found = index.info()
+    if config.json:
+        print(json.dumps(found))
+        return 0
+    encoder, fast = index.space, index.store.head.fast
+    kind = "cosine distance of unit vectors" if index.norm == "unit" else "Euclidean distance"
+    print(f"{shown_name(str(found['index']))}: {len(index):,} pictures, {found['removed']:,} removed")
+    print(f"  encoder        {shown_name(encoder.origin)} ({encoder.arch}, feature {encoder.feature})")
+    print(f"  weights        {shown_name(index.weights) or 'not named'}, SHA-256 {encoder.digest}")
+    print(f"  preprocessing  {encoder.pixels}")
+    print(f"  vectors        {encoder.width} wide, {kind}, {int(str(found['bytes'])) / 1e6:,.1f} MB")
+    print(f"  search         {_recall(fast) if fast else 'exact'}")
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Compare every byte of an index with its check sums."""
+    _, index = _looked_at(argv, "verify")
+    index.verify()
+    print(f"{shown_name(str(index.store.folder))}: {len(index):,} pictures, every byte is as it was written")
+    return 0
+
+
+def search(argv: Sequence[str]) -> int:
+    """Find the pictures of an index that are nearest to others."""
+    examples = (
+        "ssl-kd search --index photos.index query.jpg",
+        "ssl-kd search --index photos.index queries/ --k 5 --json",
+        "ssl-kd search --index photos.index query.jpg --sheet found.png",
+    )
+    config = _checked(parse(SearchConfig, argv, "ssl-kd search", examples, "queries"), "index")
+    if not config.queries:
+        raise UserError("queries: expected a picture or a folder, got nothing (see --help)")
+    from ssl_kd.search import show
+    from ssl_kd.search.index import opened
+
+    index = _opened(config.index, config.weights, config.feature)
+    sources = [opened(query, 0.0) for query in config.queries]
+    if (config.sheet or config.gallery) and len(sources) > 1:
+        raise UserError("sheet, gallery: expected one source of queries; put several pictures into a folder or list")
+    within = None if config.within < 0 else config.within
+    for source in sources:
+        found = index.search(source, config.k, within, **_embedding(config))
+        for line in show.json_lines(found) if config.json else show.lines(found):
+            print(line)
+        for path, write in ((config.sheet, show.sheet), (config.gallery, show.gallery)):
+            if path:
+                write(index, source, found, Path(path))
+                print(f"{path} shows them", file=sys.stderr)
+    if config.k > len(index) > 0:
+        print(f"k: the index holds {len(index):,} pictures, all of them are shown", file=sys.stderr)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "build": build,
+    "add": add,
+    "remove": remove,
+    "train": train,
+    "info": info,
+    "verify": verify,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the commands of `ssl-kd index`."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: ssl-kd index COMMAND [options]        (ssl-kd index COMMAND --help lists every option)\n")
+        print("\n".join(f"  {name:<8}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()))
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        hint = nearest(argv[0], list(COMMANDS))
+        raise UserError(f"index: expected {', '.join(COMMANDS)}; got {shown_name(argv[0])!r}.{hint}")
+    return COMMANDS[argv[0]](argv[1:])
+
+
+def _checked(config: Any, *needed: str) -> Any:
+    """The settings, all there and in their ranges."""
+    for name in needed:
+        if not getattr(config, name):
+            raise UserError(f"{name}: expected a value, got nothing (see --help)")
+    check_settings(config)
+    return config
+
+
+def _embedding(config: Any) -> dict[str, Any]:
+    return {one.name: getattr(config, one.name) for one in fields(Embedding)}
+
+
+def _opened(path: str, weights: str = "", feature: str = "") -> Index:
+    from ssl_kd.search.index import Index
+
+    return Index.open(path, weights or None, feature)
+
+
+def _looked_at(argv: Sequence[str], command: str) -> tuple[LookConfig, Index]:
+    config = parse(LookConfig, argv, f"ssl-kd index {command}", (f"ssl-kd index {command} photos.index",), "index")
+    if len(config.index) != 1:
+        raise UserError(f"index: expected one index, got {len(config.index)} (see --help)")
+    return config, _opened(config.index[0])
+
+
+def _train(index: Index, factory: str) -> None:
+    index.train(factory)
+    fast = index.store.head.fast
+    print(f"{shown_name(str(index.store.folder))}: {_recall(fast) if fast else 'exact search'}")
+
+
+def _recall(fast: dict[str, Any]) -> str:
+    shares = ", ".join(f"{100 * share:.1f} % of the exact {k}" for k, share in fast["recall"].items())
+    return f"{fast['factory']}, which finds {shares or 'all'} nearest (of {fast['rows']:,} rows, by a sample of them)"
+
+
+def _said(index: Index, change: Change) -> str:
+    parts = [f"{change.added:,} pictures added"]
+    parts += [f"{change.replaced:,} made anew"] if change.replaced else []
+    parts += [f"{change.there:,} were there already"] if change.there else []
+    parts += [f"{len(change.unreadable):,} could not be read"] if change.unreadable else []
+    lines = [f"{index.store.folder}: {', '.join(parts)}; it holds {len(index):,}"]
+    lines += [f"  {shown_name(name)}: {why}" for name, why in list(change.unreadable.items())[:10]]
+    return "\n".join(lines)

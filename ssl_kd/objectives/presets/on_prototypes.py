@@ -1,0 +1,85 @@
+"""Distillation of classes, with prototypes of the teacher's space in their place: spherical k-means on the images of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_kd.objectives.presets.preset import Preset, Spec
+
+MDISTILLER = "megvii-research/mdistiller"
+ANCHORS = "1,024 prototypes (spherical k-means) instead of classes"
+
+
+def on_prototypes(comparison: str, **more: Any) -> Spec:
+    """A row's term on prototypes."""
+    shared = {"term": "correlation", "relation": "prototypes", "projector": "simreg", "prototypes": 1024}
+    return shared | {"comparison": comparison} | more
+
+
+def _taus(tau: float) -> dict[str, float]:
+    return {"tau_student": tau, "tau_teacher": tau}
+
+
+ON_PROTOTYPES: dict[str, Preset] = {
+    "kd": Preset(
+        (on_prototypes("kd", tau=0.025, temperature=4.0),),
+        f"Hinton et al. 2015; {MDISTILLER}",
+        "third-party",
+        "0.9 T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + 0.1 CE, T 4, on class logits z",
+        "T^2 KL of softmaxes of z / T, z = cosines to prototypes / 0.025, T 4",
+        f"{ANCHORS}; no CE on labels; SimReg's head; the scale 0.025 is ours",
+    ),
+    "dkd": Preset(
+        (on_prototypes("dkd", tau=0.025, temperature=4.0, target=1.0, others=8.0),),
+        f"DKD, CVPR 2022; {MDISTILLER}",
+        "third-party",
+        "T^2 (1 KL of (p_y, 1 - p_y) + 8 KL of the renormalised others) + CE, T 4, y the label",
+        "the same with z = cosines to prototypes / 0.025, y = the teacher's nearest prototype",
+        f"{ANCHORS}; no CE on labels; no warm-up of 20 epochs (say `warmup: 20`); SimReg's head",
+    ),
+    "aekt": Preset(
+        (on_prototypes("target_ratio", strength=1.0, **_taus(0.1)),),
+        "AEKT (2409.01679)",
+        "abstract",
+        "explicit knowledge (the teacher's confidence in the target class) transferred with a strength that follows the "
+        "teacher/student ratio, beside implicit knowledge (the others); a further layer takes the classification",
+        "y = the teacher's nearest prototype; KL of the renormalised others + (log p_y - log q_y)^2 / 2, whose gradient on y is "
+        "-log(p_y / q_y) (1 - q_y); tau 0.1",
+        f"{ANCHORS}; without a classification there is no layer for it; `target_ratio` is this on a memory bank",
+    ),
+    "clkd_prototypes": Preset(
+        (on_prototypes("class_level", tau=0.1),),
+        "CLKD (2211.14773)",
+        "third-party",
+        "MSE of unit rows + MSE of unit columns of the logits + |covariance of classes, difference|_F / C^2",
+        "the same on cosines to prototypes / 0.1",
+        f"{ANCHORS}; covariances divided by N - 1, there by C - 1; weights 1; no CE on labels; `clkd` is the form on dimensions",
+    ),
+    "dist_prototypes": Preset(
+        (on_prototypes("rows_and_columns", **_taus(0.1)),),
+        "DIST; hunto/DIST_KD",
+        "code",
+        "(1 - rho of rows) + (1 - rho of columns) of softmax outputs, rho Pearson",
+        "the same on softmaxes of cosines to prototypes, tau 0.1",
+        f"{ANCHORS}; SimReg's head; the temperature is ours; `dist` is the form on a memory bank",
+    ),
+    "heads": Preset(
+        (
+            {
+                "term": "correlation",
+                "relation": "teacher_head",
+                "comparison": "sinkhorn",
+                "projector": "identity",
+                "tau_student": 0.1,
+                "tau_teacher": 1.0,
+            },
+        ),
+        "distillation with frozen heads, DINOv3; facebookresearch/dinov3",
+        "code",
+        "CE(sinkhorn(head_t(t) / tau_t), softmax(head_s(s) / 0.1)) of class tokens, the same of masked patches by a second head (iBOT), "
+        "and KoLeo; head_t frozen, head_s trained",
+        "KL(sinkhorn(head_t(t) / tau_t) || softmax(head_s(s) / 0.1)), head_t from the teacher's file, tau_t its own",
+        "KL instead of CE (the same gradient); no iBOT term: the files that can be had (DINO, SwAV) have no head for patches, and "
+        "DINOv3's are not published; no KoLeo, which pushes images apart; not zero at a match, as Sinkhorn moves the teacher",
+    ),
+}

@@ -1,0 +1,140 @@
+"""`ssl-kd index` and `ssl-kd search` from the command line: what they print, and one line for what is wrong."""
+
+import json
+
+import pytest
+from PIL import Image
+from small_index import photos, weights
+
+from ssl_kd.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    home = tmp_path_factory.mktemp("lab")
+    weights(home / "s.safetensors")
+    weights(home / "other.safetensors", seed=1)
+    photos(home / "photos", range(6))
+    photos(home / "more", range(6, 8))
+    return home
+
+
+@pytest.fixture
+def ask(lab, tmp_path, monkeypatch, capsys):
+    """Run words in the lab with an index that is built; returns exit code, output and complaint."""
+    monkeypatch.chdir(lab)
+    out = str(tmp_path / "photos.index")
+    assert main(["index", "build", "--weights", "s.safetensors", "--images", "photos/", "--out", out, "--quiet"]) == 0
+    assert "6 pictures added; it holds 6" in capsys.readouterr().out
+
+    def run(*words):
+        code = main([word.replace("INDEX", out) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_search_prints_names_and_distances_and_json(ask):
+    code, out, _ = ask("search", "--index", "INDEX", "--k", "2", "photos/3.png")
+    assert code == 0
+    assert out.splitlines()[0] == "photos/3.png"
+    assert out.splitlines()[1].split() == ["0.00000", "photos/3.png"]
+    code, out, _ = ask("search", "photos/3.png", "--json", "more/", "--index", "INDEX")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [one["query"] for one in answers] == ["photos/3.png", "6.png", "7.png"]
+    assert answers[0]["hits"][0] == {"name": "photos/3.png", "distance": 0.0}
+
+
+def test_an_index_grows_and_shrinks(ask):
+    assert "2 pictures added; it holds 8" in ask("index", "add", "--index", "INDEX", "--images", "more", "--quiet")[1]
+    assert "0 pictures added, 6 were there already" in ask("index", "add", "--index", "INDEX", "--images", "photos")[1]
+    assert "1 pictures removed, 7 are left" in ask("index", "remove", "photos/0.png", "--index", "INDEX")[1]
+    assert "0 pictures removed" in ask("index", "remove", "--missing", "--index", "INDEX")[1]
+    assert "every byte" in ask("index", "verify", "INDEX")[1]
+    assert "7 pictures, 1 removed" in ask("index", "info", "INDEX")[1]
+    assert json.loads(ask("index", "info", "INDEX", "--json")[1])["pictures"] == 7
+    code, out, err = ask("search", "--index", "INDEX", "--k", "99", "photos/1.png")
+    assert (code, len(out.splitlines()), err) == (0, 8, "k: the index holds 7 pictures, all of them are shown\n")
+    assert ask("search", "--index", "INDEX", "--within", "0", "more/6.png")[1].strip().endswith("0.00000  more/6.png")
+
+
+def test_an_approximate_index_prints_what_it_finds(ask):
+    out = ask("index", "train", "--index", "INDEX", "--factory", "IVF1,Flat")[1]
+    assert "IVF1,Flat, which finds 100.0 % of the exact 1 nearest" in out
+    assert "IVF1,Flat" in ask("index", "info", "INDEX")[1]
+    assert "exact" in ask("index", "train", "--index", "INDEX", "--factory", "Flat")[1]
+
+
+def test_a_sheet_and_a_gallery_show_what_was_found(ask, lab, tmp_path):
+    sheet, page = tmp_path / "s.png", tmp_path / "g.html"
+    for _ in range(2):  # ours may be replaced
+        assert (
+            ask("search", "--index", "INDEX", "more", "--k", "3", "--sheet", str(sheet), "--gallery", str(page))[0] == 0
+        )
+    with Image.open(sheet) as picture:
+        assert picture.size == (8 + 4 * 168, 8 + 2 * 198)
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+    text = page.read_text()
+    assert text.count("<img") == 8
+    assert "<script" not in text
+    page.write_text("mine")
+    code, _, err = ask("search", "--index", "INDEX", "more", "--gallery", str(page))
+    assert code == 2
+    assert "not ours to replace" in err
+    assert page.read_text() == "mine"
+
+
+def test_a_picture_that_is_gone_leaves_a_grey_tile_and_one_in_an_archive_is_shown(ask, lab, tmp_path):
+    import zipfile
+
+    photos(tmp_path / "p", [20, 21])
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as out:
+        out.write(tmp_path / "p" / "21.png", "deep/21.png")
+    for source in (tmp_path / "p", tmp_path / "z.zip"):
+        assert ask("index", "add", "--index", "INDEX", "--images", str(source), "--quiet")[0] == 0
+    (tmp_path / "p" / "20.png").unlink()
+    assert ask("search", "--index", "INDEX", "more/6.png", "--k", "9", "--gallery", str(tmp_path / "g.html"))[0] == 0
+    text = (tmp_path / "g.html").read_text()
+    assert text.count("not there any more") == 1
+    assert text.count("<img") == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("search", "--index", "INDEX"), "queries: expected a picture"),
+        (("search", "photos/3.png"), "index: expected a value"),
+        (("search", "--index", "nowhere", "photos/3.png"), "no index there"),
+        (("search", "--index", "INDEX", "nowhere.png"), "nowhere.png: no such"),
+        (("search", "--index", "INDEX", "s.safetensors"), "expected a folder or a zip archive"),
+        (("search", "--index", "INDEX", "photos/3.png", "--weights", "other.safetensors"), "would mean nothing"),
+        (("search", "--index", "INDEX", "photos/3.png", "--k", "0"), "k: expected at least 1"),
+        (("search", "--index", "INDEX", "photos/3.png", "--kk", "1"), "Did you mean k"),
+        (("search", "--index", "INDEX", "photos/3.png", "more", "--sheet", "x.png"), "expected one source"),
+        (("search", "--index", "INDEX", "photos/3.png", "--device", "tpu"), "device: expected cpu or cuda"),
+        (("index", "remove", "--index", "INDEX"), "names: expected"),
+        (("index", "remove", "--index", "INDEX", "x.png"), "holds no x.png"),
+        (("index", "train", "--index", "INDEX", "--factory", "IVVF"), "faiss does not take it"),
+        (("index", "train", "--index", "INDEX", "--factory", "IVF64,Flat"), "faiss does not take it"),
+        (("index", "bulid"), "Did you mean build"),
+        (("search", "--index", "INDEX", "more", "--gallery", "s.safetensors/x.html"), "could not be written"),
+        (("index", "info"), "expected one index"),
+        (("index", "build", "--weights", "s.safetensors", "--images", "photos", "--out", "photos"), "not an index"),
+        (
+            ("index", "build", "--weights", "other.safetensors", "--images", "photos", "--out", "INDEX"),
+            "other weights",
+        ),
+        (
+            ("index", "build", "--weights", "s.safetensors", "--images", "photos", "--out", "i", "--factory", "x"),
+            "faiss",
+        ),
+        (("index", "build", "--weights", "s.safetensors", "--images", "gone", "--out", "i"), "no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(ask, lab, words, says):
+    before = sorted(path.name for path in lab.iterdir())
+    code, _, err = ask(*words)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert says in err
+    assert sorted(path.name for path in lab.iterdir()) == before

@@ -1,0 +1,64 @@
+"""The way into the teacher's coordinates is the inverse of its normalisation behind the head, whatever both are."""
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_kd.objectives import TARGET_NORMS, Alignment, Correlation, build_objective
+from ssl_kd.objectives.into_teacher import into_teacher
+from ssl_kd.objectives.projectors import KEEPS_WIDTH, PROJECTORS
+from ssl_kd.objectives.relations import CrossTable
+
+S, T = 6, 5
+
+
+def used(term, steps=4):
+    """A term whose statistics have moved, in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    term.train()
+    for _ in range(steps):
+        s, t = (3 * torch.randn(32, width, generator=generator) + 1 for width in (S, T))
+        term(s, t)
+    return term.eval()
+
+
+@pytest.mark.parametrize("space", list(TARGET_NORMS.built_in))
+@pytest.mark.parametrize("projector", [name for name in PROJECTORS.built_in if name not in KEEPS_WIDTH])
+def test_what_is_normalised_again_is_what_the_head_gave(projector, space):
+    torch.manual_seed(0)
+    term = used(Alignment(S, T, projector, space, "mse"))
+    way = nn.Sequential(*into_teacher(term))
+    s = torch.randn(7, S)
+    with torch.no_grad():
+        torch.testing.assert_close(term.space(way(s)), term.projector(s), rtol=1e-3, atol=1e-4)
+        # A student that is already there goes where the teacher is.
+        assert way(s).shape == (7, T)
+    assert all(type(layer) in (nn.Linear, nn.ReLU, nn.GELU, nn.LayerNorm) for layer in way)
+
+
+def test_no_head_and_no_norm_is_the_student_itself():
+    way = nn.Sequential(*into_teacher(Alignment(T, T, "identity", "raw", "mse")))
+    rows = torch.randn(3, T)
+    torch.testing.assert_close(way(rows), rows)
+
+
+def test_distances_that_do_not_see_the_place_leave_no_way():
+    assert into_teacher(Alignment(S, T, "linear", "raw", "pearson")) is None
+    assert into_teacher(Alignment(S, T, nn.Sequential(nn.Linear(S, T), nn.Tanh()), "raw", "mse")) is None
+    assert into_teacher(Alignment(S, T, "linear", nn.Softmax(1), "mse")) is None
+    assert into_teacher(build_objective([{"term": "correlation", "relation": "batch"}], S, T)) is None
+
+
+def test_a_relation_across_both_spaces_has_a_head_into_the_teachers():
+    term = Correlation(S, T, CrossTable(), projector="linear")
+    rows = torch.randn(3, S)
+    torch.testing.assert_close(nn.Sequential(*into_teacher(term))(rows), term.projector(rows))
+
+
+def test_training_goes_on_untouched():
+    torch.manual_seed(0)
+    term = Alignment(S, T, "mlp", "standardised", "mse").train()
+    before = {name: value.clone() for name, value in term.state_dict().items()}
+    into_teacher(term)
+    assert term.training
+    assert all(torch.equal(before[name], value) for name, value in term.state_dict().items())
