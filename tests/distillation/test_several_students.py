@@ -71,7 +71,8 @@ def test_the_teacher_looks_once_at_each_batch_whoever_learns(teacher, tmp_path, 
     counts = []
     for out, students in (("two", STUDENTS), ("one", {"small": STUDENTS["small"]})):
         looks.clear()
-        ssl_kd.distill(teacher, images=small_images(), out=tmp_path / out, students=students, health_every=0, **RUN)
+        once = RUN | {"health_every": 0, "epochs": 1}
+        ssl_kd.distill(teacher, images=small_images(), out=tmp_path / out, students=students, **once)
         counts.append(sum(looks))
     assert counts[0] == counts[1]
 
@@ -248,7 +249,7 @@ def test_a_student_that_collapses_is_named(teacher, tmp_path):
             return super().forward(x) * 0
 
     students = {"fine": STUDENTS["small"], "flat": {"arch": Same(), "objective": "simreg"}}
-    settings = RUN | {"images": small_images(64), "health_images": 32, "epochs": 3}
+    settings = RUN | {"images": small_images(64), "health_images": 32, "epochs": 3, "batch_size": 16}
     with pytest.raises(Collapsed, match="student flat has collapsed"):
         ssl_kd.distill(teacher, out=tmp_path / "run", students=students, **settings)
 
