@@ -271,3 +271,21 @@ def test_a_bad_step_of_one_student_is_not_one_of_the_other(teacher, tmp_path, mo
     skipped = [line for line in logged(tmp_path / "run/students/bad") if "skipped" in line]
     assert [line["step"] for line in skipped] == [2]
     assert "bad/loss" not in logged(tmp_path / "run")[2]
+
+
+@pytest.mark.slow
+def test_a_student_whose_patience_is_out_stops_as_it_would_alone(teacher, tmp_path):
+    """The other goes on; a run that is given again leaves the first where it stopped."""
+    still = STUDENTS["small"] | {"lr": 1e-9}
+    more = {"images": small_images(64), "health_images": 32, "health_every": 0.5, "patience": 1, "epochs": 3}
+    students = {"still": still, "drops": STUDENTS["drops"]}
+    done = ssl_kd.distill(teacher, out=tmp_path / "group", students=students, **RUN | more)
+    line = {"student": still["arch"], "student_args": still["args"], "objective": still["objective"], "lr": still["lr"]}
+    one = ssl_kd.distill(teacher, out=tmp_path / "alone", **RUN | more | line)
+    assert same(done["still"].student, one.student)
+    assert figures(tmp_path / "group/students/still") == figures(tmp_path / "alone")
+    assert done["still"].path.read_bytes() == one.path.read_bytes()
+    steps = {name: figures(tmp_path / "group/students" / name)[-1]["step"] for name in students}
+    assert steps["still"] < 12
+    again = ssl_kd.distill(teacher, out=tmp_path / "group", students=students, **RUN | more)
+    assert all(same(done[name].student, again[name].student) for name in students)
