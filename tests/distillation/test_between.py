@@ -7,7 +7,8 @@ import torch
 from small_runs import SMALL, logged, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.distillation.between import BETWEEN, build_between, neighbour_logits
+from ssl_kd.distillation.between import build_between
+from ssl_kd.distillation.between_terms import BETWEEN, neighbour_logits
 from ssl_kd.errors import UserError
 from ssl_kd.types import Features, ViewBatch
 
