@@ -15,6 +15,7 @@ NAMES = {
     "distill_speed": "the training loop, against the networks alone, the usual script and lightly-train",
 }
 WHEN_NAMED = {
+    "students_speed": "several students on one pass of the teacher, against one after another and the networks alone",
     "eval_workers": "the cells of an evaluation in several processes, against one",
     "quality": "which objective gives the better student: every preset on the same budget",
     "health": "how well label-free health ranks students, against labelled k-NN",

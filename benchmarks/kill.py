@@ -1,11 +1,13 @@
 """Kill a run anywhere: SIGKILL at random moments, the same command again, and at the end the same bits as unbroken.
 
-    python -m benchmarks.kill [--kills 24] [--seed 0] [--spawn] [--keep FOLDER]
+    python -m benchmarks.kill [--kills 24] [--seed 0] [--spawn] [--students] [--keep FOLDER]
 
 Rounds of `ssl-kd distill` (every other one with `ssl-kd targets` before it) are killed at moments drawn by seed: at any
 time, as the process starts, while a state or a student is written, while targets are stored, between epochs, behind a
 line of the log. After each kill the state must be readable; each finished round must equal the unbroken run in student,
 best student, targets, saved state and every logged figure but the timings. Exit code 1 if anything differs.
+
+--students: two students that follow each other, on the same passes of the teacher.
 
 Processes are forked from one that has done its imports; --spawn starts the interpreter anew each time (slow).
 """
@@ -36,11 +38,17 @@ MOST_IN_A_ROUND = 9  # kills; then the round may finish
 GIVE_UP = 600.0  # seconds for one process
 
 
-def settings(folder: Path, out: Path) -> list[str]:
+SINGLE = {"student": "resnet18", "student_args": "{channels: [8, 8, 16, 16]}"}
+SEVERAL = {
+    "students": "{a: {arch: resnet18, args: {channels: [8, 8, 16, 16]}}, b: {arch: resnet18, args: {channels: [4, 4, 8, 8]}}}",
+    "between": "mutual",
+    "objective": "default_light",
+}
+
+
+def settings(folder: Path, out: Path, several: bool) -> list[str]:
     given = {
         "teacher": folder / "teacher.safetensors",
-        "student": "resnet18",
-        "student_args": "{channels: [8, 8, 16, 16]}",
         "images": folder / "images.npy",
         "out": out,
         "size": 32,
@@ -53,7 +61,7 @@ def settings(folder: Path, out: Path) -> list[str]:
         "health_images": HELD,
         "precision": "32-true",
         "accelerator": "cpu",
-    }
+    } | (SEVERAL if several else SINGLE)
     return [output for key, value in given.items() for output in (f"--{key}", str(value))] + ["--quiet"]
 
 
@@ -160,10 +168,10 @@ def last_step(out: Path) -> int:
 
 
 def stored(out: Path) -> int:
-    """Rows of targets that are vouched for."""
+    """Rows of targets that are vouched for, of the part of the teacher's outputs that has fewest."""
     import numpy as np
 
-    return sum(int(np.count_nonzero(np.fromfile(path, np.uint32))) for path in out.glob("targets/*.crc"))
+    return min((int(np.count_nonzero(np.fromfile(path, np.uint32))) for path in out.glob("targets/*.crc")), default=0)
 
 
 Moment = Callable[[], bool]
@@ -202,7 +210,7 @@ def writing(out: Path, name: str, skip: int) -> Moment:
     seen = [0, False]
 
     def now() -> bool:
-        written = any(out.glob(f"{name}.*.part"))
+        written = any(out.rglob(f"{name}.*.part"))
         seen[0] += written and not seen[1]
         seen[1] = written
         return written and seen[0] > skip
@@ -213,7 +221,7 @@ def writing(out: Path, name: str, skip: int) -> Moment:
 def filling(out: Path, random: random.Random) -> Moment | None:
     """Before the store is full, which it is after two epochs."""
     before, full = stored(out), 2 * (IMAGES - HELD)
-    if before == full:
+    if before >= full:
         return None
     wanted = random.randint(before + 1, full)
     return lambda: stored(out) >= wanted
@@ -284,10 +292,12 @@ def differences(whole: Path, broken: Path) -> list[str]:
     from ssl_kd.runtime.run_dir import LAST
     from ssl_kd.runtime.state import load_state
 
-    names = ["student.safetensors", "student_best.safetensors", *(f"targets/{p.name}" for p in whole.glob("targets/*"))]
+    written = [*whole.rglob("student*.safetensors"), *whole.glob("targets/*")]
+    names = [str(path.relative_to(whole)) for path in written]
     found = [name for name in names if (whole / name).read_bytes() != (broken / name).read_bytes()]
-    if figures(whole) != figures(broken):
-        found.append("metrics.jsonl")
+    for path in whole.rglob("metrics.jsonl"):
+        if figures(path.parent) != figures(broken / path.parent.relative_to(whole)):
+            found.append(str(path.relative_to(whole)))
     states = [dict(flat(load_state(out / LAST))) for out in (whole, broken)]
     for key in states[0].keys() | states[1].keys():
         a, b = (state.get(key) for state in states)
@@ -325,12 +335,12 @@ def broken_round(words: list[str], out: Path, draw: random.Random, most: int, lo
     return killed
 
 
-def run(folder: Path, kills: int, seed: int, spawn: bool) -> int:
+def run(folder: Path, kills: int, seed: int, spawn: bool, several: bool = False) -> int:
     """The unbroken run, then broken ones until there were enough kills; 0 if all ended alike."""
     draw, log, whole = random.Random(seed), folder / "log", folder / "whole"
     in_a_child(lambda: plant(folder), log)  # a parent that had computed something could not be forked safely
     began = time.monotonic()
-    Process(["distill", *settings(folder, whole)], log, spawn).finish()
+    Process(["distill", *settings(folder, whole, several)], log, spawn).finish()
     print(f"unbroken: {time.monotonic() - began:.1f} s, {STEPS} steps", flush=True)
     killed: Counter[str] = Counter()
     rounds = 0
@@ -340,7 +350,12 @@ def run(folder: Path, kills: int, seed: int, spawn: bool) -> int:
         before = killed.total()
         for command, most in (("targets", 2), ("distill", MOST_IN_A_ROUND))[rounds % 2 :]:
             killed += broken_round(
-                [command, *settings(folder, out)], out, draw, min(most, kills - killed.total()), log, spawn
+                [command, *settings(folder, out, several)],
+                out,
+                draw,
+                min(most, kills - killed.total()),
+                log,
+                spawn,
             )
         if wrong := differences(whole, out):
             print(f"round {rounds}, {killed.total() - before} kills: DIFFERS in {', '.join(sorted(wrong))}")
@@ -357,6 +372,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=24, help="at least so many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--spawn", action="store_true", help="a new interpreter for each process")
+    parser.add_argument("--students", action="store_true", help="two students that follow each other")
     parser.add_argument("--keep", type=Path, help="folder to leave the runs in (default: a temporary one)")
     chosen = parser.parse_args()
     if not chosen.spawn:
@@ -364,9 +380,9 @@ def main() -> int:
             importlib.import_module(name)
     if chosen.keep:
         chosen.keep.mkdir(parents=True)
-        return run(chosen.keep, chosen.kills, chosen.seed, chosen.spawn)
+        return run(chosen.keep, chosen.kills, chosen.seed, chosen.spawn, chosen.students)
     with tempfile.TemporaryDirectory() as folder:
-        return run(Path(folder), chosen.kills, chosen.seed, chosen.spawn)
+        return run(Path(folder), chosen.kills, chosen.seed, chosen.spawn, chosen.students)
 
 
 if __name__ == "__main__":

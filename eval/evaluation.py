@@ -11,7 +11,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_kd.checkpoints.licences import warning
 from ssl_kd.errors import UserError, nearest, one_of
+from ssl_kd.registry import is_object
 from ssl_kd.runtime.files import atomically, probe
 from ssl_kd.runtime.ownership import mark, require_ours
 
@@ -19,7 +21,18 @@ from .evaluators.choices import Choice, choices, described
 from .results import Results
 from .runner.build import open_encoders, open_task
 from .runner.cells import Bench, Job, Settings, plan
-from .runner.config import EvalConfig, check, check_settings, encoders_of, ood_of, pairs_of, tasks_of, title_of
+from .runner.config import (
+    EncoderConfig,
+    EvalConfig,
+    check,
+    check_settings,
+    damaged_photos,
+    encoders_of,
+    ood_of,
+    pairs_of,
+    tasks_of,
+    title_of,
+)
 from .runner.own_features import OwnFeatures, own_features
 from .runner.place import EVALUATION
 
@@ -40,8 +53,10 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     task_list, encoder_list, pairs = tasks_of(config), encoders_of(config), ood_of(config)
     wanted = choices(config.evaluators, config.index)
     if config.workers > 1:
-        _check_names(wanted, task_list)
+        _check_names(wanted, task_list, encoder_list)
     _check_machine(config.device, config.engine)
+    further, alike, strange = damaged_photos(task_list)
+    task_list = [*task_list, *further]
     tasks = {title_of(task): open_task(task, config.max_unreadable) for task in task_list}
     encoders = open_encoders(encoder_list)
     settings = Settings(
@@ -55,12 +70,14 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         Path(config.out) / "cells",
         None if config.cache == "none" else Path(config.cache or Path(config.out) / "features"),
         config.report,
+        config.verify,
         tuple(config.maps),
     )
     _make_folders(settings)
     mark(Path(config.out), EVALUATION)
     bench = Bench(encoders, tasks, config.reference or encoder_list[0].title, settings, wanted)
-    jobs, left_out = plan(list(tasks.values()), list(encoders), wanted, pairs)
+    shown = [task for name, task in tasks.items() if name not in {title_of(one) for one in further}]
+    jobs, left_out = plan(shown, list(encoders), wanted, list(dict.fromkeys([*pairs, *strange])), alike)
     if config.workers > 1:
         from .runner.workers import work
 
@@ -73,12 +90,15 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     return results
 
 
-def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any]) -> None:
+def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any], encoders: Sequence[EncoderConfig]) -> None:
     """UserError for objects where other processes would have to make them from their names."""
     objects = [choice.title for choice in wanted if choice.is_object]
-    objects += [task.name for task in tasks if not hasattr(task, "title")]
+    objects += [task.name for task in tasks if not hasattr(task, "title") or is_object(task.name)]
+    objects += [str(one.format) for one in encoders if is_object(one.format)]
     if objects:
-        raise UserError(f"workers: {objects[0]} is an object from Python, which stays in this process; take workers: 1")
+        raise UserError(
+            f"workers: {objects[0]} is code of your own, which other processes do not have; take workers: 1"
+        )
 
 
 def _with_report(results: Results, bench: Bench, out: Path, settings: str, sources: Mapping[str, str]) -> Results:
@@ -220,6 +240,9 @@ def facts(encoders: Mapping[str, Row], tasks: Iterable[Task]) -> dict[str, str]:
     import platform
 
     found = {f"encoder {name}": _told(row) for name, row in encoders.items()}
+    stated = {name: licence for name, row in encoders.items() if (licence := getattr(row, "licence", ""))}
+    found |= {f"licence of {name}": licence for name, licence in stated.items()}
+    found |= {"licences": sentence} if (sentence := warning(stated)) else {}
     found |= {
         f"task {task.name}": f"{len(task.train.images):,} train, {len(task.test.images):,} test, digest {task.digest[:16]}"
         for task in tasks

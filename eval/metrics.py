@@ -23,6 +23,7 @@ METRICS = {
     "top5": "top-5 accuracy",
     "map": "mean average precision",
     "overlap": "neighbours in common",
+    "cka": "CKA",
     "ece": "calibration error",
     "map11": "11-point mAP",
     "auroc": "AUROC",

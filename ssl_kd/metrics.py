@@ -60,12 +60,16 @@ def centred_kernel_alignment(student: Tensor, teacher: Tensor) -> float:
     Source: Kornblith et al., ICML 2019, arXiv:1905.00414, with the unbiased HSIC of Song et al., JMLR 2012: the plain
     estimate calls wide random features alike when N is below their width.
     """
-    a, b = (_hollow(z) for z in (student, teacher))
+    return cka_of(hollow_products(student), hollow_products(teacher))
+
+
+def cka_of(a: Tensor, b: Tensor) -> float:
+    """Linear CKA of two tables of `hollow_products` (N, N), or of the same rows and columns of both."""
     scale = math.sqrt(max(_hsic(a, a), 0.0)) * math.sqrt(max(_hsic(b, b), 0.0))
     return _hsic(a, b) / scale if scale > 0 else 0.0
 
 
-def _hollow(z: Tensor) -> Tensor:
+def hollow_products(z: Tensor) -> Tensor:
     """Products of centred rows (N, N) in double precision, of unit mean square, with an empty diagonal."""
     z = z.double()
     z = z - z.mean(0)

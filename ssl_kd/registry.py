@@ -6,8 +6,8 @@ A name is looked up among
 2. those that were added from Python:             `TERMS["margin"] = Margin`
 3. those that installed packages offer by an entry point in the table's group (`ssl_kd.terms`, ...).
 
-`resolve(table, name)` also takes `module:name`, an object of any importable module, found in the working folder as well.
-`table[name]` does not: a name that was read from a file must never import what it says.
+`table[name]` never imports what a name says, for it may have been read from a file. `admit` does: the command line calls
+it for each `module:name` that a person typed, and the object is then a row of that name in this process.
 
 Entry points are read only when a name is not built in, or when the table is listed, and a package is imported only
 when its own name is looked up. docs/extending.md says for each table what its objects must be.
@@ -19,8 +19,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -84,6 +85,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
             raise UserError(f"{self.what}: a name is a string that is not empty and no module:name; got {name!r}")
         self._added[name] = self._called(name, self.fitting(part, name))
 
+    def admit(self, name: str, found: object) -> None:
+        """Make what `module:name` led to a row of that very name, for this process; UserError where it does not fit."""
+        self._added[name] = self.fitting(found, name)
+
     def __delitem__(self, name: str) -> None:
         """Forget a part that was added from Python; UserError for any other."""
         if name not in self._added:
@@ -132,6 +137,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def unknown(self, name: object) -> str:
         """What is wrong with a name that is in no row, in one line."""
+        if is_object(name):
+            return (
+                f"{self.what}: {_shown(name)} names code, which is imported only where the command line itself says so"
+            )
         names = list(self)
         known = ", ".join(map(_shown, names)) or "none"
         return f"{self.what}: no {_shown(name)!r}; known: {known}, or module:name.{nearest(name, names)}"
@@ -159,7 +168,9 @@ class Registry(MutableMapping[str, T], Generic[T]):
         first, *others = self.offers[name]
         if others:
             makers = ", ".join(f"{_maker(point)} ({point.value})" for point in (first, *others))
-            raise UserError(f"{self.what}: several packages call a part {_shown(name)!r}: {makers}; give module:name")
+            raise UserError(
+                f"{self.what}: several packages call a part {_shown(name)!r}: {makers}; give module:name on the command line"
+            )
         try:
             part = first.load()
         except BROKEN as error:
@@ -185,16 +196,66 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def fitting(self, part: Any, name: str) -> T:
         """The part itself; UserError where it is not of the table's kind."""
-        if self.kind is not None and not isinstance(part, self.kind):
-            expected = getattr(self.kind, "__name__", str(self.kind))
-            raise UserError(f"{self.what}: {_shown(name)} is no {expected}, but {type(part).__name__}")
+        if not self.takes(part):
+            raise UserError(f"{self.what}: {_shown(name)} is no {self.expects}, but {type(part).__name__}")
         fitting: T = part
         return fitting
 
+    def takes(self, part: object) -> bool:
+        """Whether it is of the table's kind."""
+        return self.kind is None or isinstance(part, self.kind)
 
-def resolve(registry: Registry[T], name: str) -> T:
-    """The part that a setting names, the `name` of a row or `module:name`; UserError in one line where there is none."""
-    return registry.fitting(load_object(name, registry.what), name) if is_object(name) else registry[name]
+    @property
+    def expects(self) -> str:
+        """The table's kind in words."""
+        return getattr(self.kind, "__name__", str(self.kind))
+
+
+def admit(setting: str, value: object, tables: Mapping[str, Sequence[str]], paths: bool = False) -> None:
+    """Import each `module:name` in a setting that was typed on a command line, as a row of the table that it fits.
+
+    value: as `objects_in` takes it. tables: homes of Registries, each itself `module:NAME` and imported only where there
+    is a name to look for, by the key of the mapping under which names stand; "" where they stand under none. paths: the
+    setting may also be a path, which comes first, and a module that is not there is left for the path's own error.
+    UserError in one line for what cannot be imported, or fits no table.
+    """
+    for key, name in objects_in(value):
+        if not tables.get(key) or (paths and (_is_path(name) or not _is_module(name))):
+            continue
+        found = load_object(name, setting)
+        parts: list[Registry[Any]] = [load_object(home, setting) for home in tables[key]]
+        table = next((one for one in parts if one.takes(found)), None)
+        if table is None:
+            expected = " or ".join(dict.fromkeys(one.expects for one in parts))
+            raise UserError(f"{setting}: {name} is no {expected}, but {type(found).__name__}")
+        table.admit(name, found)
+
+
+def objects_in(value: object, key: str = "") -> list[tuple[str, str]]:
+    """Every `module:name` in a setting: alone, among names with commas between them, beside a `/`, in lists and mappings.
+
+    Each comes with the key of the mapping that it stands under, "" for none.
+    """
+    if isinstance(value, str):
+        words = [word.strip() for one in value.split(",") for word in one.split("/")]
+        return [(key, word) for word in words if is_object(word)]
+    if isinstance(value, Mapping):
+        return [found for name, one in value.items() for found in objects_in(one, str(name))]
+    return [found for one in value for found in objects_in(one, key)] if isinstance(value, list | tuple) else []
+
+
+def _is_path(name: str) -> bool:
+    """Whether `photos.zip:train` is a file or folder with something behind it; a package's folder is none."""
+    place = name.partition(":")[0]
+    return os.path.exists(place) and not os.path.exists(os.path.join(place, "__init__.py"))
+
+
+def _is_module(name: str) -> bool:
+    first = name.partition(":")[0].partition(".")[0]
+    spec = find_spec(first)
+    if spec is not None and spec.origin is not None:  # any folder would do for a package without a file
+        return True
+    return any(os.path.exists(os.path.join(os.getcwd(), f"{first}{end}")) for end in (".py", "/__init__.py"))
 
 
 def is_object(name: object) -> bool:

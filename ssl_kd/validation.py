@@ -39,7 +39,10 @@ class About:
 
     least, most: inclusive ends of its range; above, below: exclusive ones; a float is always finite. expects: its type
     in words, where the annotation's own would say too little. why: the reason for its range. first: one of the few that
-    people set first. code: it may name an object as `package.module:name`. networks: there may be networks inside.
+    people set first. code: it may name an object as `package.module:name`. tables: Registries to which
+    such a name adds a row, each as `module:NAME`, by key (see `ssl_kd.registry.admit`). paths: it may be a path as well, which comes first.
+    networks: there may be networks inside. also: a shorter name on the command line. several: there it may be several
+    words, such as three numbers.
     """
 
     help: str = ""
@@ -51,7 +54,11 @@ class About:
     why: str = ""
     first: bool = False
     code: bool = False
+    tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    paths: bool = False
     networks: bool = False
+    also: str = ""
+    several: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a number is in the range."""
@@ -87,7 +94,11 @@ class Known(TypedDict, total=False):
     why: str
     first: bool
     code: bool
+    tables: Mapping[str, Sequence[str]]
+    paths: bool
     networks: bool
+    also: str
+    several: bool
 
 
 def described(help: str, **known: Unpack[Known]) -> dict[str, About]:  # noqa: A002 - as argparse calls it

@@ -198,8 +198,7 @@ def mmpretrain_vit():
 
 def numbered(name):
     net = resnet(name)
-    rules = [(r"^conv1\.", "0."), (r"^bn1\.", "1."), *((rf"^layer{i}\.", f"{i + 3}.") for i in range(1, 5))]
-    state = prefixed(renamed(net.state_dict(), rules), "backbone.")
+    state = prefixed(renamed(net.state_dict(), NUMBERS), "backbone.")
     return {"state_dict": {**state, "projection_head.layers.0.weight": torch.randn(2, 2)}}, net, 64
 
 
@@ -216,7 +215,73 @@ def torchvision_vit():
     return state, net, 32
 
 
+def ibot_full():
+    tree, net, side = dino_vit_full()
+    tree["teacher"]["head.last_layer2.weight_v"] = torch.randn(4, 4)
+    tree["student"]["module.backbone.masked_embed"] = torch.randn(1, 128)
+    return tree, net, side
+
+
+def msn():
+    net = vit()
+    state = {**prefixed(net.state_dict(), "module."), "module.fc.fc1.weight": torch.randn(4, 128)}
+    net.norm = nn.Identity()  # its probes read the class token before the norm
+    other = prefixed(shaken(vit(), 1).state_dict(), "module.")
+    return {"encoder": other, "target_encoder": state, "prototypes": torch.randn(8, 4)}, net, 32
+
+
+def mae():
+    net = vit()
+    decoder = {"mask_token": torch.zeros(1, 1, 8), "decoder_blocks.0.norm1.weight": torch.ones(8)}
+    return {"model": {**net.state_dict(), **decoder}, "optimizer": {}}, net, 32
+
+
+def ijepa():
+    net = vit(class_token=False, global_pool="avg", fc_norm=False)
+    other = prefixed(shaken(vit(class_token=False, global_pool="avg", fc_norm=False), 1).state_dict(), "module.")
+    predictor = {"module.mask_token": torch.zeros(1, 1, 8), "module.predictor_blocks.0.norm1.weight": torch.ones(8)}
+    target = prefixed(net.state_dict(), "module.")
+    return {"encoder": other, "predictor": predictor, "target_encoder": target, "epoch": 3}, net, 32
+
+
+def simsiam():
+    net = resnet("resnet18")
+    heads = {"module.encoder.fc.0.weight": torch.randn(4, 4), "module.predictor.0.weight": torch.randn(4, 4)}
+    return {"arch": "resnet18", "state_dict": {**prefixed(net.state_dict(), "module.encoder."), **heads}}, net, 64
+
+
+def joint(*heads):
+    net = resnet("resnet18")
+    beside = {f"module.{name}": torch.randn(4) for name in heads}
+    return {"epoch": 3, "model": {**prefixed(net.state_dict(), "module.backbone."), **beside}}, net, 64
+
+
+NUMBERS = [(r"^conv1\.", "0."), (r"^bn1\.", "1."), *((rf"^layer{i}\.", f"{i + 3}.") for i in range(1, 5))]
+
+
+def byol():
+    net = resnet("resnet18")
+    online = {**prefixed(renamed(net.state_dict(), NUMBERS), "encoder."), "projetion.net.0.weight": torch.randn(4, 4)}
+    target = prefixed(renamed(shaken(resnet("resnet18"), 1).state_dict(), NUMBERS), "encoder.")
+    return {"online_network_state_dict": online, "target_network_state_dict": target}, net, 64
+
+
+def byol_learner():
+    net = resnet("resnet18")
+    state = {**prefixed(net.state_dict(), "online_encoder.net."), "online_predictor.net.0.weight": torch.randn(4, 4)}
+    return {**state, **prefixed(shaken(resnet("resnet18"), 1).state_dict(), "target_encoder.net.")}, net, 64
+
+
 LAYOUTS = {
+    "iBOT, teacher of a run": (ibot_full, "zip", "ibot"),
+    "MSN, target encoder": (msn, "zip", "msn"),
+    "MAE, with its decoder": (mae, "zip", "mae"),
+    "I-JEPA, target encoder": (ijepa, "zip", "ijepa"),
+    "SimSiam, ResNet-18": (simsiam, "legacy", "simsiam"),
+    "Barlow Twins, own run": (lambda: joint("projector.0.weight", "bn.running_mean"), "zip", "barlow"),
+    "VICReg, own run": (lambda: joint("projector.0.weight", "projector.0.bias"), "zip", "vicreg"),
+    "BYOL, numbered layers": (byol, "zip", "byol"),
+    "BYOL, a whole learner": (byol_learner, "zip", "byol"),
     "MoCo, ResNet-34": (lambda: moco("resnet34"), "zip", "moco"),
     "MoCo, ResNeXt-50": (lambda: moco("resnext50_32x4d"), "legacy", "moco"),
     "MoCo, wide ResNet-50-2": (lambda: moco("wide_resnet50_2"), "zip", "moco"),

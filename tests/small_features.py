@@ -8,6 +8,7 @@ import torch
 from ssl_kd import objectives
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.prototypes import Prototypes
+from ssl_kd.objectives.teacher_heads import Head, TeacherHead
 from ssl_kd.types import Features, ViewBatch
 
 ATTENTION = "blocks.-1.attn.attn_drop"
@@ -53,8 +54,11 @@ def rows(leaves, order):
 
 
 def lay_all(module, seed=0):
-    """The same, with prototypes for every relation inside that waits for them."""
-    for part in module.modules():
+    """The same, with prototypes and teachers' heads for every relation inside that waits for them."""
+    for part in list(module.modules()):
+        if isinstance(part, TeacherHead):
+            projection = torch.nn.Linear(part.widths[1], 5)
+            part.give(Head(projection, torch.nn.functional.normalize(rand(12, 5, seed=seed), dim=1), 0.1))
         if isinstance(part, Prototypes):
             part.lay(rand(*part.anchors.shape, seed=seed))
     return module

@@ -11,7 +11,7 @@ import torch
 from tables import tables
 
 from ssl_kd.errors import UserError
-from ssl_kd.registry import Registry, load_object, resolve
+from ssl_kd.registry import Registry, admit, load_object
 
 
 def table(**more):
@@ -49,14 +49,17 @@ def test_rows_are_added_from_python_and_never_replace_built_in_ones():
         del shapes["round"]
 
 
-def test_module_and_name_are_resolved_only_where_that_is_asked_for(tmp_path, monkeypatch):
+OWN = table(group="shapes.of.a.test")
+
+
+def test_module_and_name_are_imported_only_where_that_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "own_shapes.py").write_text("class Case:\n    star = 5\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert resolve(table(), "own_shapes:Case.star") == 5
-    assert resolve(table(), "square") == 2
-    with pytest.raises(UserError, match=r"shapes: no 'own_shapes:Case\.star'"):
-        table()["own_shapes:Case.star"]
+    with pytest.raises(UserError, match=r"shapes: own_shapes:Case\.star names code, which is imported only where"):
+        OWN["own_shapes:Case.star"]
+    admit("shape", ["square", "own_shapes:Case.star"], {"": [f"{__name__}:OWN"]})
+    assert OWN["own_shapes:Case.star"] == 5
     for wrong, why in (("no_such_module:x", "cannot be imported"), ("own_shapes:Case.stir", "has no Case.stir.*star")):
         with pytest.raises(UserError, match=why) as caught:
             load_object(wrong, "shapes")

@@ -44,7 +44,26 @@ OWN = {
     "parts": {"objective": "simreg", "batch_size": 3, "accumulate": 2},
     "looks at held-out images": {"objective": "default", "health_images": 32, "images": 64},
 }
-CASES = {name: {"objective": few(name)} for name in PRESETS} | OWN
+# Several students on one pass of the teacher, and what may be between them.
+GROUP = {
+    "objective": "default_light",
+    "students": {"a": {"arch": CNN[0], "args": CNN[2]}, "b": {"arch": CNN[0], "args": CNN[1], "seed": 1}},
+}
+GROUPS = {
+    "several students": GROUP | {"objective": "default"},
+    "several students with stored targets": GROUP | {"replay": 1, "health_images": 32, "images": 64},
+    "mutual": GROUP | {"between": [{"term": "mutual", "teacher": True}]},
+    "ensemble": GROUP | {"between": "ensemble"},
+    "online_neighbours": GROUP | {"between": [{"term": "online_neighbours", "neighbours": 2}]},
+    "assistants": GROUP
+    | {
+        "between": [
+            {"term": "assistant", "assistant": "b", "start": 1},
+            {"term": "residual_assistant", "student": "a", "assistant": "b"},
+        ]
+    },
+}
+CASES = {name: {"objective": few(name)} for name in PRESETS if name != "heads"} | OWN | GROUPS
 
 
 def teacher(arch, args, seed):
@@ -83,8 +102,26 @@ def distilled(name, folder):
         "lr": 0.002,
         "warmup": 0,
     }
+    if "students" in case:
+        del settings["student"], settings["student_args"]
     ssl_kd.distill(images=images, out=out, **settings | case)
     return out
+
+
+def found(run):
+    """Losses, gradient norms and weights of a run's student, or of all of its students one after another."""
+    folders = [run / "students" / name for name in GROUP["students"]] if (run / "students").exists() else [run]
+    lines = [json.loads(line) for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    files = {folder.name: load_file(folder / "student.safetensors") for folder in folders}
+    several = len(folders) > 1
+    return {
+        "losses": [line["loss"] for line in lines],
+        "norms": [line["gradient_norm"] for line in lines],
+        "student": {
+            f"{name}.{key}" if several else key: value for name, file in files.items() for key, value in file.items()
+        },
+    }
 
 
 def main(folder, out, *names):
@@ -93,13 +130,7 @@ def main(folder, out, *names):
     for name in names or CASES:
         run = distilled(name, folder)
         if distributed.rank() == 0:
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            lines = [line for line in lines if "loss" in line]
-            told[name] = {
-                "losses": [line["loss"] for line in lines],
-                "norms": [line["gradient_norm"] for line in lines],
-                "student": load_file(run / "student.safetensors"),
-            }
+            told[name] = found(run)
     if distributed.rank() == 0:
         torch.save(told, out)
 

@@ -65,6 +65,17 @@ def _occlude(picture: Picture, share: float, rng: np.random.Generator) -> Pictur
     return covered
 
 
+def _scramble(picture: Picture, tiles: float, rng: np.random.Generator) -> Picture:
+    """Cut the picture into tiles x tiles parts and put them together in another order: nothing is left but texture."""
+    width, height = (max(1, side // int(tiles)) for side in picture.size)
+    places = [(x * width, y * height) for y in range(int(tiles)) for x in range(int(tiles))]
+    mixed = picture.copy()
+    for to, start in enumerate(rng.permutation(len(places)).tolist()):
+        left, top = places[start]
+        mixed.paste(picture.crop((left, top, left + width, top + height)), places[to])
+    return mixed
+
+
 CORRUPTIONS: dict[str, tuple[Callable[[Picture, float, np.random.Generator], Picture], tuple[float, ...]]] = {
     "noise": (_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),  # standard deviation, of 1
     "blur": (_blur, (1, 2, 3, 4, 6)),  # pixels at 224
@@ -75,6 +86,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Picture, float, np.random.Generator], Pic
     "jpeg": (_jpeg, (40, 25, 18, 12, 7)),  # quality
     "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),  # resolution left
     "occlude": (_occlude, (0.05, 0.1, 0.2, 0.3, 0.4)),  # area covered
+    "scramble": (_scramble, (2, 3, 4, 6, 8)),  # tiles along a side
 }
 
 

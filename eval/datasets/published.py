@@ -21,7 +21,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.dataset import DatasetImages
 from ssl_kd.errors import ImagesError, UserError, nearest
-from ssl_kd.registry import Registry
+from ssl_kd.registry import Registry, is_object
 from ssl_kd.runtime.download import offline
 
 from .literature import TASKS, TaskRow
@@ -42,6 +42,8 @@ def published_task(name: str, root: str | Path, download: bool = False, max_unre
     alias = {row.kind: row.name for row in ROOTED if row.kind}
     found = name.lower() if name.lower() in MAKERS.built_in else alias.get(name, name)
     if found not in MAKERS:
+        if is_object(name):
+            raise UserError(MAKERS.unknown(name))
         listed = [*MAKERS, *alias]
         raise UserError(f"no task {name!r} under a root; known: {', '.join(listed)}.{nearest(name, listed)}")
     task = MAKERS[found](Path(root).expanduser(), download and not offline(), max_unreadable)

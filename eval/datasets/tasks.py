@@ -26,6 +26,7 @@ from ssl_kd.errors import ImagesError, UserError
 from ..banks import as_labels
 from .literature import TASKS, usual_metric
 
+FEWEST_PHOTOS = 60  # fewer say nothing about ten neighbours
 TEST_FOLDERS = ("test", "val", "validation", "valid")
 
 
@@ -59,7 +60,8 @@ class Task:
     It is an entry of a configuration's `tasks` or of `evaluate_encoders`. Its cells are kept under `digest`, which is made
     of the images' content, labels and validation split, so that the same task may be built anew each time. `held` (N,)
     marks the train images of the set's own validation split, where it has one: it chooses what a probe's protocol leaves
-    open. `classes` names the columns of labels (N, C).
+    open. `classes` names the columns of labels (N, C). Not `labelled`: photos alone, which all bear one name instead of a
+    label; test rows query train rows, and only evaluators that need no labels judge them.
     """
 
     name: str
@@ -68,11 +70,17 @@ class Task:
     metric: str = "top1"
     held: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    labelled: bool = True
 
     @property
     def several(self) -> bool:
         """Whether an image may show several classes."""
         return self.train.labels.ndim == 2
+
+    def verify(self) -> None:
+        """Have every byte of the images read for `digest` and for the keys of features: one pass over all of them."""
+        self.train.images.verify = self.test.images.verify = True
+        self.__dict__.pop("digest", None)  # one that was made with less
 
     @cached_property
     def digest(self) -> str:
@@ -127,6 +135,18 @@ def folder_pair(train: str | Path, test: str | Path, name: str, metric: str = ""
     return Task(name, parts[0], parts[1], metric or usual_metric(name))
 
 
+def photos_task(path: str | Path, name: str = "", max_unreadable: float = 0.01) -> Task:
+    """Make a task of a folder or zip of photos without labels: every other one is a query, the others are looked up in."""
+    images = open_images(str(path), max_unreadable)
+    name = name or Path(path).stem
+    if len(images) < FEWEST_PHOTOS:
+        raise UserError(f"{path}: expected at least {FEWEST_PHOTOS} photos to judge by, got {len(images)}")
+    whole = Split(images, np.full(len(images), "photo"))
+    asked = np.arange(len(images)) % 2 == 1
+    train, test = part_of(whole, ~asked, f"{name} index"), part_of(whole, asked, f"{name} queries")
+    return Task(name, train, test, labelled=False)
+
+
 def drawn_task(images: ImageSource, name: str, size: float, metric: str = "top1", seed: int = 0) -> Task:
     """Split a folder of classes: `size` train images per class, or that share of each when below 1; the rest is test."""
     whole, rng = by_class_folder(images), np.random.default_rng(seed)
@@ -152,7 +172,7 @@ def corrupted(task: Task, kind: str, severity: int = 3, name: str = "") -> Task:
 
     test = Split(Corrupted(task.test.images, kind, severity), task.test.labels)
     title = name or f"{task.name} + {kind} {severity}"
-    return Task(title, task.train, test, task.metric, task.held, task.classes)
+    return Task(title, task.train, test, task.metric, task.held, task.classes, task.labelled)
 
 
 def by_class_folder(images: ImageSource) -> Split:

@@ -39,8 +39,10 @@ class Choice:
         """The name that tables show."""
         return f"{self.kind}/{self.protocol}"
 
-    def unfit(self, several: bool) -> str:
-        """Return why it cannot judge a task (whose images show `several` classes), in words; empty when it can."""
+    def unfit(self, several: bool, labelled: bool = True) -> str:
+        """Return why it cannot judge a task (whose images show `several` classes, or none), in words; empty when it can."""
+        if not labelled and self.row.labels:
+            return "it needs labels, and these are photos without"
         if not several:
             return ""
         if self.row.several is None:
@@ -109,7 +111,14 @@ def _evaluator(name: str, what: Callable[..., Any]) -> Choice:
         own = getattr(what, "protocol", "own")
         protocol = own if isinstance(own, str) else str(getattr(own, "name", "own"))
     paired = bool(getattr(what, "paired", False))
-    row = Kind("", _itself, lambda _protocol, _given: what, paired, _several(kind, what))
+    row = Kind(
+        "",
+        _itself,
+        lambda _protocol, _given: what,
+        paired,
+        _several(kind, what),
+        labels=bool(getattr(what, "labels", not paired)),
+    )
     return Choice(kind, protocol, row, what, *described(what))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.search.vectors import unit_rows
@@ -126,9 +126,6 @@ def knn_protocol(protocol: str | KNNProtocol) -> KNNProtocol:
     """Return a protocol by name, or the given one as it is."""
     if isinstance(protocol, KNNProtocol):
         return protocol
-    if protocol not in PROTOCOLS:
-        known = list(PROTOCOLS)
-        raise UserError(f"no k-NN protocol {protocol!r}; known: {', '.join(known)}.{nearest(protocol, known)}")
     return PROTOCOLS[protocol]
 
 

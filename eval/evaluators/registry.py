@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError
 from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank
@@ -34,7 +34,7 @@ class Kind:
 
     `find` gives a protocol by name, with all its constants. `make(protocol, given)` gives the evaluator: a call on train
     and test bank, and for a `paired` one on the reference's two banks after them. `several`, where images of several classes can be judged,
-    finds the protocol for them.
+    finds the protocol for them. `labels`: whether it needs any.
     """
 
     default: str
@@ -42,6 +42,7 @@ class Kind:
     make: Callable[..., Callable[..., Scores]]
     paired: bool = False
     several: Callable[[str], Any] | None = None
+    labels: bool = True
 
 
 def _knn_protocol(name: str) -> Any:
@@ -135,6 +136,30 @@ def _agreement(protocol: Any, given: Given) -> Callable[..., Scores]:
     return Agreement()
 
 
+def _cka_protocol(name: str) -> str:
+    if name != "linear":
+        raise UserError(f"no cka protocol {name!r}; known: linear")
+    return name
+
+
+def _cka(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .label_free import Alike
+
+    return Alike(given.seed)
+
+
+def _stability_protocol(name: str) -> str:
+    if name != "neighbours":
+        raise UserError(f"no stability protocol {name!r}; known: neighbours")
+    return name
+
+
+def _stability(protocol: Any, given: Given) -> Callable[..., Scores]:
+    from .label_free import Stability
+
+    return Stability()
+
+
 def _fewshot_protocol(name: str) -> Any:
     from .few_shot import fewshot_protocol
 
@@ -175,7 +200,8 @@ EVALUATORS: Registry[Kind] = Registry(
         "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
         "retrieval": Kind("full", _retrieval_protocol, _retrieval),
         "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
-        "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True),
+        "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True, labels=False),
+        "cka": Kind("linear", _cka_protocol, _cka, paired=True, labels=False),
     },
     group="ssl_kd.evaluators",
     kind=Kind,
@@ -194,9 +220,15 @@ def _ood(protocol: Any, given: Given) -> Callable[..., Scores]:
     return OutOfDistribution(protocol)
 
 
-OOD = "ood"  # judged on pairs of tasks, so it is no choice among EVALUATORS: see EvalConfig.ood
-# Those of this package, ood among them; others come from EVALUATORS.
-KINDS: dict[str, Kind] = {**EVALUATORS.built_in, OOD: Kind("knn50", _ood_protocol, _ood)}
+# Judged on pairs of tasks, so they are no choice among EVALUATORS: see EvalConfig.ood, and tasks of photos.
+OOD, STABILITY = "ood", "stability"
+LABEL_FREE = ("agreement", "cka")  # judge photos without labels where no evaluator that can was asked for
+# Those of this package, the two on pairs among them; others come from EVALUATORS.
+KINDS: dict[str, Kind] = {
+    **EVALUATORS.built_in,
+    OOD: Kind("knn50", _ood_protocol, _ood, labels=False),
+    STABILITY: Kind("neighbours", _stability_protocol, _stability, labels=False),
+}
 
 
 def kind_of(name: str) -> Kind:
@@ -209,9 +241,8 @@ def split_evaluator(name: str) -> tuple[str, str]:
     kind, _, protocol = name.partition("/")
     if kind == OOD:
         raise UserError("evaluators: ood judges pairs of tasks; give them as ood: [[inside, outside], ...]")
-    if kind not in EVALUATORS:
-        known = list(EVALUATORS)
-        raise UserError(f"no evaluator {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}")
+    if kind == STABILITY:
+        raise UserError("evaluators: stability judges photos without labels by itself; give them as {name, photos}")
     row = EVALUATORS[kind]
     row.find(protocol or row.default)
     return kind, protocol or row.default

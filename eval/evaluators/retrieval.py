@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.search.vectors import unit_rows
@@ -130,9 +130,6 @@ def retrieval_protocol(protocol: str | RetrievalProtocol) -> RetrievalProtocol:
                 f"{protocol}: {plain} ranks every row; an approximate index serves a cut ranking, as top1000"
             )
         return found
-    if protocol not in PROTOCOLS:
-        known = list(PROTOCOLS)
-        raise UserError(f"no retrieval protocol {protocol!r}; known: {', '.join(known)}.{nearest(protocol, known)}")
     return PROTOCOLS[protocol]
 
 
@@ -220,6 +217,10 @@ class Agreement:
         """Return overlap and rank correlation with intervals; test rows query the train rows."""
         each = agreement(reference_train, reference_test, train, test, self.ks)
         size = len(train) - (reference_train is reference_test)
+        shown = sorted({k for _, k in each})[len({k for _, k in each}) // 2]
+        chance = (
+            f"unrelated networks would share {100 * shown / size:.1f} % of {shown} neighbours among {size:,} images"
+        )
         return Scores(
             "agreement",
             "neighbours",
@@ -227,8 +228,9 @@ class Agreement:
             np.array([]),
             np.zeros(len(test), int),
             {},
-            notes=tuple(clamp_notes(self.ks, size, "rows of the index")),
-            headline_k=sorted({k for _, k in each})[len({k for _, k in each}) // 2],
+            notes=(chance, *clamp_notes(self.ks, size, "rows of the index")),
+            headline_k=shown,
+            details={"chance": {str(k): k / size for _, k in each}},
             headline_metric="overlap",
             each={(metric, k): values for (metric, k), values in each.items()},
         )

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssl_kd.errors import UserError, nearest
 from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank, match
@@ -106,9 +105,6 @@ def damage_protocol(protocol: str | Damage) -> Damage:
     """Return a kind of damage by name, or the given one as it is."""
     if not isinstance(protocol, str):
         return protocol
-    if protocol not in PROTOCOLS:
-        known = list(PROTOCOLS)
-        raise UserError(f"no robustness protocol {protocol!r}; known: {', '.join(known)}.{nearest(protocol, known)}")
     return PROTOCOLS[protocol]
 
 

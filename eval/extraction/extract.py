@@ -115,6 +115,7 @@ def any_readable(encoder: Encoder, images: ImageSource, numbers: Sequence[int]) 
     All are tried: what is still unreadable counts against the share that is borne (ImagesError).
     """
     read, found = _reader(encoder, images), False
+    images.forget_temporary(images.ids[i] for i in numbers)
     for i in numbers:
         found |= bool(read(range(i, i + 1))[0])
     return found

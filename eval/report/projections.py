@@ -60,7 +60,7 @@ def look(
     rng = np.random.default_rng(seed)
     shown = np.sort(rng.permutation(len(test))[:POINTS])
     names = _class_names(test, task.classes)
-    queries = _one_per_class(names, rng)
+    queries = _one_per_class(names, rng) if task.labelled else rng.permutation(len(test))[:QUERIES]
     _, index = neighbours(test.features[queries], train.features, min(NEAREST, len(train)))
     others = _class_names(train, task.classes)
     finder = {"train": _numbers(task.train), "test": _numbers(task.test)}
@@ -69,7 +69,7 @@ def look(
         pictures = [Picture(_thumbnail(task.test, finder["test"][test.ids[row]]), names[row])]
         for other in near:
             url = _thumbnail(task.train, finder["train"][train.ids[other]])
-            pictures.append(Picture(url, others[other], _alike(test, row, train, other)))
+            pictures.append(Picture(url, others[other], _alike(test, row, train, other) if task.labelled else None))
         rows.append(tuple(pictures))
     drawn = tuple(PROJECTIONS[name](np.asarray(test.features[shown]), seed) for name in maps)
     return Look(task.name, encoder, drawn, tuple(names[shown].tolist()), tuple(rows))

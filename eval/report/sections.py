@@ -188,6 +188,7 @@ def _query(looks: Sequence[Look], rows: Sequence[Sequence[Picture]]) -> Data:
     hits = [
         f"{one.encoder} {sum(bool(p.hit) for p in row[1:])} of {len(row) - 1}"
         for one, row in zip(looks, rows, strict=True)
+        if all(p.hit is not None for p in row[1:])  # photos without labels are neither
     ]
     near = [(one.encoder, row[1:]) for one, row in zip(looks, rows, strict=True)]
     return {"picture": rows[0][0], "hits": ", ".join(hits), "near": near}

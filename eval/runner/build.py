@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def open_task(config: TaskConfig | Task, max_unreadable: float = 0.01) -> Task:
     """Open one task of a configuration; one that came from Python is open."""
     from ..datasets.published import published_task
-    from ..datasets.tasks import corrupted, folder_pair, folder_task
+    from ..datasets.tasks import corrupted, folder_pair, folder_task, photos_task
 
     if not isinstance(config, TaskConfig):
         return config
-    plain = config.name or Path(config.path).stem
-    if config.path:
+    plain = config.name or Path(config.path or config.photos).stem
+    if config.photos:
+        task = photos_task(config.photos, plain, max_unreadable)
+    elif config.path:
         task = folder_task(config.path, plain, config.metric, max_unreadable)
     elif config.train:
         task = folder_pair(config.train, config.test, plain, config.metric, max_unreadable)
@@ -48,7 +50,8 @@ def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder | OwnFe
     own = {config.title: own_features(config.title, config.features) for config in configs if config.features}
     for config in configs:
         if source := config.source:
-            encoder = load_teacher(source, feature=config.feature, format=config.format)
+            size = config.size if config.arch else None
+            encoder = load_teacher(source, feature=config.feature, size=size, **config.by_hand())
             if config.size is not None:
                 encoder.preprocessing = encoder.preprocessing.at(config.size, config.crop_ratio)
             loaded[config.title] = encoder

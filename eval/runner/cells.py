@@ -22,7 +22,7 @@ from ssl_kd.errors import UserError, one_line
 
 from ..banks import FeatureBank
 from ..evaluators.choices import Choice, by_name
-from ..evaluators.registry import KINDS, OOD, Given
+from ..evaluators.registry import KINDS, LABEL_FREE, OOD, STABILITY, Given
 from ..extraction.versions import programs
 from ..metrics import Scores
 from ..results import Cell
@@ -44,7 +44,8 @@ CELL_VERSION = 6  # raise it when a change of code changes figures
 @dataclass(frozen=True)
 class Settings:
     """How features are extracted, where finished cells and features are kept (None: nowhere), and whether maps and
-    galleries are wanted for a report, by which projections.
+    galleries are wanted for a report, by which projections. verify: every byte of the images is read for their names in
+    caches.
     """
 
     batch_size: int = 64
@@ -57,6 +58,7 @@ class Settings:
     cells: Path | None = None
     features: Path | None = None
     looks: bool = False
+    verify: bool = False
     maps: tuple[str, ...] = ("pca",)
 
     @property
@@ -86,19 +88,27 @@ def plan(
     encoders: Sequence[str],
     evaluators: Sequence[Choice],
     pairs: Sequence[tuple[str, str]] = (),
+    alike: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[Job], list[str]]:
-    """Return all jobs in the order of the table, and in words those that cannot be done."""
+    """Return all jobs in the order of the table, and in words those that cannot be done.
+
+    `pairs` are tasks inside and outside, `alike` those whose queries should keep their neighbours.
+    """
     left_out, jobs = [], []
     for task in tasks:
         able = []
         for choice in evaluators:
-            if why := choice.unfit(task.several):
+            if why := choice.unfit(task.several, task.labelled):
                 left_out.append(f"{task.name}, {choice.title}: {why}")
             else:
                 able.append(choice)
+        if not able and not task.labelled:
+            able = [by_name(kind, KINDS[kind].default) for kind in LABEL_FREE]
         jobs += [Job(task.name, encoder, one.kind, one.protocol) for encoder in encoders for one in able]
     ood = KINDS[OOD].default
     jobs += [Job(inside, encoder, OOD, ood, outside) for inside, outside in pairs for encoder in encoders]
+    kept = KINDS[STABILITY].default
+    jobs += [Job(inside, encoder, STABILITY, kept, outside) for inside, outside in alike for encoder in encoders]
     return jobs, left_out
 
 
@@ -118,6 +128,9 @@ class Bench:
         own: Sequence[Choice] = (),
     ):
         self.encoders, self.tasks, self.reference, self.settings = encoders, tasks, reference, settings
+        if settings.verify:
+            for task in tasks.values():
+                task.verify()
         self.own = {(choice.kind, choice.protocol): choice for choice in own if choice.is_object}
         self.held: dict[tuple[str, str], Banks] = {}
         self.programs = programs(engine=settings.engine)

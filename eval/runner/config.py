@@ -6,12 +6,14 @@ Nothing heavy is imported here, so that `--help` answers at once and a misspelt 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_kd.checkpoints.reading import reading
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.runtime.command_line import parse
+from ssl_kd.validation import described
 
 if TYPE_CHECKING:
     from .cells import Settings
@@ -19,7 +21,19 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "python -m eval configs/eval/cifar10.yaml",
     "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
+    "ssl-kd eval --selfcheck dino_vits16 --imagenet FOLDER     (does our k-NN give the published figure?)",
 )
+BY_HAND = ("format", "branch", "arch", "arch_args", "mean", "std")  # of an encoder's entry
+# Where `module:name`, typed on the command line, becomes a row.
+TASK_TABLES = {"name": ["ssl_kd.eval.datasets.published:MAKERS"]}
+ENCODER_TABLES = {"format": ["ssl_kd.checkpoints.formats:FORMATS"]}
+EVALUATOR_TABLES = {
+    "": [
+        "ssl_kd.eval.evaluators.registry:EVALUATORS",
+        *(f"ssl_kd.eval.evaluators.{kind}:PROTOCOLS" for kind in ("knn", "linear_probe", "few_shot", "retrieval")),
+        "ssl_kd.eval.evaluators.robustness:PROTOCOLS",
+    ]
+}
 MAPS = ("pca", "tsne", "umap")
 SEEDS = 2**63  # torch's generators take no more, and those of a probe's draws count on from the seed
 
@@ -30,9 +44,9 @@ class EvalConfig:
 
     Args:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
-        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders) or {name, root, download} (a torchvision data set); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
-        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels), {name, like, seed} (the architecture of another one with random weights) or {name, features} (your own: by task {train: a.npz, test: b.npz}, or one .npz that `ssl-kd embed` made of the whole task)
-        evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, or one with its protocol: knn/dinov2, linear/quick-lbfgs
+        tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders), {name, root, download} (a torchvision data set) or {name, photos} (a folder or zip of photos without labels); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
+        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint's file or folder, a name of the zoo, hf-hub:ORG/NAME, timm/NAME or torchvision/NAME; with {arch, mean, std} any bare state dict), {name, supervised} (the same, trained with labels), {name, like, seed} (the architecture of another one with random weights) or {name, features} (your own: by task {train: a.npz, test: b.npz}, or one .npz that `ssl-kd embed` made of the whole task)
+        evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, cka, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         ood: list of [inside, outside], names of tasks: how well each encoder tells the second's test images from the first's
         reference: name of the encoder that the others are compared with; empty: the first
         cache: folder for features, shared by any number of evaluations; empty: features in out; none: keep none
@@ -44,6 +58,7 @@ class EvalConfig:
         precision: 32-true or bf16-mixed; published protocols are 32-true, and every figure made otherwise says so
         engine: how networks are run when features are extracted: folded (batch norm in the convolutions), eager, compiled or openvino
         max_unreadable: share of images that may fail to decode before the run stops, 0 to 1
+        verify: read every byte of the images once, to know for certain which they are before anything stored for them is used; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         seed: of the part of train that chooses a probe's strength
         report: write report.html, with maps and neighbours of every encoder
         maps: list of pca, tsne, umap: projections that the report shows; umap needs pip install 'ssl-kd[umap]'
@@ -51,9 +66,11 @@ class EvalConfig:
     """  # noqa: E501  the parser takes each setting's help from one line
 
     out: str = "runs/eval"
-    tasks: list[Any] = field(default_factory=list)
-    encoders: list[Any] = field(default_factory=list)
-    evaluators: list[Any] = field(default_factory=lambda: ["knn", "linear"])
+    tasks: list[Any] = field(default_factory=list, metadata=described("", tables=TASK_TABLES, paths=True))
+    encoders: list[Any] = field(default_factory=list, metadata=described("", tables=ENCODER_TABLES))
+    evaluators: list[Any] = field(
+        default_factory=lambda: ["knn", "linear"], metadata=described("", tables=EVALUATOR_TABLES)
+    )
     ood: list[Any] = field(default_factory=list)
     reference: str = ""
     cache: str = ""
@@ -65,6 +82,7 @@ class EvalConfig:
     precision: str = "32-true"
     engine: str = "folded"
     max_unreadable: float = 0.01
+    verify: bool = False
     seed: int = 0
     report: bool = True
     maps: list[str] = field(default_factory=lambda: ["pca"])
@@ -73,7 +91,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Where one task lies: `path`, or `train` and `test`, or `root` of a set of the literature as its archive unpacks."""
+    """Where one task lies: `path`, or `train` and `test`, or `root` of a set of the literature as its archive unpacks.
+
+    `photos` is a folder or zip without labels, judged by what needs none.
+    """
 
     name: str = ""
     path: str = ""
@@ -84,12 +105,15 @@ class TaskConfig:
     metric: str = ""
     corrupt: str = ""
     severity: int = 3
+    photos: str = ""
 
     def __post_init__(self) -> None:
-        ways = [bool(self.path), bool(self.train or self.test), bool(self.root)]
+        ways = [bool(self.path), bool(self.train or self.test), bool(self.root), bool(self.photos)]
         if sum(ways) != 1 or bool(self.train) != bool(self.test):
-            raise UserError(f"task {self.name or '?'}: give path, or train and test, or root of a known data set")
-        if not self.name and not self.path:
+            raise UserError(
+                f"task {self.name or '?'}: give path, or train and test, or root of a known data set, or photos without labels"
+            )
+        if not self.name and not (self.path or self.photos):
             raise UserError(f"task: a name is needed beside {'root' if self.root else 'train and test'}")
         if self.metric not in ("", "top1", "mean_per_class"):
             raise UserError(f"task {self.title}: metric is top1 or mean_per_class, got {self.metric!r}")
@@ -97,12 +121,13 @@ class TaskConfig:
             f"task {self.title}",
             (self.severity != TaskConfig.severity and not self.corrupt, "severity", "corrupt, which is not given"),
             (self.download and not self.root, "download", "root, which is not given"),
+            (bool(self.metric and self.photos), "metric", "labels, which photos have none of"),
         )
 
     @property
     def title(self) -> str:
         """The name that tables show."""
-        plain = self.name or Path(self.path).stem
+        plain = self.name or Path(self.path or self.photos).stem
         return f"{plain} + {self.corrupt} {self.severity}" if self.corrupt else plain
 
 
@@ -110,15 +135,22 @@ class TaskConfig:
 class EncoderConfig:
     """One row of the table: a checkpoint, the architecture of the row called `like` with random weights, or own features.
 
-    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels. `features` are banks by
-    task: see eval/runner/own_features.py.
+    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels. `path` is another word for
+    `weights`, as a distillation's `teacher: {path: ...}` has it; format, branch, arch, arch_args, mean and std are
+    `load_teacher`'s. `features` are banks by task: see eval/runner/own_features.py.
     """
 
     name: str = ""
     weights: str = ""
     supervised: str = ""
+    path: str = ""
     feature: str | None = None
     format: str | None = None
+    branch: str | None = None
+    arch: str | None = None
+    arch_args: dict[str, Any] | None = None
+    mean: str | float | list[float] | None = None
+    std: str | float | list[float] | None = None
     size: int | None = None
     crop_ratio: float | None = None
     like: str = ""
@@ -126,6 +158,10 @@ class EncoderConfig:
     features: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.path and not self.weights:
+            object.__setattr__(self, "weights", self.path)
+        elif self.path:
+            raise UserError(f"encoder {self.name or '?'}: path and weights are one thing; give one of them")
         if sum(map(bool, (self.weights, self.supervised, self.like, self.features))) != 1:
             raise UserError(
                 f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
@@ -133,15 +169,18 @@ class EncoderConfig:
             )
         if self.features and not self.name:
             raise UserError("encoder: a name is needed beside features")
-        its_own = [
-            not self.source and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)
-        ]
+        names = ("feature", "size", "crop_ratio", *BY_HAND)
+        its_own = [not self.source and getattr(self, name) is not None for name in names]
         loaded = "weights or supervised; a random row has that of the encoder it is like"
         _refuse_idle(
             f"encoder {self.title}",
-            *zip(its_own, ("feature", "format", "size", "crop_ratio"), [loaded] * 4, strict=True),
+            *zip(its_own, names, [loaded] * len(names), strict=True),
             (bool(self.seed) and not self.like, "seed", "like, which is not given"),
         )
+        try:
+            reading(self.feature, size=self.size, **self.by_hand())
+        except UserError as error:
+            raise UserError(f"encoder {self.title}: {error}") from error
         _check_seed(f"encoder {self.title}: seed", self.seed)
         if self.size is not None and self.size < 1:
             raise UserError(f"encoder {self.title}: size is a side in pixels, got {self.size}")
@@ -158,6 +197,10 @@ class EncoderConfig:
         if self.supervised:
             return f"supervised {Path(self.supervised).stem}"
         return Path(self.weights).stem if self.weights else f"random {self.like}"
+
+    def by_hand(self) -> dict[str, Any]:
+        """What `load_teacher` is given beside the file and its feature."""
+        return {name: getattr(self, name) for name in BY_HAND}
 
     @property
     def source(self) -> str:
@@ -181,6 +224,26 @@ def tasks_of(config: EvalConfig) -> list[Any]:
     return _entries(
         TaskConfig, config.tasks, "tasks", "path", lambda one: hasattr(one, "train") and hasattr(one, "name")
     )
+
+
+DAMAGES = ("noise", "blur", "jpeg")  # after which a photo should still find the neighbours that it had
+STRANGE = "scramble"  # photos cut and put together anew should look strange
+
+
+def damaged_photos(tasks: Sequence[Any]) -> tuple[list[Any], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return what photos without labels are judged by besides themselves: further tasks, pairs to stay alike, and strange ones."""
+    further: list[Any] = []
+    alike: list[tuple[str, str]] = []
+    strange: list[tuple[str, str]] = []
+    known = {title_of(task) for task in tasks}
+    for task in tasks:
+        if not isinstance(task, TaskConfig) or not task.photos or task.corrupt:
+            continue
+        for kind in (*DAMAGES, STRANGE):
+            hurt = replace(task, name=task.title, corrupt=kind)
+            further += [] if hurt.title in known else [hurt]
+            (strange if kind == STRANGE else alike).append((task.title, hurt.title))
+    return further, alike, strange
 
 
 def encoders_of(config: EvalConfig) -> list[EncoderConfig]:
@@ -257,6 +320,7 @@ def _accepted(annotation: str) -> tuple[type, ...]:
         "bool": (bool,),
         "None": (type(None),),
         "dict[str, Any]": (dict,),
+        "list[float]": (list,),
     }
     return tuple(kind for part in annotation.split(" | ") for kind in kinds[part])
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +138,10 @@ def inner_card(path: Path, file: bytes) -> str:
 def _pixels(card: Mapping[str, Any], size: int) -> Preprocessing:
     """The card's preprocessing; mean and std are left to the file where it applies them itself."""
     try:
-        names = ("mean", "std", "size", "resize", "crop", "interpolation")
-        eyes = Preprocessing.from_dict({name: card["preprocessing"][name] for name in names})
+        given = card["preprocessing"]
+        needed = {name: given[name] for name in ("mean", "std", "size", "resize", "crop", "interpolation")}
+        others = {one.name: given[one.name] for one in fields(Preprocessing) if one.name in given}
+        eyes = Preprocessing.from_dict(needed | others)
     except (KeyError, TypeError) as error:
         raise BrokenCheckpoint(f"its card's preprocessing lacks or misstates {one_line(error)}") from error
     if (eyes.crop or eyes.size) != size:

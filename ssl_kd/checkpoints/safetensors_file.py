@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -58,14 +58,14 @@ def read_safetensors(file: FileBytes) -> Contents:
 Entry = tuple[torch.dtype, list[int], int, int]  # type, shape, first byte and the one behind the last
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BrokenCheckpoint("the safetensors header has a name twice")
     return found
 
 
-def _entry(name: str, given: Any) -> Entry:
+def _entry(name: str, given: object) -> Entry:
     if not isinstance(given, dict) or set(given) != {"dtype", "shape", "data_offsets"}:
         raise BrokenCheckpoint(f"the safetensors header does not describe {one_line(name)}")
     dtype, shape, place = DTYPES.get(str(given["dtype"])), given["shape"], given["data_offsets"]
@@ -79,7 +79,7 @@ def _entry(name: str, given: Any) -> Entry:
     return dtype, shape, begin, end
 
 
-def _numbers(given: Any) -> bool:
+def _numbers(given: object) -> TypeGuard[list[int]]:
     return isinstance(given, list) and all(type(n) is int and 0 <= n < 2**48 for n in given)
 
 

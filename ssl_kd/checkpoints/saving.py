@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ssl_kd.checkpoints.formats.student import HEADS, header, module_header
 from ssl_kd.checkpoints.formats.weights import shown
@@ -20,7 +19,7 @@ def save_student(
     encoder: Encoder,
     path: str | os.PathLike[str],
     heads: Mapping[str, SpaceHead] | None = None,
-    **notes: Any,
+    **notes: object,
 ) -> Path:
     """Write a safetensors file that `load_teacher` reads back to the same features.
 
@@ -38,7 +37,7 @@ def save_student(
     return _write(encoder, path, lambda: header(encoder, notes, heads), heads)
 
 
-def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: Any) -> Path:
+def save_module(encoder: Encoder, path: str | os.PathLike[str], **notes: object) -> Path:
     """Write the state dict of a module from Python, for `module.load_state_dict(safetensors.torch.load_file(path))`.
 
     As `save_student` in all else, but `load_teacher` refuses the file: it does not know the module's code.

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, cast
 
 from ssl_kd.checkpoints.file_bytes import FileBytes, check_sum
 from ssl_kd.checkpoints.formats.weights import Contents
@@ -102,7 +102,7 @@ def guarded(read: Callable[[FileBytes], Contents], file: FileBytes) -> Contents:
 
 def read_zip(file: FileBytes) -> Contents:
     """torch.save since 1.6: a zip of data.pkl and one uncompressed record per storage."""
-    directory: Any = file.bookkeeping(MAX_DIRECTORY)  # reads and seeks as a file does
+    directory = cast("IO[bytes]", file.bookkeeping(MAX_DIRECTORY))  # reads and seeks as a file does
     archive = zipfile.ZipFile(directory)
     members = {info.filename: info for info in archive.infolist()}
     refuse_odd_archive(archive, members)
@@ -176,7 +176,7 @@ def read_legacy(file: FileBytes) -> Contents:
     def look(kind: str, key: str, count: int) -> None:
         kinds[key] = kind
 
-    pages: Any = file.bookkeeping(MAX_PICKLE)  # reads as a file does
+    pages = cast("IO[bytes]", file.bookkeeping(MAX_PICKLE))  # reads as a file does
     if Machine(look).run(pages) != LEGACY_MAGIC:
         raise UnknownCheckpoint(
             "is a Python pickle, but not one that torch.save wrote; save a state_dict with torch.save"

@@ -2,7 +2,7 @@
 
 A pickle is a program for a small stack machine, and Python's own machine imports and calls whatever the program names.
 This one has no such step: its opcodes build numbers, strings, lists and dicts; a call is looked up by name in REBUILD,
-a table of our own functions; classes that only carry settings (INERT) become empty records. Any other name is refused.
+a table of our own functions; classes that only carry settings (INERT) become empty records. object other name is refused.
 `torch.load(weights_only=True)` follows the same idea, but believes the sizes that a file claims; here each claim is
 checked against the bytes that are there, and work and nesting are bounded by the size of the pickle.
 """
@@ -13,7 +13,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ class Inert:
     """An object of a class that only carries settings, such as argparse.Namespace: its name and what came with it."""
 
     name: str
-    given: tuple[Any, ...] = ()
-    state: Any = None
+    given: tuple[object, ...] = ()
+    state: object = None
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,38 @@ class Storage:
     flat: Tensor
 
 
-def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor | None:
+def rebuild_tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor | None:
     """A view of a storage; BrokenCheckpoint when it reaches beyond the bytes that are there."""
     if storage is None:  # the first of two passes over an old file, see containers.read_legacy
         return None
     if not isinstance(storage, Storage):
         raise BrokenCheckpoint("a tensor has no storage")
-    if not all(isinstance(numbers, (list, tuple)) for numbers in (size, stride)):
+    if not isinstance(size, (list, tuple)) or not isinstance(stride, (list, tuple)):
         raise BrokenCheckpoint("a tensor has no size or stride")
-    numbers = (offset, *size, *stride)
-    if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or len(size) != len(stride) or len(size) > 16:
+    given = (offset, *size, *stride)
+    numbers = [n for n in given if type(n) is int and 0 <= n < 2**48]
+    if len(numbers) != len(given) or len(size) != len(stride) or len(size) > 16:
         raise BrokenCheckpoint("a tensor's size, stride or offset is not a list of small numbers")
-    reach = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
+    first, sizes, steps = numbers[0], numbers[1 : 1 + len(size)], numbers[1 + len(size) :]
+    reach = first + sum((n - 1) * s for n, s in zip(sizes, steps, strict=True)) + 1 if all(sizes) else 0
     if reach > storage.flat.numel():
         raise BrokenCheckpoint(f"a tensor claims {reach:,} elements where the file holds {storage.flat.numel():,}")
     try:
-        return storage.flat.as_strided(size, stride, offset)
+        return storage.flat.as_strided(sizes, steps, first)
     except RuntimeError as error:  # more elements than a 64-bit number counts
         raise BrokenCheckpoint("a tensor has more elements than can be counted") from error
 
 
 def rebuild_typed(
-    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
-) -> Any:
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    _grad: object,
+    _hooks: object,
+    dtype: object,
+    *_: object,
+) -> object:
     """A tensor whose dtype has no storage class of its own, so that it is named beside raw bytes."""
     kind = DTYPES.get(dtype.path) if isinstance(dtype, Global) else None
     if kind is None or not isinstance(storage, Storage) or storage.flat.numel() % kind.itemsize:
@@ -83,7 +92,7 @@ def rebuild_typed(
     return rebuild_tensor(Storage(storage.flat.view(kind)), offset, size, stride)
 
 
-def rebuild_number(dtype: Any, data: Any = None) -> Any:
+def rebuild_number(dtype: object, data: object = None) -> object:
     """A numpy scalar (some training scripts save learning rates so) as a Python number."""
     kind = dtype.given[0] if isinstance(dtype, Inert) and dtype.given else None
     if kind in ("f8", "f4", "f2", "i8", "i4", "u1", "b1") and isinstance(data, bytes) and len(data) == int(kind[1]):
@@ -91,7 +100,7 @@ def rebuild_number(dtype: Any, data: Any = None) -> Any:
     return Inert("numpy scalar")
 
 
-def rebuild_bytes(text: Any = "", codec: Any = "latin1") -> Any:
+def rebuild_bytes(text: object = "", codec: object = "latin1") -> object:
     """The few bytes of a numpy scalar, which protocol 2 writes as text. Longer ones are nobody's weights."""
     return (
         text.encode("latin1", "replace")
@@ -100,14 +109,14 @@ def rebuild_bytes(text: Any = "", codec: Any = "latin1") -> Any:
     )
 
 
-def rebuild_ordered(given: Any = ()) -> OrderedDict[Any, Any]:
+def rebuild_ordered(given: object = ()) -> OrderedDict[object, object]:
     """An ordered dict, empty or from the pairs that Python 2 wrote."""
     if not isinstance(given, (list, tuple)):
         raise BrokenCheckpoint("an ordered dict is not made of pairs")
     return OrderedDict((checked_key(pair[0]), pair[1]) for pair in given)
 
 
-def rebuild_size(size: Any = ()) -> tuple[Any, ...]:
+def rebuild_size(size: object = ()) -> tuple[object, ...]:
     """A tensor's size by itself."""
     return tuple(size) if isinstance(size, (list, tuple)) else ()
 
@@ -118,7 +127,7 @@ def keep(name: str) -> Callable[..., Inert]:
 
 
 # Every call that is answered, and our function that answers it.
-REBUILD: dict[str, Callable[..., Any]] = {
+REBUILD: dict[str, Callable[..., object]] = {
     "collections.OrderedDict": rebuild_ordered,
     "collections.defaultdict": lambda *_: {},
     "collections.Counter": lambda *_: {},
@@ -192,7 +201,7 @@ STORAGE_DTYPES: dict[str, torch.dtype] = {
 DTYPES: dict[str, torch.dtype] = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 
 
-def checked_name(module: Any, name: Any) -> Global:
+def checked_name(module: object, name: object) -> Global:
     """The name if one of the tables has it; UnsafeCheckpoint otherwise."""
     words = [part if isinstance(part, str) else type(part).__name__ for part in (module, name)]
     if words == [module, name] and sum(map(len, words)) < LONGEST_NAME and words[1].isidentifier():
@@ -211,7 +220,7 @@ def asks_for_code(path: str) -> UnsafeCheckpoint:
     )
 
 
-def checked_key(key: Any) -> Any:
+def checked_key(key: object) -> object:
     """A dict key that can be hashed at once, and whose hash is not that of a million others.
 
     Strings and bytes are hashed with a secret of the process. The hash of a number is no secret, but below LARGEST_KEY
@@ -236,14 +245,14 @@ class Machine:
 
     def __init__(self, load_storage: Callable[[str, str, int], Storage | None]):
         self.load_storage = load_storage
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.marks: list[list[object]] = []
+        self.memo: dict[object, object] = {}
         self.devices: set[str] = set()  # where the storages lay
         self.steps = 0  # opcodes
         self.spent = 0  # elements handed to calls; one long list can be handed to a million of them
 
-    def run(self, file: Any) -> Any:
+    def run(self, file: IO[bytes]) -> object:
         """The object that a pickle in an open binary file describes; the file is left right behind it."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             handler = OPCODES.get(opcode.name)
@@ -259,21 +268,21 @@ class Machine:
         if self.steps + self.spent > MAX_OPCODES:
             raise BrokenCheckpoint(f"its bookkeeping takes more than {MAX_OPCODES:,} steps to read")
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         """Most opcodes only put their argument on the stack."""
         self.stack.append(value)
 
-    def mark(self, _: Any) -> None:
+    def mark(self, _: object) -> None:
         """Begin a run of items."""
         self.marks.append(self.stack)
         self.stack = []
 
-    def marked(self) -> list[Any]:
+    def marked(self) -> list[object]:
         """End the run of items and return it."""
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def pop(self, _: Any) -> None:
+    def pop(self, _: object) -> None:
         """Forget the top of the stack, or an empty run."""
         if self.stack:
             self.stack.pop()
@@ -287,18 +296,18 @@ class Machine:
             raise BrokenCheckpoint("the file is damaged: its bookkeeping is cut short")
         self.stack[-count:] = [items]
 
-    def remember(self, index: Any) -> None:
+    def remember(self, index: object) -> None:
         """Note the top of the stack under a number, or under the next one."""
         index = len(self.memo) if index is None else index
-        if not 0 <= index < LARGEST_INDEX:
+        if type(index) is not int or not 0 <= index < LARGEST_INDEX:
             raise BrokenCheckpoint("the file is damaged: something is noted under no small number")
         self.memo[index] = self.stack[-1]
 
-    def recall(self, index: Any) -> None:
+    def recall(self, index: object) -> None:
         """Put what was noted under a number on the stack."""
         self.stack.append(self.memo[index])
 
-    def fill_list(self, items: list[Any]) -> None:
+    def fill_list(self, items: list[object]) -> None:
         """Append to the list on the stack. An inert object lets its items go."""
         target = self.stack[-1]
         if isinstance(target, list):
@@ -306,7 +315,7 @@ class Machine:
         elif not isinstance(target, Inert):
             raise BrokenCheckpoint("the file is damaged: list items without a list")
 
-    def fill_dict(self, items: list[Any]) -> None:
+    def fill_dict(self, items: list[object]) -> None:
         """Put key, value, key, value, ... into the dict on the stack. An inert object lets them go."""
         target = self.stack[-1]
         if len(items) % 2 or not isinstance(target, (dict, Inert)):
@@ -314,26 +323,28 @@ class Machine:
         if isinstance(target, dict):
             target.update(zip(map(checked_key, items[::2]), items[1::2], strict=True))
 
-    def new_dict(self, _: Any) -> None:
+    def new_dict(self, _: object) -> None:
         """A dict of the run of items."""
         items = self.marked()
         self.push({})
         self.fill_dict(items)
 
-    def last(self, count: int) -> list[Any]:
+    def last(self, count: int) -> list[object]:
         """Take that many items off the stack, oldest first."""
         self.push_tuple(count)
-        return list(self.stack.pop())
+        found = self.stack.pop()
+        assert isinstance(found, tuple)  # it was made a line ago
+        return list(found)
 
-    def name(self, text: str) -> None:
+    def name(self, text: object) -> None:
         """A global, written as 'module name'."""
-        self.push(checked_name(*text.split(" ", 1)))
+        self.push(checked_name(*str(text).split(" ", 1)))
 
-    def stacked_name(self, _: Any) -> None:
+    def stacked_name(self, _: object) -> None:
         """A global whose module and name are on the stack."""
         self.push(checked_name(*self.last(2)))
 
-    def call(self, function: Any, args: Any) -> None:
+    def call(self, function: object, args: object) -> None:
         """Put what our function of that name makes of the arguments on the stack."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise BrokenCheckpoint("the file is damaged: a call of something that is no function")
@@ -346,27 +357,27 @@ class Machine:
         answer = REBUILD.get(function.path) or keep(function.path)
         self.push(answer(*args))
 
-    def call_instance(self, text: str) -> None:
+    def call_instance(self, text: object) -> None:
         """Protocol 0's way to make an object: the class by name, the arguments as a run of items."""
-        self.call(checked_name(*text.split(" ", 1)), tuple(self.marked()))
+        self.call(checked_name(*str(text).split(" ", 1)), tuple(self.marked()))
 
-    def call_object(self, _: Any) -> None:
+    def call_object(self, _: object) -> None:
         """Protocol 1's way: class and arguments as a run of items."""
         function, *args = self.marked()
         self.call(function, tuple(args))
 
-    def call_extended(self, _: Any) -> None:
+    def call_extended(self, _: object) -> None:
         """Class, arguments and keyword arguments; settings need none of the latter."""
         function, args, _keywords = self.last(3)
         self.call(function, args)
 
-    def build(self, _: Any) -> None:
+    def build(self, _: object) -> None:
         """Give an object its state. What OrderedDicts and parameters carry so has no bearing on their values."""
         (state,) = self.last(1)
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].state = state
 
-    def persistent(self, _: Any) -> None:
+    def persistent(self, _: object) -> None:
         """A reference to a storage outside the pickle."""
         (identity,) = self.last(1)
         if not isinstance(identity, tuple) or not 5 <= len(identity) <= 6 or identity[0] != "storage":
@@ -384,7 +395,7 @@ class Machine:
 NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
 BYTES = ("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-OPCODES: dict[str, Callable[[Machine, Any], None]] = {
+OPCODES: dict[str, Callable[[Machine, object], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
     **dict.fromkeys((*NUMBERS, *BYTES, *TEXTS), Machine.push),
     "NONE": lambda m, _: m.push(None),

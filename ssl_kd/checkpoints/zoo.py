@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ssl_kd.checkpoints.zoo_entries import ZOO, Entry
@@ -106,7 +105,7 @@ def _addresses(entry: Entry) -> list[str]:
 def _expected(entry: Entry) -> Check:
     """Return what the publisher says of the file, and what was recorded when it was first seen."""
     sha256 = entry.sha256 or ""
-    recorded = (read_record(entry) or {}).get("sha256", "")
+    recorded = str((read_record(entry) or {}).get("sha256", ""))
     longest = recorded if recorded.startswith(sha256) else sha256
     return Check(entry.size, longest or None, entry.md5)
 
@@ -135,7 +134,7 @@ def _record(entry: Entry, path: Path, url: str, sha256: str) -> None:
     atomic_text(path.with_name(RECORD), sealed(record))
 
 
-def read_record(entry: Entry) -> dict[str, Any] | None:
+def read_record(entry: Entry) -> dict[str, object] | None:
     """What was noted of the entry's file when it was first seen; None if it never was. CheckpointError for a damaged note."""
     path = place(entry).with_name(RECORD)
     if not path.exists():

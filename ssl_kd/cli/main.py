@@ -11,10 +11,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ssl_kd.checkpoints.reading import add_options, from_options, spelled
 from ssl_kd.errors import nearest
+from ssl_kd.registry import admit, objects_in
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
 from ssl_kd.runtime.objects import names_code
 from ssl_kd.validation import about
+
+FORMAT_TABLES = {"": ["ssl_kd.checkpoints.formats:FORMATS"]}
 
 
 def distill(argv: Sequence[str]) -> int:
@@ -109,16 +113,21 @@ def embed(argv: Sequence[str]) -> int:
 def inspect(argv: Sequence[str]) -> int:
     """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
-    parser.add_argument("file", help="checkpoint, in any supported layout")
-    parser.add_argument("--format", help="read it as this format, where two would claim it")
+    parser.add_argument(
+        "file", help="checkpoint in any supported layout, a folder of transformers or timm, or hf-hub:ORG/NAME"
+    )
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    given = from_options(options)
+    admit("format", options.format, FORMAT_TABLES)
     from ssl_kd.checkpoints.loading import inspect as report_of
 
-    report = report_of(options.file, format=options.format)
+    report = report_of(options.file, **given)
     print(report.to_json() if options.json else report)
     if not (report.problem or options.json):
-        print(f"Next: ssl-kd distill --teacher {options.file} --images photos/ --out runs/student")
+        beside = "".join(f" {word}" for word in spelled(given))
+        print(f"Next: ssl-kd distill --teacher {options.file}{beside} --images photos/ --out runs/student")
     return 2 if report.problem else 0
 
 
@@ -127,17 +136,54 @@ def export(argv: Sequence[str]) -> int:
     parser = OneLineParser("ssl-kd export", description=export.__doc__)
     parser.add_argument("student", help="student or teacher: a checkpoint file, or a name such as dino_vits16")
     parser.add_argument(
-        "--to", nargs="+", required=True, metavar="FORMAT", help="timm, torchvision, safetensors, torchscript, onnx"
+        "--to",
+        nargs="+",
+        required=True,
+        metavar="FORMAT",
+        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8",
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
-    parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
-    parser.add_argument("--images", help="folder or zip to measure on; default: noise like photographs")
+    add_options(parser)
+    parser.add_argument(
+        "--images", help="folder or zip to measure on; default: noise like photographs; int8 and fp16 need photos"
+    )
+    parser.add_argument("--teacher", help="int8, fp16: the teacher, whose neighbours are kept: a file or a name")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=2.0,
+        metavar="POINTS",
+        help="int8, fp16: points of overlap with the teacher that may be lost (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        metavar="PERCENT",
+        help="int8, fp16: share of the float student's neighbours that must stay (default: 90 without a teacher)",
+    )
     options = parser.parse_args(argv)
+    admit("format", options.format, FORMAT_TABLES)
+    admit("to", options.to, {"": ["ssl_kd.exporters.export:TARGETS"]})
+    admit("images", options.images, {"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
     from ssl_kd.exporters.export import export as run
 
-    for done in run(options.student, options.to, options.out, options.images, options.feature, options.format):
+    given = from_options(options)
+    made = run(
+        options.student,
+        options.to,
+        options.out,
+        options.images,
+        options.feature,
+        teacher=options.teacher,
+        within=options.within,
+        keep=options.keep,
+        **given,
+    )
+    for done in made:
         print(done)
+    if not all(done.met for done in made):
+        return 1
     print(f"Next: ssl-kd embed --weights {options.student} --images photos/ --out features.npz")
     return 0
 
@@ -233,10 +279,12 @@ def completion(argv: Sequence[str]) -> int:
     return main(argv, list(COMMANDS))
 
 
-def named_code(config: Any) -> dict[str, str]:
+def named_code(config: Any) -> dict[str, Any]:
     """The settings that name code as package.module:name: they come from the command line, for a file's are refused."""
     values = {one.name: getattr(config, one.name) for one in fields(config) if about(one).code}
-    return {name: value for name, value in values.items() if names_code(value)}
+    named = {name: value for name, value in values.items() if names_code(value)}
+    lines = getattr(config, "teachers", None)
+    return named | ({"teachers": lines} if any(key == "objective" for key, _ in objects_in(lines)) else {})
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -28,7 +28,7 @@ from ssl_kd.data.sources.folder import FolderImages
 from ssl_kd.data.sources.listing import picture_paths
 from ssl_kd.data.sources.tar_index import PACKERS
 from ssl_kd.errors import ImagesError, nearest, shown_name
-from ssl_kd.registry import Registry
+from ssl_kd.registry import Registry, is_object
 
 LISTS = (".txt", ".lst")  # endings of files that hold one path on each line
 _SAID: set[str] = set()  # what this process has said about files that were passed over
@@ -88,7 +88,8 @@ def _open_path(path: str, max_unreadable: float) -> ImageSource:
     from ssl_kd.data.sources import parquet, webdataset
     from ssl_kd.data.sources.zip import ZipImages
 
-    if "/" in path and not os.path.exists(path) and path.partition("/")[0] in SOURCES:
+    named = path.partition("/")[0]
+    if ("/" in path or is_object(path)) and not os.path.exists(path) and named in SOURCES:
         return _open_named(path, max_unreadable)
     if os.path.isdir(path):
         return _open_folder(path, max_unreadable)
@@ -108,6 +109,8 @@ def _open_path(path: str, max_unreadable: float) -> ImageSource:
             return ZipImages(path[:cut], path[cut + 1 :].replace("\\", "/"), max_unreadable)
     parent = os.path.dirname(path.rstrip("/")) or "."
     known = list(map(shown_name, os.listdir(parent))) if os.path.isdir(parent) else []
+    if is_object(named):
+        raise ImagesError(f"{shown_name(path)}: no such archive, and {SOURCES.unknown(named)}")
     raise ImagesError(
         f"{shown_name(path)}: no such folder or archive.{nearest(os.path.basename(path.rstrip('/')), known)}"
     )
@@ -179,7 +182,8 @@ def _open_list(paths: list[str], max_unreadable: float) -> ImageSource:
 def _open_named(spec: str, max_unreadable: float) -> ImageSource:
     """Open NAME/..., where NAME is a row of SOURCES."""
     name = spec.partition("/")[0]
-    found = SOURCES[name](spec, max_unreadable)
+    source = SOURCES[name]
+    found = source(spec, max_unreadable) if callable(source) else source  # module:name may be a data set itself
     if isinstance(found, ImageSource):
         return found
     if not (hasattr(found, "__getitem__") and hasattr(found, "__len__")):

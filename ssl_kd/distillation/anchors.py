@@ -1,44 +1,62 @@
-"""Prototypes for the objectives of a run that ask for them: k-means on what the teacher says of the unlabelled images.
+"""Prototypes and heads for the objectives of a run that ask for them.
 
-Made once, before the first step, from the views of the first epoch (which fills the stored targets, where a run has
-them; otherwise it costs one more pass of the teacher over at most 256 images per prototype). They are kept in the run's
-folder under a digest of all that decides them, and in the saved state: a run resumes to the same bits. Remove the file
-and begin anew (`--overwrite`) to have them made again.
+Prototypes are k-means on what the teacher says of the unlabelled images, made once, before the first step, from the views
+of the first epoch (which fills the stored targets, where a run has them; otherwise it costs one more pass of the teacher
+over at most 256 images per prototype). They are kept in the run's folder under a digest of all that decides them, and in
+the saved state: a run resumes to the same bits. `--overwrite` has them made again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.checkpoints import zoo
+from ssl_kd.checkpoints.heads import load_head
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.sources.base import content_key
 from ssl_kd.distillation.target_cache import versions
-from ssl_kd.distillation.teachers import Autocast, TeacherGroup
+from ssl_kd.distillation.teachers import Autocast, Teacher, TeacherGroup
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.multi_teacher import MultiTeacher
 from ssl_kd.objectives.prototypes import ROWS_EACH, Prototypes, spherical_kmeans
+from ssl_kd.objectives.teacher_heads import TeacherHead
 from ssl_kd.runtime.run_dir import UNREADABLE
 from ssl_kd.runtime.state import load_state, save_state
 
 FOLDER = "prototypes"
+R = TypeVar("R", bound=nn.Module)
 
 
-def wanted(module: nn.Module, teacher: str = "") -> Iterator[tuple[str, Prototypes]]:
-    """Every relation inside an objective that has no anchors yet, and the name of its teacher (empty for a single one)."""
-    if isinstance(module, Prototypes):
-        if not int(module.laid):
-            yield teacher, module
+def relations(module: nn.Module, kind: type[R], teacher: str = "") -> Iterator[tuple[str, R]]:
+    """Every relation of that kind inside an objective, and the name of its teacher (empty for a single one)."""
+    if isinstance(module, kind):
+        yield teacher, module
     elif isinstance(module, MultiTeacher):
         for name, part in module.parts.items():
-            yield from wanted(part, name)
+            yield from relations(part, kind, name)
     else:
         for child in module.children():
-            yield from wanted(child, teacher)
+            yield from relations(child, kind, teacher)
+
+
+def wanted(objective: nn.Module) -> Iterator[tuple[str, Prototypes]]:
+    """Those that have no anchors yet."""
+    return ((name, found) for name, found in relations(objective, Prototypes) if not int(found.laid))
+
+
+def give_heads(objective: nn.Module, teachers: Mapping[str, Teacher]) -> None:
+    """Load the teacher's own head for every relation that asks for it. UserError where its file has none."""
+    for name, relation in relations(objective, TeacherHead):
+        file = str(teachers[name].line.file)
+        if not Path(file).exists() and "/" not in file and not zoo.known(file):
+            raise UserError("objective: a teacher from Python has no head of its own here; name its file")
+        relation.give(load_head(file))
 
 
 def must_have_enough(objective: nn.Module, images: int) -> None:

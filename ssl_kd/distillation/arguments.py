@@ -15,13 +15,15 @@ from typing import Any
 from torch import nn
 
 from ssl_kd.data.augment import Recipe
+from ssl_kd.data.open import normal_path
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.views import as_views, views_record
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError, one_line
 from ssl_kd.models.encoder import MODULE, Encoder
+from ssl_kd.registry import load_object
 from ssl_kd.runtime.loggers import LightningLogger, logger_of
-from ssl_kd.runtime.objects import imported, is_record, names_code, record_of
+from ssl_kd.runtime.objects import is_record, names_code, record_of
 from ssl_kd.validation import with_settings
 
 CODE = ("objective", "views", "log", "student", "between")  # settings that may name an object as package.module:name
@@ -66,6 +68,7 @@ def merge(
     given = dict(settings) | {key: value for key, value in named.items() if value}
     objects = _objects(given)
     merged = with_settings(config or DistillConfig(), given, "distill")
+    merged = replace(merged, images=normal_path(merged.images))
     for name in CODE:
         _must_be_given(name, getattr(merged, name), name in given)
     if "students" not in given:
@@ -88,7 +91,7 @@ def _objects(given: dict[str, Any]) -> Objects:
     """The objects among the settings of a call, which are replaced there by their names."""
     student, objectives = None, {}
     if names_code(given.get("student")):
-        student = imported("student", str(given["student"]))
+        student = load_object(str(given["student"]), "student")
     if (objective := given.get("objective")) is not None and (names_code(objective) or callable(objective)):
         objectives[""], given["objective"] = _objective(objective)
     if isinstance(teachers := given.get("teachers"), Mapping):
@@ -100,7 +103,7 @@ def _objects(given: dict[str, Any]) -> Objects:
     if (terms := given.get("between")) is not None and (names_code(terms) or callable(terms)):
         between, given["between"] = _objective(terms, "between")
     views = given.get("views")
-    found = as_views(imported("views", str(views)) if names_code(views) else views)
+    found = as_views(load_object(str(views), "views") if names_code(views) else views)
     if found is not None:
         given["views"] = views if names_code(views) else views_record(found)
     loggers: list[LightningLogger] = []
@@ -116,7 +119,7 @@ def _own_objects(name: str, line: Any, members: dict[str, Objects]) -> dict[str,
     if isinstance(arch := line_of.get("arch"), nn.Module):
         student, line_of["arch"] = arch, _student(arch)
     elif names_code(arch):
-        student = imported(f"students: {name}", str(arch))
+        student = load_object(str(arch), f"students: {name}")
     if (objective := line_of.get("objective")) is not None and (names_code(objective) or callable(objective)):
         objectives[""], line_of["objective"] = _objective(objective)
     if student is not None or objectives:
@@ -127,7 +130,7 @@ def _own_objects(name: str, line: Any, members: dict[str, Objects]) -> dict[str,
 def _objective(given: Any, what: str = "objective") -> tuple[Any, str]:
     """A criterion or what makes one, and its name."""
     if isinstance(given, str):
-        found, name = imported(what, given), given
+        found, name = load_object(given, what), given
     else:
         found, name = given, record_of(given)
     if not callable(found):
@@ -173,17 +176,25 @@ def criterion_of(found: Any, name: str, student_width: int, teacher_width: int) 
 
     UserError where no module comes out.
     """
+    return _made("objective", found, name, student_width, teacher_width)
+
+
+def made_of(found: Any, name: str, widths: Mapping[str, int], teacher_width: int) -> nn.Module:
+    """Terms between students that were given as an object: itself, or what makes one of everyone's width."""
+    return _made("between", found, name, dict(widths), teacher_width)
+
+
+def _made(what: str, found: Any, name: str, student: object, teacher_width: int) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     try:
-        widths = _takes(found, student_width, teacher_width)
-        made = found(student_width, teacher_width) if widths else found()
+        made = found(student, teacher_width) if _takes(found, student, teacher_width) else found()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"objective: {name} cannot be built for widths {student_width} and {teacher_width}: {one_line(error, 160)}"
+            f"{what}: {name} cannot be built for widths {student} and {teacher_width}: {one_line(error, 160)}"
         ) from error
     if not isinstance(made, nn.Module):
-        raise UserError(f"objective: expected {name} to make a module, got {type(made).__name__}")
+        raise UserError(f"{what}: expected {name} to make a module, got {type(made).__name__}")
     return made
 
 
@@ -200,12 +211,14 @@ def is_path(source: Any) -> bool:
     return isinstance(source, str | os.PathLike)
 
 
-def _teacher(given: Any) -> str:
+def _teacher(given: Any) -> str | dict[str, Any]:
     if isinstance(given, nn.Module):
         return given.origin if isinstance(given, Encoder) else record_of(given)
+    if isinstance(given, Mapping):
+        return dict(given)
     if given is None or is_path(given):
         return str(given or "")
-    raise UserError(f"teacher: expected a file, a name, an Encoder or a module, got {type(given).__name__}")
+    raise UserError(f"teacher: expected a file, a name, a mapping, an Encoder or a module, got {type(given).__name__}")
 
 
 def _student(given: Any) -> str:

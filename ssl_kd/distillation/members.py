@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_kd.distillation.arguments import Objects
+from ssl_kd.distillation.arguments import Objects, made_of
+from ssl_kd.distillation.between import AnyBetween, Between, build_between, specs_of
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
 from ssl_kd.distillation.module import Objective
 from ssl_kd.distillation.student_specs import StudentSpec, alone, refuse_twins, student_specs
@@ -22,7 +23,7 @@ from ssl_kd.distillation.teachers import Teacher
 from ssl_kd.errors import UserError
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import known_to_be_wrong
-from ssl_kd.objectives import taps
+from ssl_kd.objectives import Weight, taps
 
 
 class Randomness:
@@ -93,6 +94,14 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """What is between the students: the terms, and their own stream of random numbers."""
+
+    terms: Between
+    randomness: Randomness
+
+
+@dataclass(frozen=True)
 class Asked:
     """A student before anything is built: its line, its settings, the objects among them, and what its teachers' lines say."""
 
@@ -119,7 +128,53 @@ def asked_students(config: DistillConfig, objects: Objects) -> dict[str, Asked]:
             raise UserError(f"students: arch of {name}: {why}")
         if "" not in his.objectives:
             _objective_must_be_known(name, own.objective)
+    if config.between and objects.between is None:
+        specs_of(config.between, found)
     return found
+
+
+def tied(
+    config: DistillConfig, given: Any, members: Mapping[str, Member], teachers: Mapping[str, Teacher], views: int
+) -> Tie | None:
+    """The terms between students that a config asks for, or None. given: an object in place of their names.
+
+    UserError where they do not suit the run, or a student would have nothing to follow.
+    """
+    if not config.between:
+        _all_must_be_led(members, None)
+        return None
+    widths = {name: member.student.dim for name, member in members.items()}
+    theirs = sum(teacher.encoder.dim for teacher in teachers.values())
+    stream = Randomness(torch.Generator().manual_seed(config.seed).get_state())
+    with stream.own():
+        if given is None:
+            terms = build_between(config.between, widths, theirs)
+        else:
+            made = made_of(given, str(config.between), widths, theirs)
+            terms = Between([AnyBetween(made, members)], [Weight()], [type(made).__name__])
+    if terms.min_views > views:
+        raise UserError(
+            f"views: a term between students needs at least {terms.min_views} views, got {views}; use multi"
+        )
+    if config.accumulate > 1 and terms.indivisible:
+        raise UserError(
+            f"accumulate: {', '.join(terms.indivisible)} relates all samples of a batch to each other, which its parts "
+            f"cannot; use accumulate 1"
+        )
+    _all_must_be_led(members, terms)
+    return Tie(terms, stream)
+
+
+def _all_must_be_led(members: Mapping[str, Member], terms: Between | None) -> None:
+    """UserError for a student that in some epoch follows neither the teacher nor anybody else."""
+    turns = {0} | ({rule.until for rule in terms.weights if rule.until is not None} if terms else set())
+    for name, member in members.items():
+        epoch = next((e for e in sorted(turns) if not terms or name not in terms.leads(e)), None)
+        if not member.spec.weight and epoch is not None:
+            raise UserError(
+                f"students: {name} has weight 0 and no term between students leads it in epoch {epoch}: it would have "
+                f"nothing to follow; give it a weight, or a term from epoch 0 to the end"
+            )
 
 
 def _objective_must_be_known(name: str, objective: Any) -> None:

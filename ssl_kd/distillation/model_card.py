@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ssl_kd.checkpoints.formats.student import LOAD
-from ssl_kd.distillation.arguments import CODE
+from ssl_kd.checkpoints.licences import UNSTATED, warning
+from ssl_kd.data.open import SOURCES
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.members import Member
 from ssl_kd.distillation.teachers import Teacher
 from ssl_kd.errors import shown_name
 from ssl_kd.models.encoder import MODULE, Encoder
-from ssl_kd.runtime.objects import is_record, names_code
+from ssl_kd.runtime.objects import code_in, is_record
 from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, STUDENTS, environment
+from ssl_kd.validation import About, about
 
 
 def card(
@@ -31,13 +36,14 @@ def card(
     skipped = "".join(f"\n- {shown_name(name)}: {shown_name(why)}" for name, why in unreadable.items()) or " none"
     whom = " and ".join(t.encoder.arch for t in teachers.values())
     rows = "\n".join(f"| {name} | {value} |" for name, value in (_who(teachers, student) | dict(facts)).items())
+    sentence = warning([t.encoder.licence for t in teachers.values()])
     best = f"\n- `{BEST}`: the student with its best figures on the held-out images" if (folder / BEST).exists() else ""
     return f"""# {student.arch}, distilled from {whom}
 
 | | |
 | --- | --- |
 {rows}
-
+{f"{chr(10)}**{sentence}**{chr(10)}" if sentence else ""}
 Use it: {_use(folder / STUDENT, student)}
 
 Reproduce it: {_again(config, student) if not name else _again_in_group(name)}
@@ -100,6 +106,7 @@ def provenance(teachers: Mapping[str, Teacher]) -> dict[str, Any]:
             "teacher": t.encoder.origin,
             "teacher_digest": t.encoder.digest,
             "teacher_arch": t.encoder.arch,
+            "teacher_licence": t.encoder.licence or UNSTATED,
             "objective": t.line.objective,
         }
         for name, t in teachers.items()
@@ -118,6 +125,7 @@ def _who(teachers: Mapping[str, Teacher], student: Encoder) -> dict[str, object]
             f"input size {teacher.size} px; objective {teacher.line.objective}, weight {teacher.line.weight:g}; "
             f"SHA-256 {encoder.digest})"
         )
+        rows[f"licence of teacher {name}".strip()] = encoder.licence or UNSTATED
     rows["student"] = (
         f"{student.arch}, feature `{student.feature}`, width {student.dim}, {student.parameter_count:,} parameters"
     )
@@ -139,7 +147,7 @@ def _again(config: DistillConfig, student: Encoder) -> str:
     """The command, or where objects from Python took part, the call that needs them again."""
     objects, code = _objects(config, student)
     if not objects:
-        named = "".join(f" --{name} {value}" for name, value in code.items())
+        named = "".join(f" --{name} {shlex.quote(value)}" for name, value in code.items())
         return (
             f"`{environment()['command']}`, or `ssl-kd distill --config config.yaml{named} --out elsewhere` (every setting "
             f"is in `config.yaml`)."
@@ -152,9 +160,17 @@ def _again(config: DistillConfig, student: Encoder) -> str:
     )
 
 
+def _code(value: object, known: About) -> str:
+    """A setting that names code, as it is typed; empty for any other."""
+    names = code_in(value, known)
+    if not names or (known.paths and not any(name in SOURCES for name in names)):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _objects(config: DistillConfig, student: Encoder) -> tuple[list[str], dict[str, str]]:
     """The settings that were objects, and those that name code, which has to be given beside a config."""
-    code = {name: str(getattr(config, name)) for name in CODE if names_code(getattr(config, name))}
+    code = {one.name: value for one in fields(config) if (value := _code(getattr(config, one.name), about(one)))}
     names = ["student"] if student.is_module and "student" not in code else []
     names += ["images"] if config.images.startswith("<") else []
     return names + [name for name in ("teacher", "objective", "views", "log") if is_record(getattr(config, name))], code

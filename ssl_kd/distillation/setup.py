@@ -20,10 +20,11 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import hold_out
 from ssl_kd.data.views import recipes_of
-from ssl_kd.distillation.anchors import must_have_enough
+from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
+from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
-from ssl_kd.distillation.members import Asked, Member, Randomness, asked_students
+from ssl_kd.distillation.members import Asked, Member, Randomness, Tie, asked_students, tied
 from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of, only
 from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
@@ -54,6 +55,7 @@ class Parts:
     contract: Preprocessing
     mix: str
     settings: dict[str, Any]  # what config.yaml keeps
+    tie: Tie | None = None  # what is between the students
 
     @property
     def student(self) -> Encoder:
@@ -74,7 +76,9 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     check(config)
     asked = asked_students(config, objects)
     torch.manual_seed(config.seed)
-    images = open_images(config.images if images is None or is_path(images) else images, config.max_unreadable)
+    images = open_images(
+        config.images if images is None or is_path(images) else images, config.max_unreadable, config.verify
+    )
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
@@ -114,6 +118,9 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     for name, one in asked.items():
         with streams[name].own(), _named(name):
             members[name] = _member(name, one, given[name], found[name][0], streams[name], bench)
+    tie = tied(config, objects.between, members, teachers, len(recipes))
+    if tie is not None:
+        _try_out_tie(tie, members, outputs, views)
     teachers = {
         name: replace(t, tokens=any(m.teachers[name].tokens for m in members.values())) for name, t in teachers.items()
     }
@@ -123,7 +130,7 @@ def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, obje
     }
     settings = _settings(config, asked, {name: named for name, (_, named) in found.items()}, teachers)
     settings["images_digest"] = images.digest
-    return Parts(TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings)
+    return Parts(TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings, tie)
 
 
 @contextmanager
@@ -158,6 +165,7 @@ def _member(
     objective = _objective(asked.config, asked.lines, given, seen, outputs)
     _must_fit(asked.config, asked.lines.values(), objective, bench.loader, bench.mix)
     must_have_enough(objective, len(bench.loader.images))
+    give_heads(objective, {key: replace(t, line=asked.lines[key]) for key, t in bench.teachers.items()})
     _try_out(objective, seen, outputs, bench.views)
     parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
     teachers = {
@@ -377,6 +385,18 @@ def _open_attention(backbone: nn.Module, layers: Sequence[str]) -> None:
             attention: Any = submodule(backbone, parent)
             if hasattr(attention, "fused_attn"):
                 attention.fused_attn = False
+
+
+@torch.no_grad()
+def _try_out_tie(tie: Tie, members: Mapping[str, Member], outputs: Mapping[str, Features], views: ViewBatch) -> None:
+    """Compute the terms between students once, in eval mode."""
+    seen = {name: _dry_pass(member.student, views, (), "student") for name, member in members.items()}
+    try:
+        with tie.randomness.own():
+            tie.terms.eval()(seen, one_teacher(outputs), views)
+    except BAD_ARGUMENTS as error:
+        raise UserError(f"between: it cannot compare these networks: {one_line(error, 200)}") from error
+    tie.terms.train()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.mixup import mixed
@@ -24,6 +24,7 @@ from ssl_kd.distillation.teachers import TeacherGroup
 from ssl_kd.runtime import distributed
 from ssl_kd.types import ViewBatch
 
+BETWEEN = "of terms between students"  # stands for their heads where students have their names
 LARGE = 2**20  # buffers with more numbers are memories, which never take in what is not finite
 
 
@@ -86,13 +87,19 @@ class Stepper:
 
 
 class CohortStepper:
-    """Students that step together, each with its own optimiser and clipping. configs: theirs, by name."""
+    """Students that step together, each with its own optimiser and clipping. configs: theirs, by name.
 
-    def __init__(self, fabric: Fabric, bare: Cohort, configs: Mapping[str, DistillConfig]):
-        self.fabric, self.bare, self.configs = fabric, bare, dict(configs)
-        own = [make_optimizer(module, self.configs[name]) for name, module in bare.students.items()]
+    The heads of terms between them have an optimiser as well, by the settings of `config`.
+    """
+
+    def __init__(self, fabric: Fabric, bare: Cohort, configs: Mapping[str, DistillConfig], config: DistillConfig):
+        self.fabric, self.bare, self.configs = fabric, bare, {**configs, BETWEEN: config}
+        self.trained: dict[str, nn.Module] = dict(bare.students)
+        if bare.between is not None and any(p.requires_grad for p in bare.between.parameters()):
+            self.trained[BETWEEN] = bare.between
+        own = [make_optimizer(module, self.configs[name]) for name, module in self.trained.items()]
         self.module, *optimizers = fabric.setup(bare, *own)
-        self.optimizers: dict[str, torch.optim.Optimizer] = dict(zip(bare.names, optimizers, strict=True))
+        self.optimizers: dict[str, torch.optim.Optimizer] = dict(zip(self.trained, optimizers, strict=True))
         self.ended = False  # no more steps: patience is out
         self.bad: tuple[str, float, dict[str, float]] | None = None
         self.skips = max(config.skip_nonfinite for config in self.configs.values())
@@ -127,10 +134,10 @@ class CohortStepper:
 
     def finish(self, images: list[str]) -> dict[str, dict[str, float] | Bad]:
         """Move the weights; or say what was not finite, and leave everything as it was before the step."""
-        norms = {} if self.bad else {name: self._clipped(name) for name in self.bare.names}
+        norms = {} if self.bad else {name: self._clipped(name) for name in self.trained}
         for name, norm in norms.items():
             if not self.bad and not math.isfinite(norm):
-                terms = {figure: value for figure, value in self.figures[name].items() if figure != "loss"}
+                terms = {figure: value for figure, value in self.figures.get(name, {}).items() if figure != "loss"}
                 self.bad = ("gradient norm", norm, terms)
         if self.bad:
             self._leave()
@@ -146,7 +153,7 @@ class CohortStepper:
 
     def _clipped(self, name: str) -> float:
         clip = self.configs[name].clip or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.bare.students[name].parameters(), clip))
+        return float(torch.nn.utils.clip_grad_norm_(self.trained[name].parameters(), clip))
 
     def _statistics(self) -> dict[str, Tensor]:
         """Copies of running statistics, which a forward pass changes."""

@@ -29,13 +29,13 @@ from ssl_kd.distillation.arguments import NOTHING, Objects, merge
 from ssl_kd.distillation.cohort import Cohort
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.learner import Learner
-from ssl_kd.distillation.members import Member
+from ssl_kd.distillation.members import Member, Tie
 from ssl_kd.distillation.model_card import group_card
 from ssl_kd.distillation.module import DistillationModule
 from ssl_kd.distillation.monitor import HeldOut, Monitor
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts, prepare
-from ssl_kd.distillation.step import Bad, CohortStepper, Stepper
+from ssl_kd.distillation.step import BETWEEN, Bad, CohortStepper, Stepper
 from ssl_kd.distillation.target_cache import TARGETS, TargetStore
 from ssl_kd.errors import ImagesError, UserError, one_line
 from ssl_kd.models.encoder import Encoder
@@ -78,7 +78,7 @@ class DistilledGroup:
 
 @overload
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -90,7 +90,7 @@ def distill(
 
 @overload
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -99,7 +99,7 @@ def distill(
 
 
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -124,7 +124,7 @@ def distill(
 
 
 def fill_targets(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -221,10 +221,12 @@ class _Trainer:
         self.learners = {name: self._learner(member, parts) for name, member in parts.members.items()}
         if config.compile:
             self._networks_are_compiled(True)
-        cohorts = [CohortStepper(fabric, bare, self._configs(bare)) for bare in self._cohorts()]
+        self.tie = parts.tie
+        cohorts = [CohortStepper(fabric, bare, self._configs(bare), config) for bare in self._cohorts()]
         for cohort in cohorts:
             for name, optimizer in cohort.optimizers.items():
-                self.learners[name].optimizer = optimizer
+                if name in self.learners:
+                    self.learners[name].optimizer = optimizer
         self.stepper = Stepper(fabric, config, self.loader, self.teacher_group, cohorts, parts.mix)
         self.quiet = config.quiet or not fabric.is_global_zero
         self.step = 0  # steps done
@@ -247,9 +249,12 @@ class _Trainer:
 
     def _cohorts(self) -> list[Cohort]:
         """The students that have to step together: each by itself where no term is between them."""
-        return [
-            Cohort({name: learner.module}, {name: learner.member.randomness}) for name, learner in self.learners.items()
-        ]
+        modules = {name: learner.module for name, learner in self.learners.items()}
+        streams = {name: learner.member.randomness for name, learner in self.learners.items()}
+        if self.tie is None:
+            return [Cohort({name: module}, {name: streams[name]}) for name, module in modules.items()]
+        self.tie.randomness.to(self.fabric.device)
+        return [Cohort(modules, streams, self.tie.terms, self.tie.randomness)]
 
     def _configs(self, cohort: Cohort) -> dict[str, DistillConfig]:
         return {name: self.learners[name].member.config for name in cohort.names}
@@ -422,6 +427,20 @@ class _Trainer:
                 bar.warn(f"at step {self.step} of {self.total}: patience{of} is out, step {best} was the best")
             self.seconds += time.monotonic() - began
 
+    def _tie_state(self, tie: Tie) -> dict[str, Any]:
+        optimizer = self.stepper.cohorts[0].optimizers.get(BETWEEN)
+        return {
+            "terms": tie.terms.state_dict(),
+            "optimizer": optimizer.state_dict() if optimizer else None,
+            "random": tie.randomness.saved(),
+        }
+
+    def _restore_tie(self, tie: Tie, saved: Mapping[str, Any]) -> None:
+        tie.terms.load_state_dict(saved["terms"])
+        if optimizer := self.stepper.cohorts[0].optimizers.get(BETWEEN):
+            optimizer.load_state_dict(saved["optimizer"])
+        tie.randomness.restore(saved["random"])
+
     @property
     def _readable(self) -> int:
         return len(self.loader.images) - len(self.loader.images.unreadable)
@@ -439,6 +458,8 @@ class _Trainer:
             state |= {key: kept[key] for key in ("skipped", "last", "pair", "optimizer")}
         else:
             state["students"] = {name: learner.state() for name, learner in self.learners.items()}
+        if self.tie is not None:
+            state["between"] = self._tie_state(self.tie)
         state |= {"torch_rng": torch.get_rng_state(), "unreadable": self.loader.images.unreadable.copy()}
         if single:
             state["health"] = kept["health"]
@@ -467,6 +488,8 @@ class _Trainer:
         self.step, self.seconds, self.waited = (saved[k] for k in ("step", "seconds", "waited"))
         for name, learner in self.learners.items():
             learner.restore(saved["students"][name] if name else saved, self.step)
+        if self.tie is not None:
+            self._restore_tie(self.tie, saved["between"])
         for cohort in self.stepper.cohorts:
             cohort.ended = all(self.learners[name].ended for name in cohort.bare.names)
         torch.set_rng_state(saved["torch_rng"])

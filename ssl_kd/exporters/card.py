@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from ssl_kd.checkpoints.licences import UNSTATED, warning
 from ssl_kd.checkpoints.loading import inspect
+from ssl_kd.errors import UserError
+from ssl_kd.exporters.judge import Ask, Judge, Verdict
 from ssl_kd.models.encoder import Encoder, as_record
 from ssl_kd.runtime.download import digest_of
 from ssl_kd.runtime.ownership import refuse_replacing
 
 BOUND = 1e-4  # largest difference allowed, as a share of the largest number that the Encoder says
-Ask = Callable[[Tensor], Tensor]  # images (B, 3, S, S) in [0, 1] -> embeddings (B, D)
 NORMALISED = "normalised by mean and std"
 PLAIN = "in [0, 1]; the file itself normalises"
 SUM, REPLACED = "sha256", "replaced_sha256"
@@ -36,17 +36,30 @@ class Exported:
     difference: float  # largest absolute difference of any number of any embedding
     relative: float  # the same as a share of the largest number
     cosine: float  # smallest over the pictures
+    verdict: Verdict | None = None  # of a smaller copy, which is another network: how much of the student it keeps
+
+    @property
+    def met(self) -> bool:
+        """Whether the file keeps what was asked for; one that says the same always does."""
+        return self.verdict is None or self.verdict.met
 
     def __str__(self) -> str:
+        first = f"{self.format:<12}{self.path} ({self.path.stat().st_size / 1e6:,.1f} MB): "
+        if self.verdict is not None:
+            return "\n    ".join([f"{first}smallest cosine {self.cosine:.4f}", *self.verdict.lines()])
         return (
-            f"{self.format:<12}{self.path} ({self.path.stat().st_size / 1e6:,.1f} MB): largest difference "
-            f"{self.difference:.2g} ({self.relative:.1g} of the largest number), 1 - cosine {1 - self.cosine:.1g}"
+            f"{first}largest difference {self.difference:.2g} ({self.relative:.1g} of the largest number), 1 - cosine "
+            f"{1 - self.cosine:.1g}"
         )
 
 
 @dataclass(frozen=True)
 class Target:
-    """A way out: the file's name in a folder, who wants which pixels, how it is written and how it is asked again."""
+    """A way out: the file's name in a folder, who wants which pixels, how it is written and how it is asked again.
+
+    `shrink` makes a written file smaller in place, by what the judge says, and returns fields of the `Verdict`. `companion`
+    is the ending of a second file that is written beside: `write` puts it to its own path with that ending behind.
+    """
 
     name: str
     reader: str  # what it is read back by, for the card
@@ -55,6 +68,8 @@ class Target:
     write: Callable[[Encoder, Path, Mapping[str, Any]], None]
     reopen: Callable[[Encoder, Path], Ask]
     default_feature: bool = False  # a state dict is read by its library's own forward
+    shrink: Callable[[Path, Judge], dict[str, Any]] | None = None
+    companion: str = ""
 
 
 def description(encoder: Encoder, target: Target) -> dict[str, Any]:
@@ -65,8 +80,11 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
         "feature": feature,
         "dim": encoder.width(feature),
         "digest": encoder.digest,
+        "pixels": "normalised" if target.pixels == NORMALISED else "plain",
         "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
         "output": f"(B, {encoder.width(feature)}) float32",
+        "licence": encoder.licence or UNSTATED,
+        **({"licence_warning": sentence} if (sentence := warning([encoder.licence])) else {}),
         "preprocessing": asdict(eyes)
         | {
             "order": f"resize {'to a square' if eyes.square else 'the shorter side'}, crop the centre, divide by 255"
@@ -84,13 +102,31 @@ def card_of(
         "read_back_by": target.reader,
         "max_absolute_difference": done.difference,
         "as_share_of_largest": done.relative,
-        "bound": BOUND,
+        "bound": BOUND if done.verdict is None else None,
         "min_cosine": done.cosine,
+        "verdict": None if done.verdict is None else asdict(done.verdict),
     }
     load = [line.replace("FILE", repr(done.path.name)) for line in lines]
-    sums = {SUM: digest_of(part)} | ({REPLACED: digest_of(done.path)} if done.path.exists() else {})
-    card = {"format": done.format, "file": done.path.name} | sums | description(encoder, target)
+    card = {"format": done.format, "file": done.path.name} | _sums(part, done.path) | description(encoder, target)
+    if target.companion:
+        beside = companion_of(done.path, target)
+        card["companion"] = {"file": beside.name} | _sums(companion_part(part, target), beside)
     return json.dumps(card | {"measured": measured, "load": load, "card": dict(notes)}, indent=1)
+
+
+def _sums(part: Path, path: Path) -> dict[str, str]:
+    """The digest of what will lie at `path`, and of what lies there now."""
+    return {SUM: digest_of(part)} | ({REPLACED: digest_of(path)} if path.exists() else {})
+
+
+def companion_of(path: Path, target: Target) -> Path:
+    """Where the second file of an export lies, by the library's rule: the same name with another ending."""
+    return path.with_suffix(target.companion)
+
+
+def companion_part(part: Path, target: Target) -> Path:
+    """Where the second file lies while it is written."""
+    return part.with_name(f"{part.name}{target.companion}")
 
 
 def notes_of(student: Encoder | str | os.PathLike[str]) -> dict[str, Any]:
@@ -109,6 +145,16 @@ def require_ours(path: Path) -> None:
     """UserError, and nothing touched, where a file that is no export of ours, or a card of another's, lies in the way."""
     refuse_replacing("out", card_path(path), lambda card: bool(_read(card, path)))
     refuse_replacing("out", path, _is_ours)
+
+
+def require_our_companion(path: Path, target: Target) -> None:
+    """UserError where the second file of an export would replace one that is not ours."""
+    if target.companion and path.suffix != Path(target.name).suffix:
+        raise UserError(f"out: {path.name}: this format's file ends in {Path(target.name).suffix}")
+    if target.companion:
+        said = _read(card_path(path), path).get("companion", {})
+        ours = {said.get(SUM), said.get(REPLACED)} if isinstance(said, dict) else set()
+        refuse_replacing("out", companion_of(path, target), lambda file: digest_of(file) in ours)
 
 
 def _read(card: Path, path: Path) -> dict[str, Any]:

@@ -16,13 +16,14 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_kd.checkpoints.formats.weights import shown
 from ssl_kd.checkpoints.loading import load_teacher
@@ -32,24 +33,40 @@ from ssl_kd.exporters.card import (
     BOUND,
     NORMALISED,
     PLAIN,
-    Ask,
     Exported,
     Target,
     card_of,
     card_path,
+    companion_of,
+    companion_part,
     description,
     notes_of,
+    require_our_companion,
     require_ours,
 )
 from ssl_kd.exporters.constants import fixed_positions
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
-from ssl_kd.exporters.pictures import measured_on, pictures
+from ssl_kd.exporters.judge import Ask, Judge, Verdict
+from ssl_kd.exporters.pictures import PICTURES, measured_on
+from ssl_kd.exporters.programs import (
+    WEIGHTS,
+    Pixels,
+    example,
+    halve_onnx,
+    onnx_lines,
+    openvino_int8_lines,
+    openvino_lines,
+    reload_onnx,
+    reload_openvino,
+    shrink_onnx,
+    shrink_openvino,
+    write_onnx,
+    write_openvino,
+)
 from ssl_kd.models.encoder import Encoder, frozen, not_finite
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.files import atomic_text, part_of, put_in_place, sweep
-from ssl_kd.types import Features
-
-ONNX_BYTES = 2**31 - 2**24  # of weights: a protobuf message ends at 2 GB, and the graph needs some
+from ssl_kd.runtime.timing import in_turns, machine
 
 
 def export(
@@ -59,12 +76,19 @@ def export(
     images: Tensor | str | os.PathLike[str] | None = None,
     feature: str | None = None,
     format: str | None = None,  # noqa: A002
+    teacher: Encoder | str | os.PathLike[str] | None = None,
+    within: float = 2.0,
+    keep: float | None = None,
+    **by_hand: Any,
 ) -> list[Exported]:
     """Write `student` in one or several formats (keys of TARGETS), each measured against the Encoder.
 
-    student: an Encoder, a checkpoint file or a name; `feature` and `format` are those of `load_teacher`. out: the file;
+    student: an Encoder, a checkpoint file or a name; `feature`, `format` and those by_hand (branch, arch, arch_args, mean, std,
+    size) are `load_teacher`'s. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
+    For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, a file or a name, whose
+    neighbours such a copy may lose `within` points of; keep: percent of the float student's neighbours that must stay.
     UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
     cannot hold the network or differs by more than BOUND.
     """
@@ -73,40 +97,95 @@ def export(
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
-    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format)
+    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format, **by_hand)
     notes = notes_of(student)
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):
         raise UserError(f"export: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
     lines = {name: TARGETS[name].possible(encoder) for name in formats}
     size = encoder.preprocessing.size
-    images = measured_on(images, encoder)
+    judge = _judge(encoder, formats, images, teacher, within, keep)
+    images = measured_on(images, encoder) if judge is None else judge.proof.photos[: 4 * PICTURES].float() / 255
     if images.ndim != 4 or len(images) < 2 or images.shape[1:] != (3, size, size):
         raise UserError(f"images: expected at least 2 of (3, {size}, {size}), got {tuple(images.shape)}")
     out = Path(out)
     folder = out if len(formats) > 1 or out.is_dir() else out.parent
     paths = [folder / TARGETS[name].name if folder == out else out for name in formats]
     _spare(student, paths)
-    for path in paths:
+    for name, path in zip(formats, paths, strict=True):
         require_ours(path)
+        require_our_companion(path, TARGETS[name])
     parts = [part_of(path, hidden=True) for path in paths]
     made: list[Exported] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, [name for path in paths for name in (path.name, card_path(path).name)])
         for name, part, path in zip(formats, parts, paths, strict=True):
-            made.append(_measured(name, encoder, part, path, lines[name], notes, images))
+            done = _measured(name, encoder, part, path, lines[name], notes, images)
+            made.append(done if judge is None or not TARGETS[name].shrink else _shrunk(done, encoder, part, judge))
         for part, done in zip(parts, made, strict=True):
+            target = TARGETS[done.format]
             # The card first: it holds the digests of the new file and the old one, so it fits whenever we are killed.
-            atomic_text(done.card, card_of(done, TARGETS[done.format], encoder, lines[done.format], notes, part))
+            atomic_text(done.card, card_of(done, target, encoder, lines[done.format], notes, part))
+            if target.companion:
+                put_in_place(companion_part(part, target), companion_of(done.path, target))
             put_in_place(part, done.path)
     except OSError as error:
         raise UserError(f"out: {folder} could not be written ({error.strerror or error}); choose another") from error
     finally:
-        for part in parts:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        for name, part in zip(formats, parts, strict=True):
+            for file in {part, companion_part(part, TARGETS[name])}:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
     return made
+
+
+def _judge(
+    encoder: Encoder,
+    formats: Sequence[str],
+    images: Tensor | str | os.PathLike[str] | None,
+    teacher: Encoder | str | os.PathLike[str] | None,
+    within: float,
+    keep: float | None,
+) -> Judge | None:
+    """Who judges smaller copies; None where every format says the same as the Encoder."""
+    if not any(TARGETS[name].shrink for name in formats):
+        return None
+    taught = teacher if isinstance(teacher, Encoder) or teacher is None else load_teacher(teacher)
+    return Judge(encoder, images, None if taught is None else frozen(taught), within, keep)
+
+
+def _shrunk(done: Exported, encoder: Encoder, part: Path, judge: Judge) -> Exported:
+    """Make a file that says the same into a smaller one, and judge that one as it was written."""
+    target = TARGETS[done.format]
+    assert target.shrink is not None
+    plain, before = target.reopen(encoder, part), _size(part, target)
+    facts = target.shrink(part, judge)
+    small = target.reopen(encoder, part)
+    one = judge.proof.photos[:1].float() / 255
+    timings = in_turns({"float": lambda: plain(one), done.format: lambda: small(one)})
+    verdict: Verdict = judge.verdict(
+        small,
+        smaller=_size(part, target) / before,
+        timings=timings,
+        machine=machine(),
+        threads=torch.get_num_threads(),
+        **facts,
+    )
+    photos = judge.proof.photos[: 4 * PICTURES]
+    said, own = small(photos.float() / 255).double(), judge.proof.student[: len(photos)].double()
+    largest = float((said - own).abs().max())
+    return replace(
+        done,
+        difference=largest,
+        relative=largest / max(float(own.abs().max()), 1e-30),
+        cosine=float(F.cosine_similarity(said, own, dim=1, eps=1e-300).min()),
+        verdict=verdict,
+    )
+
+
+def _size(part: Path, target: Target) -> int:
+    return sum(file.stat().st_size for file in {part, companion_part(part, target)})
 
 
 def _spare(student: Encoder | str | os.PathLike[str], paths: Sequence[Path]) -> None:
@@ -195,24 +274,7 @@ def _reload_student(encoder: Encoder, path: Path) -> Ask:
     return lambda images: again(images).embedding
 
 
-# ------------------------------------------------------------------------------------------ whole programs
-
-
-class Pixels(nn.Module):
-    """Images in [0, 1] to embeddings: all that a program without ssl_kd needs, mean and std included."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, D)."""
-        features: Features = self.encoder(images)
-        return features.embedding
-
-
-def _example(encoder: Encoder) -> Tensor:
-    return pictures(2, encoder.preprocessing.size, seed=1)
+# ------------------------------------------------------------------------------------------ TorchScript
 
 
 def _script_lines(encoder: Encoder) -> tuple[str, ...]:
@@ -234,7 +296,7 @@ class _quiet_torchscript(warnings.catch_warnings):  # noqa: N801
 def _write_script(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
     with _quiet_torchscript(), torch.no_grad(), fixed_positions(encoder):
         # check_trace runs it once more on the same pictures; ours are others, in other numbers.
-        traced = torch.jit.trace(Pixels(encoder).eval(), _example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(Pixels(encoder).eval(), example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
         program = BytesIO()
         torch.jit.save(traced, program, _extra_files={"card.json": json.dumps(card)})
     path.write_bytes(program.getbuffer())
@@ -245,49 +307,6 @@ def _reload_script(encoder: Encoder, path: Path) -> Ask:
         # The one place that runs a file's code: it was written a moment ago, by `_write_script`.
         program: Ask = torch.jit.load(BytesIO(path.read_bytes()))  # type: ignore[no-untyped-call]
         return program
-
-
-def _onnx_lines(encoder: Encoder) -> tuple[str, ...]:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise UserError(f"onnx: needs {package}, which is not installed; pip install 'ssl-kd[export]'") from error
-    if sum(t.numel() * t.element_size() for t in encoder.backbone.state_dict().values()) > ONNX_BYTES:
-        raise UserError(f"onnx: one file holds at most 2 GB and {encoder.arch} is larger; export to torchscript")
-    return (
-        "import onnxruntime",
-        "session = onnxruntime.InferenceSession(FILE)",
-        "model = lambda images: session.run(None, {'images': images})[0]",
-    )
-
-
-def _write_onnx(encoder: Encoder, path: Path, card: Mapping[str, Any]) -> None:
-    import onnx
-
-    try:
-        with fixed_positions(encoder):
-            program = torch.onnx.export(
-                Pixels(encoder).eval(),
-                (_example(encoder),),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["embedding"],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-                verbose=False,
-            )
-        model = program.model_proto  # type: ignore[union-attr]
-    except torch.onnx.OnnxExporterError as error:
-        raise UserError(f"onnx: torch cannot export {encoder.arch}: {one_line(error, 200)}") from error
-    onnx.helper.set_model_props(model, {"card": json.dumps(card)})
-    path.write_bytes(model.SerializeToString())
-
-
-def _reload_onnx(encoder: Encoder, path: Path) -> Ask:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 TARGETS: Registry[Target] = Registry(
@@ -317,7 +336,26 @@ TARGETS: Registry[Target] = Registry(
         "torchscript": Target(
             "model.torchscript.pt", "torch.jit.load", PLAIN, _script_lines, _write_script, _reload_script
         ),
-        "onnx": Target("model.onnx", "onnxruntime", PLAIN, _onnx_lines, _write_onnx, _reload_onnx),
+        "onnx": Target("model.onnx", "onnxruntime", PLAIN, onnx_lines, write_onnx, reload_onnx),
+        "onnx-fp16": Target(
+            "model.fp16.onnx", "onnxruntime", PLAIN, onnx_lines, write_onnx, reload_onnx, shrink=halve_onnx
+        ),
+        "onnx-int8": Target(
+            "model.int8.onnx", "onnxruntime", PLAIN, onnx_lines, write_onnx, reload_onnx, shrink=shrink_onnx
+        ),
+        "openvino": Target(
+            "model.xml", "openvino", PLAIN, openvino_lines, write_openvino, reload_openvino, companion=WEIGHTS
+        ),
+        "openvino-int8": Target(
+            "model.int8.xml",
+            "openvino",
+            PLAIN,
+            openvino_int8_lines,
+            write_openvino,
+            reload_openvino,
+            companion=WEIGHTS,
+            shrink=shrink_openvino,
+        ),
     },
     group="ssl_kd.exporters",
     kind=Target,

@@ -39,6 +39,7 @@ from ssl_kd.objectives.relations import (
     ViewsTable,
     keys_of,
 )
+from ssl_kd.objectives.teacher_heads import TeacherHead
 from ssl_kd.objectives.term import Term
 from ssl_kd.registry import Registry
 from ssl_kd.types import Features, ViewBatch
@@ -51,6 +52,7 @@ RELATIONS: Registry[type[Relation]] = Registry(
         "queue": MemoryBank,
         "two_queues": TwoMemoryBanks,
         "prototypes": Prototypes,
+        "teacher_head": TeacherHead,
         "gram": GramTable,
         "products": ProductsTable,
         "distances": DistancesTable,
@@ -204,6 +206,7 @@ OWN_OPTIONS = (
     "neighbours",
     "strength",
     "prototypes",
+    "own_head",
     "tau",
     "temperature",
     "target",

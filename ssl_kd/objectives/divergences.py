@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.decoupled import class_level, decoupled_kl, softened_kl
+from ssl_kd.objectives.teacher_heads import assignment_kl
 from ssl_kd.objectives.top_columns import decoupled_differences, top_k_kl
 from ssl_kd.registry import Registry
 
@@ -265,6 +266,17 @@ class TopK(_BySoftmax):
 
 
 @dataclass(frozen=True)
+class Assignment(_BySoftmax):
+    """See `assignment_kl`."""
+
+    whole_table = True
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of two tables."""
+        return assignment_kl(student, teacher, *self.taus)
+
+
+@dataclass(frozen=True)
 class Differences(Divergence):
     """See `decoupled_differences`."""
 
@@ -353,6 +365,7 @@ DIVERGENCES: Registry[Callable[..., Divergence]] = Registry(
         "kd": Softened,
         "dkd": Decoupled,
         "class_level": ClassLevel,
+        "sinkhorn": Assignment,
         "top_k": TopK,
         "differences": Differences,
     },

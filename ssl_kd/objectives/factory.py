@@ -19,6 +19,7 @@ from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.ladder import Ladder
 from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
@@ -39,6 +40,7 @@ TERMS: Registry[type[Term]] = Registry(
         "hard_pairs": HardPairs,
         "compressed": Compressed,
         "progression": Progression,
+        "ladder": Ladder,
     },
     group="ssl_kd.terms",
 )

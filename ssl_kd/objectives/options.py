@@ -61,6 +61,8 @@ OPTIONS: dict[str, Rule] = {
     "smoothing": number("a number above 0, at most 1", lambda v: 0 < v <= 1),
     "most_epochs": whole(1),
     "summary": number("a number, 0 or more", lambda v: v >= 0),
+    "hidden": whole(1),
+    "last_hidden": whole(1),
     "prototypes": whole(2, 65536),
     "temperature": ABOVE_ZERO,
     "target": number("a number, 0 or more", lambda v: v >= 0),
@@ -76,6 +78,7 @@ OPTIONS: dict[str, Rule] = {
     "per_image": whole(1),
     "neighbours": whole(1),
     "order": whole(1, 100),  # without a first power all pairs would be alike
+    "own_head": SWITCH,
     "every_slot": SWITCH,
     "sampled": SWITCH,
 }

@@ -14,7 +14,11 @@ class DataSettings:
     """Images and views."""
 
     images: str = setting(
-        "", "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set", first=True
+        "",
+        "unlabelled images: folder, zip, tar shards (pattern, folder or URL) or data set",
+        first=True,
+        tables={"": ["ssl_kd.data.open:SOURCES"]},
+        paths=True,
     )
     size: int = setting(224, "side of the square views, in pixels", least=1, first=True)
     views: str | list[dict[str, Any]] = field(

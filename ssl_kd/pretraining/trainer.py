@@ -28,9 +28,10 @@ from ssl_kd.errors import NonFinite, UserError, one_line
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.pretraining.config import PretrainConfig, check
 from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext, pixels_record
+from ssl_kd.registry import load_object
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import PART, probe
-from ssl_kd.runtime.objects import imported, is_record, names_code
+from ssl_kd.runtime.objects import is_record, names_code
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import FREE
 from ssl_kd.runtime.state import load_state, save_state
@@ -100,7 +101,7 @@ def _merged(
         path = isinstance(images, str | os.PathLike)
         given["images"] = images if path else f"<{len(images)} images from Python>"
     views = given.get("views")
-    found = as_views(imported("views", str(views)) if names_code(views) else views)
+    found = as_views(load_object(str(views), "views") if names_code(views) else views)
     if found is not None:
         given["views"] = views if names_code(views) else views_record(found)
     merged = with_settings(config, given, "pretrain")

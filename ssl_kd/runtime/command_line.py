@@ -17,7 +17,8 @@ from dataclasses import MISSING, Field, fields
 from typing import IO, Any, Literal, NoReturn
 
 from ssl_kd.errors import UserError, nearest, one_line
-from ssl_kd.runtime.objects import names_code
+from ssl_kd.registry import admit
+from ssl_kd.runtime.objects import code_in
 from ssl_kd.validation import Settings, about, fits, must_fit, types_of
 
 
@@ -137,7 +138,9 @@ def parse(
         values |= _from_file(file, known, kinds, prog)
     for name, text in vars(given).items():
         if name != "config":
+            text = " ".join(text) if isinstance(text, list) else text
             values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
+            admit(name, values[name], about(known[name]).tables, about(known[name]).paths)
     if alone:
         values[words] = alone
     for name, value in values.items():
@@ -168,10 +171,13 @@ def _parser(settings: type, prog: str, examples: Sequence[str], words: str) -> O
         for one in group:
             text = about(one).help or described.get(one.name, "")
             text = f"{text}{_default(one)}".replace("%", "%%")
-            if kinds[one.name] is bool:
+            names = [f"--{one.name}", *([f"--{about(one).also}"] if about(one).also else [])]
+            if about(one).several:
+                place.add_argument(*names, dest=one.name, metavar="X", nargs="+", help=text)
+            elif kinds[one.name] is bool:
                 place.add_argument(f"--{one.name}", metavar="true|false", nargs="?", const="true", help=text)
             else:
-                place.add_argument(f"--{one.name}", metavar=_metavar(kinds[one.name]), help=text)
+                place.add_argument(*names, dest=one.name, metavar=_metavar(kinds[one.name]), help=text)
     return parser
 
 
@@ -258,9 +264,11 @@ def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, A
     for key, value in found.items():
         if key not in known:
             raise UserError(f"no setting {key!r}.{nearest(key, list(known))} See {prog} --help")
-        if about(known[key]).code and names_code(value):
+        code = code_in(value, about(known[key]))
+        if code and not about(known[key]).paths:
+            hint = f" {value}" if isinstance(value, str) else " on the command line"
             raise UserError(
-                f"{key}: {path} names code ({value}), and a file's settings run none; give it as --{key} {value}"
+                f"{key}: {path} names code ({code[0]}), and a file's settings run none; give it as --{key}{hint}"
             )
     return {
         key: value if value is None else must_fit(key, value, kinds[key], about(known[key]).expects)
@@ -268,12 +276,24 @@ def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, A
     }
 
 
+def _names_must_differ(node: Any) -> None:
+    """UserError for two equal names in one mapping, of which YAML would take the last in silence."""
+    seen = set()
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:str" and key.value in seen:
+            where = key.start_mark
+            raise UserError(f"two settings are called {key.value!r} (line {where.line + 1}); leave one, or rename it")
+        seen.add(key.value)
+
+
 def _yaml(source: str | IO[str], complaint: str, otherwise: Any = None) -> Any:
     """YAML as data, where 1e-3 is a number (to PyYAML it is text). What is no YAML is `otherwise`, or a UserError."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            _names_must_differ(node)
+            return super().construct_mapping(node, deep)
 
     number = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
@@ -281,5 +301,7 @@ def _yaml(source: str | IO[str], complaint: str, otherwise: Any = None) -> Any:
         return yaml.load(source, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-99
         if not complaint:
+            if isinstance(error, UserError):
+                raise
             return otherwise
         raise UserError(f"{complaint}: {one_line(' '.join(str(error).split()), 200)}") from error

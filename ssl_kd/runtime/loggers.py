@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssl_kd.errors import UserError, one_line, one_of
-from ssl_kd.registry import Registry
+from ssl_kd.registry import Registry, load_object
 from ssl_kd.runtime.files import append_line, atomically
-from ssl_kd.runtime.objects import imported, is_record, names_code
+from ssl_kd.runtime.objects import is_record, names_code
 from ssl_kd.validation import setting
 
 METRICS = "metrics.jsonl"
@@ -165,7 +165,7 @@ def names(log: str) -> list[str]:
 
 def logger_of(given: Any) -> LightningLogger:
     """A logger given as an object or as `package.module:name`. UserError for what takes no metrics."""
-    found = imported("log", given) if isinstance(given, str) else given
+    found = load_object(given, "log") if isinstance(given, str) else given
     if isinstance(given, str) and (isinstance(found, type) or not hasattr(found, "log_metrics")) and callable(found):
         found = _made(given, found)
     if not (hasattr(found, "log_metrics") and hasattr(found, "finalize")):

@@ -1,4 +1,4 @@
-"""Objects of Python where a setting takes a name: what they are called in a run's record, and `package.module:name`.
+"""Objects of Python where a setting takes a name, and what they are called in a run's record.
 
 An object is recorded by its name. `package.module:name` is one that can be imported again; anything else is
 `<package.module.Class from Python>`, and a run that had it is resumed by giving it again.
@@ -6,22 +6,27 @@ An object is recorded by its name. `package.module:name` is one that can be impo
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
 
-from ssl_kd.errors import UserError, nearest, one_line
+from ssl_kd.registry import is_object, objects_in
+from ssl_kd.validation import About
 
-_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _RECORD = re.compile(r"<.+ from Python>")
 
 
 def names_code(value: object) -> bool:
     """Whether a setting (or one of several with commas between them) is `package.module:name`."""
-    return isinstance(value, str) and any(_CODE.fullmatch(one.strip()) for one in value.split(","))
+    return isinstance(value, str) and any(is_object(one.strip()) for one in value.split(","))
+
+
+def code_in(value: object, known: About) -> list[str]:
+    """Every `module:name` in the value of a setting which would be imported if it were typed on the command line.
+
+    Where the setting may be a path as well, some of them may be parts of one.
+    """
+    return [name for key, name in objects_in(value) if key in known.tables or (known.code and not key)]
 
 
 def is_record(value: object) -> bool:
@@ -49,33 +54,4 @@ def _reached(place: Mapping[str, object], path: str) -> object:
     value = place.get(first)
     for part in rest:
         value = getattr(value, part, None)
-    return value
-
-
-def imported(what: str, name: str) -> Any:
-    """The object that `package.module:name` names, looked for in the current folder as well.
-
-    what: the setting, for the message. UserError in one line where there is no such module or no such name in it.
-    """
-    home, _, path = name.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        value: Any = importlib.import_module(home)
-    except ModuleNotFoundError as error:
-        missing = "there is no such module" if error.name and home.startswith(error.name) else str(error)
-        raise UserError(f"{what}: cannot import {home} for {name}: {missing} (here or installed)") from error
-    except Exception as error:
-        raise UserError(
-            f"{what}: cannot import {home} for {name}: {type(error).__name__}: {one_line(error, 160)}"
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(here)
-    for part in path.split("."):
-        if not hasattr(value, part):
-            raise UserError(f"{what}: {home} has no {path!r}.{nearest(part, [n for n in dir(value) if n[0] != '_'])}")
-        value = getattr(value, part)
     return value

@@ -56,7 +56,19 @@ UNREADABLE = (
 )
 # Settings that do not change what is learned: a run may be resumed with other values.
 FREE = frozenset(
-    {"out", "targets", "threads", "quiet", "log", "log_every", "save_minutes", "accelerator", "overwrite", "patience"}
+    {
+        "out",
+        "targets",
+        "threads",
+        "quiet",
+        "log",
+        "log_every",
+        "save_minutes",
+        "accelerator",
+        "overwrite",
+        "patience",
+        "verify",
+    }
 )
 # What the config.yaml of every version says: how a run's folder without a marker is recognised.
 ALWAYS_SET = frozenset(
@@ -183,7 +195,7 @@ class RunDir:
         """The first settings that were others and that decide what is learned, in words; empty if there are none."""
         # A setting that is younger than the run, or that it had no use for, had its default.
         before, now = self.defaults | dict(before), self.defaults | self.settings
-        keys = [k for k in now if k not in FREE and before.get(k) != now[k]]
+        keys = [k for k in now if k not in FREE and not _equal(k, before.get(k), now[k])]
         return ", ".join(f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in keys[:4])
 
     def restore(self) -> dict[str, Any] | None:
@@ -295,6 +307,15 @@ def forget_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(record) for record in records(path) if record["step"] <= step]
         atomic_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _equal(name: str, before: object, now: object) -> bool:
+    """Whether a setting is what it was. `photos`, `./photos/` and a link to it are one place; the digest says the rest."""
+    if name == "images" and isinstance(before, str) and isinstance(now, str):
+        return before == now or os.path.realpath(os.path.expanduser(before)) == os.path.realpath(
+            os.path.expanduser(now)
+        )
+    return before == now
 
 
 def _lock(folder: Path) -> IO[bytes]:

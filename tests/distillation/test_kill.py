@@ -8,9 +8,10 @@ import pytest
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_anywhere_ends_with_the_same_bits():
+@pytest.mark.parametrize("more", [[], ["--students"]], ids=["one student", "students that follow each other"])
+def test_a_run_that_is_killed_anywhere_ends_with_the_same_bits(more):
     out = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill", "--kills", "24"],
+        [sys.executable, "-m", "benchmarks.kill", "--kills", "24", *more],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

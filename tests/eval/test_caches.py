@@ -16,6 +16,8 @@ from PIL import Image
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.array import ArrayImages
+from ssl_kd.data.sources.decode import THIS_TIME, UnreadableError
+from ssl_kd.data.subset import Subset
 from ssl_kd.errors import ImagesError, UserError
 from ssl_kd.eval.banks import FeatureBank, load_bank
 from ssl_kd.eval.datasets.tasks import Split, Task, by_class_folder
@@ -341,3 +343,38 @@ def test_an_index_of_another_bank_is_not_taken(tmp_path):
     (second,) = set(tmp_path.glob("*.faiss")) - {first}
     shutil.copy(second, first)
     np.testing.assert_array_equal(open_index(banks[0], "IVF2,Flat nprobe=2", tmp_path)(banks[0][:5], 3)[1], own)
+
+
+class Locked(ArrayImages):
+    """Pictures of which one cannot be read while another program holds it."""
+
+    held = True
+
+    def _load(self, i, shorter):
+        if i == 1 and self.held:
+            raise UnreadableError(f"{THIS_TIME}locked")
+        return super()._load(i, shorter)
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("kept", ["cells", "features"])
+def test_a_running_process_too_tries_a_picture_again_that_was_locked(part, kept, tmp_path):
+    """In the same process, where the source remembers what it could not read; also behind a part of the source."""
+    pixels = np.stack([picture(i) for i in range(8)])
+    whole = Locked(pixels, max_unreadable=0.5)
+    source = Subset(whole, np.arange(1, 8)) if part else whole
+    task = Task("t", Split(source, np.arange(len(source)) % 2), Split(ArrayImages(255 - pixels), np.arange(8) % 2))
+    where = {"out": tmp_path / "out"} if kept == "cells" else {"features": tmp_path / "features"}
+    missing = len(source) - 1
+
+    def rows():
+        found = evaluate_encoders({"net": network()}, [task], ["knn"], quiet=True, **where)
+        return any("left out" in note for cell in found.cells for note in cell.scores.notes)
+
+    assert rows()
+    assert rows()
+    assert len(source) - len(source.unreadable) == missing
+    whole.held = False
+    assert not rows()
+    assert not rows()
+    assert not source.unreadable

@@ -301,7 +301,7 @@ def test_a_configuration_from_python_takes_objects(lab):
     text = settings_text(config)
     assert "KNNProtocol(name='near'" in text
     assert "near" in (lab / "out" / "report.html").read_text()
-    with pytest.raises(UserError, match=r"workers: knn/near is an object .* take workers: 1"):
+    with pytest.raises(UserError, match=r"workers: knn/near is code of your own.* take workers: 1"):
         evaluate(EvalConfig(**{**vars(config), "workers": 2}), quiet=True)
 
 

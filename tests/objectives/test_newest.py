@@ -14,6 +14,7 @@ from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.divergences import Differences, TopK
 from ssl_kd.objectives.hadamard import even_rotation
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.ladder import Ladder
 from ssl_kd.objectives.progression import Progression, linear_cka
 from ssl_kd.objectives.target_norms import PhiS
 from ssl_kd.types import Features
@@ -250,3 +251,38 @@ def test_leap_is_lowest_at_a_match_of_its_target():
     match = Features(teacher.layers["stage.3"].mean(1), teacher.layers["stage.3"])
     assert term(match, teacher, views(8)) == 0
     assert term(Features(match.embedding, match.tokens + 0.1 * rand(8, 16, 10)), teacher, views(8)) > 0
+
+
+# ------------------------------------------------------------------------------------------------ UNIC's ladder
+
+
+def test_unic_ladder_adds_up_what_every_layer_says():
+    """`unic_loss` of naver/unic for one teacher: see test_presets; the sum of heads is its ladder of projectors."""
+    case = Case("unic_ladder")
+    (s, t), (whole, patches) = case.batch(0), case.terms
+    with torch.no_grad():
+        summed = sum(head(s.layers[f"stage.{k}"].mean((2, 3))) for k, head in enumerate(whole.heads, start=1))
+        cells = 0
+        for k, head in enumerate(patches.heads, start=1):
+            tap = s.layers[f"stage.{k}"]
+            pool = torch.nn.functional.adaptive_avg_pool2d
+            grown = torch.nn.functional.interpolate(tap, size=(4, 4), mode="bilinear")
+            cells = cells + head((grown if tap.shape[2] < 4 else pool(tap, 4)).flatten(2).mT)
+    expected = []
+    for ours, theirs in ((summed, t.embedding), (cells.flatten(0, 1), t.tokens.flatten(0, 1))):
+        aim = (theirs - theirs.mean(0)) / theirs.std(0, unbiased=False)
+        expected.append(DISTANCES["unic"](ours, aim).item())
+    total, values = case.answer(0)
+    assert values == pytest.approx(expected, rel=1e-3)
+    assert total == pytest.approx(sum(expected) / 2, rel=1e-3)
+    assert [head[0].out_features for head in whole.heads] == [768, 768, 768, 3072]
+
+
+def test_a_ladder_of_one_layer_is_lowest_at_a_match():
+    layers = Widths(6, None, {"stage.4": 6})
+    term = Ladder(layers, 6, ("stage.4",), space="raw")
+    term.heads[0] = torch.nn.Identity()
+    tap = rand(4, 6, 3, 3)
+    student = Features(rand(4, 6), None, {"stage.4": tap})
+    assert term(student, Features(tap.mean((2, 3)))).abs() < 1e-5
+    assert term(student, Features(tap.mean((2, 3)) + 0.3)) > 0.01

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from small_features import Case, kl, lay_all, rand, softmax, unit
 
 from ssl_kd.errors import UserError
-from ssl_kd.objectives import Correlation, Decoupled, Prototypes, Softened, build_objective, spherical_kmeans
+from ssl_kd.objectives import Correlation, Decoupled, Prototypes, Softened, SoftmaxKL, build_objective, spherical_kmeans
 from ssl_kd.objectives.inputs import Widths
+from ssl_kd.objectives.teacher_heads import Head, TeacherHead
 
 
 def cosines(case):
@@ -128,3 +129,52 @@ def test_dist_prototypes_correlates_rows_and_columns():
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     columns = np.mean((x * y).sum(1) / (lengths + 1e-8))
     assert case.answer(0)[0] == pytest.approx(2 - rows - columns, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------ the teacher's own head
+
+
+def sinkhorn_by_hand(logits):
+    """Three times: every column of the batch to 1 / K, every row to 1 / N."""
+    q = np.exp(logits)
+    q /= q.sum()
+    for _ in range(3):
+        q /= q.sum(0, keepdims=True) * q.shape[1]
+        q /= q.sum(1, keepdims=True) * len(q)
+    return q * len(q)
+
+
+def test_heads_asks_the_student_for_what_the_teachers_head_assigns():
+    """`sinkhorn` against facebookresearch/dinov3's sinkhorn_knopp_teacher: to 1e-6."""
+    case = Case("heads")
+    relation = case.terms[0].relation
+    with torch.no_grad():
+        s, t = (z.embedding for z in case.batch(0))
+        theirs = unit(relation.head.projection(t).double().numpy()) @ relation.head.prototypes.double().numpy().T
+        ours = F.normalize(relation.student_head(s), dim=1) @ relation.student_prototypes.weight.T
+    p, q = sinkhorn_by_hand(theirs / 0.1), softmax(ours.double().numpy() / 0.1)
+    assert case.answer(0)[0] == pytest.approx(kl(p, q), rel=1e-4)
+    trained = {name for name, p in case.objective.named_parameters() if p.requires_grad}
+    assert trained == {
+        f"terms.correlation_teacher_head.relation.student_{part}"
+        for part in ("head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias", "head.4.weight", "head.4.bias")
+    } | {"terms.correlation_teacher_head.relation.student_prototypes.weight"}
+
+
+def test_a_student_may_speak_through_the_teachers_head_as_well():
+    term = lay_all(Correlation(6, 10, relation=TeacherHead(own_head=False), divergence=SoftmaxKL(0.1, 1.0)))
+    s, t = rand(8, 6).requires_grad_(), rand(8, 10, seed=1)
+    head = term.relation.head
+    p, q = F.softmax(head(t) / 0.1, dim=1), F.softmax(head(term.projector(s)) / 0.1, dim=1)
+    assert term(s, t).item() == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+    term.projector = torch.nn.Identity()
+    assert term(t, t).abs() < 1e-6
+
+
+def test_a_head_that_does_not_fit_and_none_at_all_are_one_line():
+    term = Correlation(6, 10, relation=TeacherHead(), projector="identity")
+    assert term.eval()(rand(4, 6), rand(4, 10)) == 0
+    with pytest.raises(UserError, match=r"call give\(load_head\(file\)\) first"):
+        term.train()(rand(4, 6), rand(4, 10))
+    with pytest.raises(UserError, match="does not read its 10 numbers"):
+        term.relation.give(Head(torch.nn.Linear(7, 3), rand(5, 3), 0.1))

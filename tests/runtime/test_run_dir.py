@@ -18,6 +18,7 @@ import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.files import sealed
+from ssl_kd.runtime.ownership import MARKER
 from ssl_kd.runtime.run_dir import ALWAYS_SET, BEST, LAST, RUN, RunDir
 
 NOBODY = 65534
@@ -335,3 +336,12 @@ def test_a_config_that_a_hand_has_damaged_is_one_line(tmp_path, text):
         RunDir(tmp_path / "run", {"a": 1})
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run/config.yaml").read_bytes() == text
+
+
+def test_the_readme_names_every_file_of_a_new_run_folder():
+    """Its list, after `The run folder explains itself`, against the names that are a run's own."""
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = set(page.split("The run folder explains itself:")[1].split("```")[1].split())
+    named = {name.strip("()") for name in listed} - {"runs/x/README.md"} | {"README.md"}
+    on_demand = {name for name in RUN.names if "/" in name}  # targets and events, only where they are asked for
+    assert named == (set(RUN.names) - on_demand) | {MARKER}

@@ -126,7 +126,7 @@ def bare(file: Contents) -> Place | None:
 
 def matches_backbone(file: Contents) -> bool:
     """A flat ViT. In safetensors it is timm's copy, which is evaluated with other pixels."""
-    return file.container != "safetensors" and bare(file) is not None
+    return (file.vouched or file.container != "safetensors") and bare(file) is not None
 
 
 def convert_backbone(file: Contents) -> Weights:
@@ -141,7 +141,7 @@ def matches_xcit(file: Contents) -> bool:
 
 def matches_resnet(file: Contents) -> bool:
     """A flat ResNet whose fc was an identity, not saved from a GPU: DINO's lay on the CPU."""
-    return resnets.bare(file) is not None and not resnets.from_gpu(file)
+    return resnets.bare(file) is not None and (file.vouched or not resnets.from_gpu(file))
 
 
 def convert_resnet(file: Contents) -> Weights:

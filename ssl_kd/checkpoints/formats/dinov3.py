@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -158,7 +157,7 @@ def of_satellites(place: Place) -> bool:
 # ------------------------------------------------------------------------------------------ what is in it?
 
 
-def described(state: State, rotation: str) -> tuple[str, dict[str, Any], str]:
+def described(state: State, rotation: str) -> tuple[str, dict[str, object], str]:
     """Architecture, arguments and the lab's name of a ViT in timm's names. BrokenCheckpoint for any that is not official."""
     width = state["cls_token"].shape[-1]
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -176,7 +175,7 @@ def described(state: State, rotation: str) -> tuple[str, dict[str, Any], str]:
         raise BrokenCheckpoint(
             f"DINOv3 {size} has {heads} heads, the {periods} periods in the file are of another number"
         )
-    args: dict[str, Any] = {"positions": rotation}
+    args: dict[str, object] = {"positions": rotation}
     if bias and width < 4096:
         name = name.replace("_dinov3", "_dinov3_qkvb")
     elif bias:

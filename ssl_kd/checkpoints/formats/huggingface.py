@@ -10,7 +10,6 @@ differ a little from the labs' own at sizes other than the stored one. facebook/
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ssl_kd.checkpoints.formats import resnets, vits
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, select
@@ -72,10 +71,10 @@ def kind(file: Contents) -> tuple[str, bool]:
         return "vit_mae", True
     if any(name.startswith(NOT_BACKBONE) for name in (*state, *file.state())):
         return "", False
-    said = file.config.get("model_type")
+    said = str(file.config.get("model_type"))
     if "embeddings.cls_token" not in state:
         return "ijepa", True
-    return (str(said), True) if said in KINDS and said not in ("vit", "ijepa") else ("vit", False)
+    return (said, True) if said in KINDS and said not in ("vit", "ijepa") else ("vit", False)
 
 
 def is_kind(name: str) -> Callable[[Contents], bool]:
@@ -94,8 +93,8 @@ def read_kind(name: str) -> Callable[[Contents], Weights]:
         width = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
         eps = float(number(file, "layer_norm_eps", 1e-15, 1e-2) or eps)
         heads = number(file, "num_attention_heads", 1, 256) if number(file, "hidden_size", 1, 2**16) == width else None
-        how: dict[str, Any] = {} if eps == LAB_EPS else {"norm_eps": eps}
-        arch, args, dim = vits.describe(state, int(heads) if heads else None, positions="size", **how)
+        own = None if eps == LAB_EPS else eps
+        arch, args, dim = vits.describe(state, int(heads) if heads else None, positions="size", norm_eps=own)
         sure = kind(file)[1]
         origin = file.credit(
             f"Hugging Face {lab}", vits.summary(dim, args, sure or file.vouched), sure, f"Hugging Face's {lab}"

@@ -7,7 +7,6 @@ solo-learn's networks for CIFAR have a 3x3 stem with padding 2; before a renamin
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from ssl_kd.checkpoints.formats import resnets
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Rules, State, Weights, drop, paths, rename, select
@@ -58,9 +57,10 @@ def convert_solo(file: Contents) -> Weights:
     prefix = solo_prefix(file)
     stem = file.state("state_dict")[f"{prefix}conv1.weight"]
     small = stem.shape[-1] == 3
-    extra: dict[str, Any] = {"stem_padding": 2} if small else {}
     pixels = CIFAR if small else resnets.IMAGENET
-    return resnets.read_resnet(file, "solo-learn", pixels, ["state_dict"], prefix, ["fc."], **extra)
+    return resnets.read_resnet(
+        file, "solo-learn", pixels, ["state_dict"], prefix, ["fc."], stem_padding=2 if small else None
+    )
 
 
 LIGHTLY = Format(

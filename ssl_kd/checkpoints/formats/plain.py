@@ -53,7 +53,10 @@ def convert_torchvision_vit(file: Contents) -> Weights:
     given = drop(file.state(), ["heads."])
     state = rename(given, TORCHVISION_VIT)
     arch, args, dim = vits.describe(state, positions="corners")
-    pixels = resnets.IMAGENET.at(args.get("img_size", 224))  # torchvision takes no other size than a network's own
+    side = args.get("img_size")
+    pixels = resnets.IMAGENET.at(
+        side if isinstance(side, int) else 224
+    )  # torchvision takes no other size than a network's own
     origin = f"torchvision ViT of width {dim}, patch {args.get('patch_size', 16)} (supervised)"
     return Weights(arch, args, dim, state, pixels, "cls", origin, "the whole file without heads.", paths(("", given)))
 
@@ -72,7 +75,7 @@ def example_prefix(file: Contents) -> str:
 def is_imagenet_example(file: Contents) -> bool:
     """A classifier beside bookkeeping. A state dict all alone in its file is SimCLR v1's conversion."""
     state = select(file.state("state_dict"), example_prefix(file))
-    return resnets.is_resnet(state) and "fc.weight" in state and (example_prefix(file) != "" or len(file.tree) > 1)
+    return resnets.is_resnet(state) and "fc.weight" in state and (example_prefix(file) != "" or file.size() > 1)
 
 
 TIMM_VIT = Format(

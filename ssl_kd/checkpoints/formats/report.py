@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ssl_kd.errors import one_line, shown_name
 from ssl_kd.models.preprocessing import Preprocessing
@@ -25,7 +24,7 @@ class Report:
     origin: str | None = None
     branch: str | None = None
     arch: str | None = None
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    arch_args: Mapping[str, object] = field(default_factory=dict)
     feature: str | None = None
     dim: int | None = None
     preprocessing: Preprocessing | None = None
@@ -34,7 +33,8 @@ class Report:
     expected: tuple[str, ...] = ()  # names in the network, all of them filled from `used`
     dropped: tuple[str, ...] = ()  # paths in the file
     digest: str | None = None
-    card: Mapping[str, Any] = field(default_factory=dict)  # what our own students carry with them
+    card: Mapping[str, object] = field(default_factory=dict)  # what our own students carry with them
+    licence: str | None = None  # of the weights, in its publisher's words
     problem: str | None = None
 
     def to_json(self) -> str:
@@ -64,6 +64,7 @@ class Report:
             "feature": f"{self.feature}, {self.dim} numbers per image",
             "pixels": str(self.preprocessing),
             "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network",
+            "licence": f"{self.licence}",
             "digest": self.digest or "none: the file is large, and only its shapes were read",
         }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from ssl_kd.checkpoints.formats.weights import (
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.preprocessing import Preprocessing
 
+Described = tuple[str, dict[str, object], int]  # architecture, arguments, width of its feature
 # Blocks per stage -> depth. Other counts mean that the file has lost a block, or that no lab trained such a network.
 BASIC: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 BOTTLENECK: dict[tuple[int, ...], int] = {
@@ -50,7 +50,7 @@ def stage_counts(names: Mapping[str, Tensor], prefix: str = "layer{}.") -> tuple
     return tuple(len({n.split(".")[1] for n in names if n.startswith(prefix.format(s))}) for s in (1, 2, 3, 4))
 
 
-def describe(state: Mapping[str, Tensor], **extra: Any) -> tuple[str, dict[str, Any], int]:
+def describe(state: Mapping[str, Tensor], stem_padding: int | None = None) -> Described:
     """Architecture, arguments and feature width of a torchvision-named ResNet without head.
 
     BrokenCheckpoint when a tensor is missing or has no place in it.
@@ -67,7 +67,7 @@ def describe(state: Mapping[str, Tensor], **extra: Any) -> tuple[str, dict[str, 
     narrow = not bottleneck and stem == 64 and state["layer1.0.conv1.weight"].shape[0] != 64
     require(state, expected(stages, bottleneck, shortcut=narrow), f"ResNet-{depth}")
     dim = state[f"layer4.0.conv{3 if bottleneck else 2}.weight"].shape[0]
-    args: dict[str, Any] = dict(extra)
+    args: dict[str, object] = {} if stem_padding is None else {"stem_padding": stem_padding}
     if state["conv1.weight"].shape[-1] == 3:
         args["small_stem"] = True
     if stem != 64:
@@ -142,7 +142,7 @@ def read_resnet(
     prefix: str = "",
     heads: Sequence[str] = (),
     sure: bool = True,
-    **extra: Any,
+    stem_padding: int | None = None,
 ) -> Weights:
     """Weights of a torchvision-named ResNet below `path`, under `prefix`, without the named heads.
 
@@ -150,7 +150,7 @@ def read_resnet(
     A network with a 3x3 stem was trained on thumbnails: unless `preprocessing` says how, it is the same at 32 px.
     """
     state: State = drop(select(file.state(*path), prefix), heads)
-    arch, args, dim = describe(state, **extra)
+    arch, args, dim = describe(state, stem_padding)
     if args.get("small_stem") and preprocessing.size > 64:
         preprocessing = preprocessing.at(32)
     where = "/".join([*path, prefix])

@@ -55,8 +55,15 @@ def is_vicreg(file: Contents) -> bool:
 
 def matches_barlow(file: Contents) -> bool:
     """A run with a projector that is not VICReg's, or a bare ResNet that was saved from a GPU."""
-    flat = resnets.bare(file) is not None and resnets.from_gpu(file)
-    return flat or (joint_place(file) is not None and not is_vicreg(file))
+    flat = resnets.bare(file) is not None and (file.vouched or resnets.from_gpu(file))
+    return flat or (joint_place(file) is not None and (file.vouched or not is_vicreg(file)))
+
+
+def matches_vicreg(file: Contents) -> bool:
+    """A run with biases in its projector; where somebody vouches for it, any ResNet that lies alone."""
+    if file.vouched:
+        return joint_place(file) is not None or resnets.bare(file) is not None
+    return joint_place(file) is not None and is_vicreg(file)
 
 
 def convert_barlow(file: Contents) -> Weights:
@@ -127,7 +134,7 @@ VICREG = Format(
     "facebookresearch/vicreg: full checkpoints, own runs; its `resnet50.pth` alone with format=vicreg",
     "backbone; pooled map",
     resnets.IMAGENET,
-    lambda file: joint_place(file) is not None and is_vicreg(file),
+    matches_vicreg,
     convert_vicreg,
 )
 BYOL = Format(

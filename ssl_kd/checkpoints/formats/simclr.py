@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ssl_kd.checkpoints.formats import resnets
 from ssl_kd.checkpoints.formats.weights import (
@@ -64,7 +63,7 @@ SELECTIVE_RULES: Rules = {
 def matches_v1(file: Contents) -> bool:
     """The converter saves the state dict, with its linear probe as fc, and nothing beside it."""
     state = file.state("state_dict")
-    return resnets.is_resnet(state) and "fc.weight" in state and len(file.tree) == 1
+    return resnets.is_resnet(state) and "fc.weight" in state and file.size() == 1
 
 
 def matches_v2(file: Contents) -> bool:
@@ -92,7 +91,7 @@ def convert_v2(file: Contents) -> Weights:
     )
 
 
-def describe_selective(state: State) -> tuple[str, dict[str, Any], int]:
+def describe_selective(state: State) -> resnets.Described:
     """Architecture, arguments and width of a SimCLR v2 ResNet with selective kernels."""
     stages = resnets.stage_counts(state)
     depth = resnets.BOTTLENECK.get(stages)
@@ -101,7 +100,7 @@ def describe_selective(state: State) -> tuple[str, dict[str, Any], int]:
         raise BrokenCheckpoint(f"a SimCLR v2 network with {counts} blocks is not known: blocks are missing?")
     require(state, expected_selective(stages), f"SimCLR v2 ResNet-{depth}")
     squeezed, planes = state["layer4.0.conv2.squeeze.weight"].shape[:2]
-    args = {"width": state["conv1.6.weight"].shape[0] // 64, "selective": squeezed / planes}
+    args: dict[str, object] = {"width": state["conv1.6.weight"].shape[0] // 64, "selective": squeezed / planes}
     return f"ssl_kd/resnet{depth}", args, state["layer4.0.conv3.weight"].shape[0]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from ssl_kd.checkpoints.formats.weights import Contents, Format, State, Weights, paths
 from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line, shown_name
@@ -24,7 +23,7 @@ LOAD = "module.load_state_dict(safetensors.torch.load_file({file!r}))"
 LARGEST = 2**16  # no argument of an architecture is larger
 
 
-def header(encoder: Encoder, card: Mapping[str, Any], heads: Mapping[str, SpaceHead]) -> dict[str, str]:
+def header(encoder: Encoder, card: Mapping[str, object], heads: Mapping[str, SpaceHead]) -> dict[str, str]:
     """The header of a student file: how to rebuild the Encoder, the digest of its weights, its heads, and the card."""
     digest = digest_of(encoder.arch, encoder.arch_args, encoder.backbone.state_dict())
     known = {**as_record(encoder), "digest": digest, "card": card}
@@ -34,7 +33,7 @@ def header(encoder: Encoder, card: Mapping[str, Any], heads: Mapping[str, SpaceH
     return {"format": "pt", KEY: record, SUM: hashlib.sha256(record.encode()).hexdigest()}
 
 
-def module_header(encoder: Encoder, card: Mapping[str, Any]) -> dict[str, str]:
+def module_header(encoder: Encoder, card: Mapping[str, object]) -> dict[str, str]:
     """The header of a module's state dict: what it is, how to load it, which pixels it wants, and the card."""
     how = {"load": LOAD.format(file="FILE"), "digest": encoder.digest, "card": card}
     return {"format": "pt", MODULE_KEY: json.dumps(as_record(encoder) | how)}
@@ -49,14 +48,16 @@ def refuse_module(file: Contents) -> None:
         )
 
 
-def card(file: Contents) -> dict[str, Any]:
+def card(file: Contents) -> dict[str, object]:
     """What was written beside the weights when the student was saved: its teacher, its run, ..."""
     found = json.loads(file.metadata[KEY]).get("card", {})
     return {shown_name(str(key)): value for key, value in found.items()}
 
 
-def checked_arguments(given: Any, state: State) -> dict[str, Any]:
+def checked_arguments(given: object, state: State) -> dict[str, object]:
     """arch_args without absurd numbers: a billion blocks would be built for days before a tensor is missed."""
+    if not isinstance(given, dict):
+        raise BrokenCheckpoint("the student's record has no arguments of an architecture")
     for name, value in given.items():
         most = len(state) if any(part in name for part in ("depth", "layers", "blocks")) else LARGEST
         for item in value if isinstance(value, list) else [value]:
@@ -65,7 +66,7 @@ def checked_arguments(given: Any, state: State) -> dict[str, Any]:
     return dict(given)
 
 
-def _heads(records: Mapping[str, Any], state: State) -> dict[str, SpaceHead]:
+def _heads(records: Mapping[str, Mapping[str, object]], state: State) -> dict[str, SpaceHead]:
     """The heads of a file; every tensor that is one's must be asked for."""
     places = {name: f"{HEADS}{name}." for name in records}
     found = {

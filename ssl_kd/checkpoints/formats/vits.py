@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,20 +51,25 @@ def is_plain(state: Mapping[str, Tensor]) -> bool:
     return is_vit(state) and not any(name.startswith(EXTRAS) for name in state)
 
 
-def summary(dim: int, args: Mapping[str, Any], sure: bool = True) -> str:
+def summary(dim: int, args: Mapping[str, object], sure: bool = True) -> str:
     """A ViT in words. The heads are said where nothing in the file tells whose network it is."""
     heads = args.get("num_heads", dim // 64)
     return f"ViT of width {dim}, patch {args.get('patch_size', 16)}" + ("" if sure else f", {heads} heads")
 
 
 def describe(
-    state: Mapping[str, Tensor], heads: int | None = None, depth: int | None = None, **extra: Any
-) -> tuple[str, dict[str, Any], int]:
+    state: Mapping[str, Tensor],
+    heads: int | None = None,
+    depth: int | None = None,
+    positions: str = "",
+    interleave: bool = False,
+    norm_eps: float | None = None,
+) -> tuple[str, dict[str, object], int]:
     """Architecture, arguments and width of a ViT in timm's names.
 
     heads: None is one for every 64 channels, or what HEADS says. depth: None is what DEPTHS
-    says, or the number of blocks in the file for a width that no lab published. extra: our own arguments, such as
-    `positions`. BrokenCheckpoint when a tensor is missing or has no place.
+    says, or the number of blocks in the file for a width that no lab published. positions, interleave, norm_eps: see
+    `models.factory`. BrokenCheckpoint when a tensor is missing or has no place.
     """
     dim = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
     heads = heads or HEADS.get(dim)
@@ -90,7 +94,7 @@ def describe(
         raise BrokenCheckpoint(f"{what} has {count} position embeddings, which is no square grid")
     name, usual_depth, usual_heads = NAMES.get(dim, ("vit_base_patch16_224", 12, 12))
     name = "vit_giant_patch14_dinov2" if gated else name
-    args: dict[str, Any] = {
+    args: dict[str, object] = {
         "img_size": grid * patch,
         "patch_size": patch,
         "embed_dim": dim,
@@ -118,7 +122,8 @@ def describe(
         args["conv_stem"] = True
     if not class_token:  # timm would put the norm behind the mean
         args |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
-    return name, {**args, **extra}, dim
+    ours = {"positions": positions or None, "interleave": interleave or None, "norm_eps": norm_eps}
+    return name, {**args, **{key: value for key, value in ours.items() if value is not None}}, dim
 
 
 def read(
@@ -131,21 +136,22 @@ def read(
     feature: str = "cls",
     like: str = "",
     note: str = "",
-    **how: Any,
+    positions: str = "",
+    interleave: bool = False,
 ) -> Weights:
-    """A ViT in timm's names at a place of a file, without the heads that are named; `how` goes to `describe`."""
+    """A ViT in timm's names at a place of a file, without the heads that are named."""
     kept = Place(place.path, place.prefix, drop(place.state, heads))
-    arch, args, dim = describe(kept.state, **how)
+    arch, args, dim = describe(kept.state, positions=positions, interleave=interleave)
     origin = file.credit(lab, summary(dim, args, sure or file.vouched), sure, like) + note
     dropped = [head for head in heads if any(name.startswith(head) for name in place.state)]
     branch = kept.where + (f" without {' and '.join(dropped)}" if dropped else "")
     return Weights(arch, args, dim, kept.state, native(pixels, args), feature, origin, branch, kept.used)
 
 
-def native(pixels: Preprocessing, args: Mapping[str, Any]) -> Preprocessing:
+def native(pixels: Preprocessing, args: Mapping[str, object]) -> Preprocessing:
     """The lab's preprocessing; at the network's own size for one that was made for thumbnails."""
-    size = int(args.get("img_size", 224))
-    return pixels if size > THUMBNAIL else pixels.at(size)
+    size = args.get("img_size", 224)
+    return pixels.at(size) if isinstance(size, int) and size <= THUMBNAIL else pixels
 
 
 def ratio(hidden: int, dim: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class Contents:
     is off, as when formats are compared: names and shapes tell them apart, and values are zeros until then.
     """
 
-    nodes: Any  # nested dicts, lists, numbers, strings and tensors, whose values may not be read yet
+    nodes: object  # nested dicts, lists, numbers, strings and tensors, whose values may not be read yet
     container: str  # "zip" or "legacy" (torch.save of today and before 1.6), or "safetensors"
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors' own header entry
     verify: Callable[[Iterable[Tensor]], None] = lambda used: None  # raises where their bytes are damaged
@@ -43,18 +42,26 @@ class Contents:
     vouched: bool = False  # somebody who knows the file named its format
 
     @property
-    def tree(self) -> Any:
+    def tree(self) -> object:
         """Everything in the file."""
         return self.at()
 
-    def at(self, *path: str) -> Any:
+    def size(self) -> int:
+        """How many entries there are at the root, weights and bookkeeping."""
+        return len(self.nodes) if isinstance(self.nodes, (Mapping, list, tuple)) else 0
+
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        """Path of every tensor in the file as it stands there, and the tensor, whose values may not be read yet."""
+        return _leaves(self.nodes)
+
+    def at(self, *path: str) -> object:
         """The entry below these keys, or None."""
         node = self._node(path)
         if self.reading:
             self.fill(tensor for _, tensor in _leaves(node))
         return node
 
-    def _node(self, path: Sequence[str]) -> Any:
+    def _node(self, path: Sequence[str]) -> object:
         node = self.nodes
         for key in path:
             node = node.get(key) if isinstance(node, Mapping) else None
@@ -97,7 +104,7 @@ class Contents:
         )
 
 
-def _outlined(node: Any, depth: int = 0) -> Any:
+def _outlined(node: object, depth: int = 0) -> object:
     if isinstance(node, Tensor):
         return node if node.numel() <= SMALL else torch.empty(node.shape, dtype=node.dtype, device="meta")
     if isinstance(node, Mapping) and depth < DEEPEST:
@@ -110,9 +117,9 @@ def possessive(lab: str) -> str:
     return f"{lab}'" if lab.endswith("s") else f"{lab}'s"
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, Tensor]]:
+def _leaves(tree: object) -> Iterator[tuple[str, Tensor]]:
     """Every tensor below a node and its path."""
-    todo: list[tuple[str, int, Any]] = [("", 0, tree)]
+    todo: list[tuple[str, int, object]] = [("", 0, tree)]
     seen: set[int] = set()  # a file may hold a list that holds itself, or one list a billion times
     while todo:
         path, depth, node = todo.pop()
@@ -130,7 +137,7 @@ class Weights:
     """The branch that the authors evaluate, in the names of an architecture, ready to be loaded strictly."""
 
     arch: str
-    arch_args: dict[str, Any]
+    arch_args: dict[str, object]
     dim: int  # width of the default feature
     state: State
     preprocessing: Preprocessing

@@ -176,10 +176,15 @@ class ImageSource(Dataset[Image.Image], ABC):
         again = {name for name, why in unreadable.items() if is_temporary(why)}
         if not again:
             return []
-        with self._lock:
-            for name in again & set(self.unreadable):
-                del self.unreadable[name]
+        self.forget_temporary(again)
         return [name for i, name in enumerate(self.ids) if name in again and self.read(i) is not None]
+
+    def forget_temporary(self, names: Iterable[str]) -> None:
+        """Have those of these pictures tried again whose reason is temporary (a lock, a network) and may be gone."""
+        with self._lock:
+            for name in names:
+                if is_temporary(self.unreadable.get(name, "")):
+                    del self.unreadable[name]
 
     @abstractmethod
     def _load(self, i: int, shorter: int | None) -> Image.Image:

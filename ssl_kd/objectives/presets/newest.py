@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ssl_kd.objectives.presets.preset import Preset, alignment, correlation
 
+_STAGES = ("stage.1", "stage.2", "stage.3", "stage.4")
+
 NEWEST: dict[str, Preset] = {
     "csd": Preset(
         (correlation("cross", "linear", comparison="top_k", neighbours=256, tau=(1.0, 0.01), weight=10.0),),
@@ -50,12 +52,24 @@ NEWEST: dict[str, Preset] = {
         "embeddings alone",
     ),
     "leap": Preset(
-        ({"term": "progression", "teacher_layers": ("stage.1", "stage.2", "stage.3", "stage.4"), "weight": 1.0},),
+        ({"term": "progression", "teacher_layers": _STAGES, "weight": 1.0},),
         "LEAP (2606.19483); KevinZ0217/LEAP",
         "code",
         "MSE(g(patches), patches of teacher block b) + 0.05 MSE(g(class token), that of block b); b starts where linear CKA is highest and "
         "goes one deeper at a CKA of 0.85, or after 5 epochs; the teacher stops at b",
         differs="four stages instead of every block (name more with `teacher_layers`); running standardisation of each instead of the "
         "teacher's last LayerNorm; a head of its own for the class token; no reset of the learning rate",
+    ),
+    "unic_ladder": Preset(
+        (
+            {"term": "ladder", "student_layers": _STAGES, "weight": 0.5},
+            {"term": "ladder", "student_layers": _STAGES, "of": "tokens", "weight": 0.5},
+        ),
+        "Sariyildiz et al., UNIC, ECCV 2024; naver/unic",
+        "code",
+        "mean over class token and patches of 0.5 (1 - cos) + 0.5 smooth L1 between standardised teachers and the sum of heads on every "
+        "block: Linear -> 768 (the last 3,072), GELU, Linear",
+        differs="heads on four stages, not on every block (name more with `student_layers`); running statistics of constant momentum; "
+        "one teacher; `unic` is the form with heads on the last features alone",
     ),
 }

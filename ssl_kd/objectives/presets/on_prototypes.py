@@ -63,4 +63,23 @@ ON_PROTOTYPES: dict[str, Preset] = {
         "the same on softmaxes of cosines to prototypes, tau 0.1",
         f"{ANCHORS}; SimReg's head; the temperature is ours; `dist` is the form on a memory bank",
     ),
+    "heads": Preset(
+        (
+            {
+                "term": "correlation",
+                "relation": "teacher_head",
+                "comparison": "sinkhorn",
+                "projector": "identity",
+                "tau_student": 0.1,
+                "tau_teacher": 1.0,
+            },
+        ),
+        "distillation with frozen heads, DINOv3; facebookresearch/dinov3",
+        "code",
+        "CE(sinkhorn(head_t(t) / tau_t), softmax(head_s(s) / 0.1)) of class tokens, the same of masked patches by a second head (iBOT), "
+        "and KoLeo; head_t frozen, head_s trained",
+        "KL(sinkhorn(head_t(t) / tau_t) || softmax(head_s(s) / 0.1)), head_t from the teacher's file, tau_t its own",
+        "KL instead of CE (the same gradient); no iBOT term: the files that can be had (DINO, SwAV) have no head for patches, and "
+        "DINOv3's are not published; no KoLeo, which pushes images apart; not zero at a match, as Sinkhorn moves the teacher",
+    ),
 }
