@@ -102,6 +102,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return code
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Compare objectives on equal budgets, with intervals over seeds."""
+    from ssl_kd.compare.run import main
+
+    return main(list(argv))
+
+
 def embed(argv: Sequence[str]) -> int:
     """Write the features of any pictures to a file: .npz, .npy or Parquet."""
     from ssl_kd.eval.embed import main
@@ -288,6 +295,7 @@ def named_code(config: Any) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
     "completion": completion,
     "configs": configs,
     "demo": demo,

@@ -42,6 +42,7 @@ class Learner:
         self.path = self.folder.path if self.folder else run
         self.run = run
         self.step = 0  # steps done
+        self.epochs: float = member.config.epochs  # passes over the images that the run asks for
         self.skipped = 0  # steps not taken because a number was not finite
         self.ended = False  # patience is out
         self.last: dict[str, float] = {}
@@ -108,7 +109,7 @@ class Learner:
         teachers, student = self.member.teachers, self.module.student
         student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.writes:
-            notes = provenance(teachers) | {"images": images, "epochs": self.member.config.epochs, "steps": self.step}
+            notes = provenance(teachers) | {"images": images, "epochs": self.epochs, "steps": self.step}
             if student.is_module:
                 save_module(student, path, **notes)
             else:
