@@ -59,7 +59,10 @@ def test_every_command_line_of_the_docs_is_one_that_its_command_takes(line):
         return
     parser = parser_of(command)
     try:
-        parser.parse_args(rest)
+        if any(not action.option_strings and action.nargs == "*" for action in parser._actions):
+            parser.parse_intermixed_args(rest)  # words before and behind the options
+        else:
+            parser.parse_args(rest)
     except UserError as error:
         pytest.fail(f"{line}: {error}")
 
