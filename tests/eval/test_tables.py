@@ -12,7 +12,8 @@ from small_index import photos, weights
 
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.data.open import open_images
-from ssl_kd.errors import NonFinite
+from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.eval.banks import load_bank
 from ssl_kd.eval.embed import main
 from ssl_kd.eval.extraction import streaming
 from ssl_kd.eval.extraction.extract import extract
@@ -60,6 +61,17 @@ def test_other_programs_read_them(lab, tmp_path):
     about = json.loads(found.schema.metadata[b"ssl_kd"])
     assert about["space"]["digest"] == load_teacher(lab / "s.safetensors").digest
     assert found.schema.field("embedding").type.list_size == plain.shape[1]
+
+
+def test_a_bank_of_a_npy_file_has_its_names_and_none_of_others(lab, tmp_path):
+    assert run(lab, tmp_path / "x.npy") == 0
+    bank = load_bank(tmp_path / "x.npy")
+    expected = extract(load_teacher(lab / "s.safetensors"), open_images(lab / "photos"), quiet=True)
+    assert (list(bank.ids), bank.key) == (list(expected.ids), expected.key)
+    with open(tmp_path / "x.ids.txt", "a") as file:
+        file.write("one more\n")
+    with pytest.raises(UserError, match=r"does not fit x\.npy"):
+        load_bank(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("ending", list(KINDS))
