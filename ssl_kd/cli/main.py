@@ -110,7 +110,7 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def embed(argv: Sequence[str]) -> int:
-    """Write the features of any pictures to one .npz file."""
+    """Write the features of any pictures to a file: .npz, .npy or Parquet."""
     from ssl_kd.eval.embed import main
 
     code: int = main(list(argv), prog="ssl-kd embed")
