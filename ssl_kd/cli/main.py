@@ -109,6 +109,14 @@ def embed(argv: Sequence[str]) -> int:
     return code
 
 
+def certify(argv: Sequence[str]) -> int:
+    """Say how much of its student and teacher a finished file (ONNX, OpenVINO) keeps."""
+    from ssl_kd.eval.certify import main
+
+    code: int = main(list(argv), prog="ssl-kd certify")
+    return code
+
+
 def inspect(argv: Sequence[str]) -> int:
     """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
@@ -282,6 +290,7 @@ def named_code(config: Any) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "certify": certify,
     "completion": completion,
     "configs": configs,
     "demo": demo,
