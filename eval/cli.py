@@ -17,6 +17,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int
 
 
 def _run(argv: Sequence[str], prog: str) -> int:
+    if any(word.split("=")[0] == "--selfcheck" for word in argv):
+        from .selfcheck import main as check
+
+        return check(argv, prog)
     config = read_config(argv, prog)
     from rich.console import Console
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
 from ssl_kd.runtime.ownership import refuse_replacing
-from ssl_kd.validation import setting
+from ssl_kd.validation import described, setting
+
+from .runner.config import BY_HAND
 
 EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
 
@@ -26,11 +29,16 @@ class EmbedConfig:
     """Write the features of any pictures to one .npz file.
 
     Args:
-        weights: checkpoint file, or a name such as dino_vits16
+        weights: checkpoint file or folder, or a name such as dino_vits16
         images: folder, zip or data set of pictures
         out: .npz file to write
         feature: which of the network's features (cls, pool, ...); empty: its family's default
         format: checkpoint format, only where it cannot be told from the file
+        branch: read only the tensors below this place or prefix of the file, such as state_dict/module.encoder.
+        arch: timm or torchvision/ architecture of a bare state dict, such as tf_efficientnet_lite0
+        arch_args: extra arguments of arch, such as {img_size: 32}
+        mean: of its pixels, for red, green and blue in [0, 1], as "0.5 0.5 0.5"; one number for all three
+        std: likewise the standard deviation
         size: side in pixels that the network receives; 0: its own
         crop_ratio: share of the shorter side that the centre crop keeps, above 0 to 1; 0: its own
         batch_size: images per forward pass
@@ -49,6 +57,11 @@ class EmbedConfig:
     out: str = ""
     feature: str = ""
     format: str = setting("", "", tables={"": ["ssl_kd.checkpoints.formats:FORMATS"]})
+    branch: str = ""
+    arch: str = ""
+    arch_args: dict[str, Any] = field(default_factory=dict)
+    mean: str | float | list[float] = field(default="", metadata=described("", several=True))
+    std: str | float | list[float] = field(default="", metadata=described("", several=True))
     size: int = 0
     crop_ratio: float = 0.0
     batch_size: int = 64
@@ -82,7 +95,8 @@ def embed_images(config: EmbedConfig) -> Path:
     from .extraction.extract import extract
 
     images = open_images(config.images, config.max_unreadable, config.verify)
-    encoder = load_teacher(config.weights, config.feature or None, config.format or None)
+    given = {name: getattr(config, name) or None for name in ("feature", *BY_HAND)}
+    encoder = load_teacher(config.weights, **given, size=config.size if config.arch else None)
     if config.size or config.crop_ratio:
         size = config.size or encoder.preprocessing.size
         encoder.preprocessing = encoder.preprocessing.at(size, config.crop_ratio or None)

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_kd.checkpoints.licences import warning
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.registry import is_object
 from ssl_kd.runtime.files import atomically, probe
@@ -239,6 +240,9 @@ def facts(encoders: Mapping[str, Row], tasks: Iterable[Task]) -> dict[str, str]:
     import platform
 
     found = {f"encoder {name}": _told(row) for name, row in encoders.items()}
+    stated = {name: licence for name, row in encoders.items() if (licence := getattr(row, "licence", ""))}
+    found |= {f"licence of {name}": licence for name, licence in stated.items()}
+    found |= {"licences": sentence} if (sentence := warning(stated)) else {}
     found |= {
         f"task {task.name}": f"{len(task.train.images):,} train, {len(task.test.images):,} test, digest {task.digest[:16]}"
         for task in tasks

@@ -41,7 +41,8 @@ class About:
     in words, where the annotation's own would say too little. why: the reason for its range. first: one of the few that
     people set first. code: it may name an object as `package.module:name`. tables: Registries to which
     such a name adds a row, each as `module:NAME`, by key (see `ssl_kd.registry.admit`). paths: it may be a path as well, which comes first.
-    networks: there may be networks inside.
+    networks: there may be networks inside. also: a shorter name on the command line. several: there it may be several
+    words, such as three numbers.
     """
 
     help: str = ""
@@ -56,6 +57,8 @@ class About:
     tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
     paths: bool = False
     networks: bool = False
+    also: str = ""
+    several: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a number is in the range."""
@@ -94,6 +97,8 @@ class Known(TypedDict, total=False):
     tables: Mapping[str, Sequence[str]]
     paths: bool
     networks: bool
+    also: str
+    several: bool
 
 
 def described(help: str, **known: Unpack[Known]) -> dict[str, About]:  # noqa: A002 - as argparse calls it

@@ -164,6 +164,8 @@ def write(manifest, folder, saved=None):
     """The file as its lab's program left it: container, device of the storages, numpy's old name."""
     saved = checkpoint(manifest) if saved is None else saved
     kind = manifest["serialization"]
+    if kind == "folder":
+        return write_shards(manifest, folder, saved)
     path = folder / ("model.safetensors" if kind == "safetensors" else "checkpoint.pth")
     if kind == "safetensors":
         from safetensors.torch import save_file
@@ -179,6 +181,19 @@ def write(manifest, folder, saved=None):
     if any("numpy" in name for name in manifest["globals"]):
         rename_numpy(path, kind)
     return path
+
+
+def write_shards(manifest, folder, saved):
+    """The folder that save_pretrained leaves: shards of so many tensors each, and their index."""
+    from safetensors.torch import save_file
+
+    names, where = list(saved), {}
+    for file, count in manifest["shards"]:
+        part, names = names[:count], names[count:]
+        save_file({name: saved[name] for name in part}, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
 
 
 def write_beside(manifest, folder):

@@ -25,7 +25,8 @@ EVAL_FLOORS = (
     ("evaluators",),
     ("runner", "report"),
     ("evaluation", "embed"),
-    ("demo", "cli", "certify"),
+    ("demo", "certify", "selfcheck"),
+    ("cli",),
 )
 ACROSS = {("eval.results", "eval.metrics")}  # within a floor, one module may rest on another
 # eval/ may know what an encoder is and how images are read, never how a student is trained.

@@ -141,12 +141,17 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, and what evaluators had to say: clamped k, strengths that did not converge, and the like."""
-        return [f"left out: {what}" for what in self.left_out] + [
-            f"{cell.task}, {cell.encoder}, {cell.evaluator}: {note}"
-            for cell in self.cells
-            for note in cell.scores.notes
-        ]
+        """What was left out, licences that forbid commerce, and what evaluators had to say: clamped k, and the like."""
+        licences = [self.facts["licences"]] if "licences" in self.facts else []
+        return (
+            [f"left out: {what}" for what in self.left_out]
+            + licences
+            + [
+                f"{cell.task}, {cell.encoder}, {cell.evaluator}: {note}"
+                for cell in self.cells
+                for note in cell.scores.notes
+            ]
+        )
 
     def csv(self) -> str:
         """Return all rows as CSV with a header; no cell of it is a formula to a spreadsheet."""

@@ -50,7 +50,8 @@ def open_encoders(configs: Sequence[EncoderConfig]) -> dict[str, Encoder | OwnFe
     own = {config.title: own_features(config.title, config.features) for config in configs if config.features}
     for config in configs:
         if source := config.source:
-            encoder = load_teacher(source, feature=config.feature, format=config.format)
+            size = config.size if config.arch else None
+            encoder = load_teacher(source, feature=config.feature, size=size, **config.by_hand())
             if config.size is not None:
                 encoder.preprocessing = encoder.preprocessing.at(config.size, config.crop_ratio)
             loaded[config.title] = encoder

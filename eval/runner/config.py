@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_kd.checkpoints.reading import reading
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.runtime.command_line import parse
 from ssl_kd.validation import described
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "python -m eval configs/eval/cifar10.yaml",
     "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
+    "ssl-kd eval --selfcheck dino_vits16 --imagenet FOLDER     (does our k-NN give the published figure?)",
 )
+BY_HAND = ("format", "branch", "arch", "arch_args", "mean", "std")  # of an encoder's entry
 # Where `module:name`, typed on the command line, becomes a row.
 TASK_TABLES = {"name": ["ssl_kd.eval.datasets.published:MAKERS"]}
 ENCODER_TABLES = {"format": ["ssl_kd.checkpoints.formats:FORMATS"]}
@@ -42,7 +45,7 @@ class EvalConfig:
     Args:
         out: run folder for results.jsonl, results.csv, results.md; finished cells in it are not computed again
         tasks: list of {name, path} (a folder or zip with train/<class>/<file> and test/<class>/<file>), {name, train, test} (two folders), {name, root, download} (a torchvision data set) or {name, photos} (a folder or zip of photos without labels); with {corrupt, severity} its test images are noise, blur, ... 1 to 5
-        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint, timm/NAME or torchvision/NAME), {name, supervised} (the same, trained with labels), {name, like, seed} (the architecture of another one with random weights) or {name, features} (your own: by task {train: a.npz, test: b.npz}, or one .npz that `ssl-kd embed` made of the whole task)
+        encoders: list of {name, weights, feature, size, crop_ratio} (a checkpoint's file or folder, a name of the zoo, hf-hub:ORG/NAME, timm/NAME or torchvision/NAME; with {arch, mean, std} any bare state dict), {name, supervised} (the same, trained with labels), {name, like, seed} (the architecture of another one with random weights) or {name, features} (your own: by task {train: a.npz, test: b.npz}, or one .npz that `ssl-kd embed` made of the whole task)
         evaluators: list of knn, linear, fewshot, robustness, calibration, retrieval, asymmetric, agreement, cka, or one with its protocol: knn/dinov2, linear/quick-lbfgs
         ood: list of [inside, outside], names of tasks: how well each encoder tells the second's test images from the first's
         reference: name of the encoder that the others are compared with; empty: the first
@@ -132,15 +135,22 @@ class TaskConfig:
 class EncoderConfig:
     """One row of the table: a checkpoint, the architecture of the row called `like` with random weights, or own features.
 
-    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels. `features` are banks by
-    task: see eval/runner/own_features.py.
+    `supervised` is a checkpoint as `weights` is; its row says that it was trained with labels. `path` is another word for
+    `weights`, as a distillation's `teacher: {path: ...}` has it; format, branch, arch, arch_args, mean and std are
+    `load_teacher`'s. `features` are banks by task: see eval/runner/own_features.py.
     """
 
     name: str = ""
     weights: str = ""
     supervised: str = ""
+    path: str = ""
     feature: str | None = None
     format: str | None = None
+    branch: str | None = None
+    arch: str | None = None
+    arch_args: dict[str, Any] | None = None
+    mean: str | float | list[float] | None = None
+    std: str | float | list[float] | None = None
     size: int | None = None
     crop_ratio: float | None = None
     like: str = ""
@@ -148,6 +158,10 @@ class EncoderConfig:
     features: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.path and not self.weights:
+            object.__setattr__(self, "weights", self.path)
+        elif self.path:
+            raise UserError(f"encoder {self.name or '?'}: path and weights are one thing; give one of them")
         if sum(map(bool, (self.weights, self.supervised, self.like, self.features))) != 1:
             raise UserError(
                 f"encoder {self.name or '?'}: give either weights (a checkpoint), or supervised (one trained with labels), "
@@ -155,15 +169,18 @@ class EncoderConfig:
             )
         if self.features and not self.name:
             raise UserError("encoder: a name is needed beside features")
-        its_own = [
-            not self.source and part is not None for part in (self.feature, self.format, self.size, self.crop_ratio)
-        ]
+        names = ("feature", "size", "crop_ratio", *BY_HAND)
+        its_own = [not self.source and getattr(self, name) is not None for name in names]
         loaded = "weights or supervised; a random row has that of the encoder it is like"
         _refuse_idle(
             f"encoder {self.title}",
-            *zip(its_own, ("feature", "format", "size", "crop_ratio"), [loaded] * 4, strict=True),
+            *zip(its_own, names, [loaded] * len(names), strict=True),
             (bool(self.seed) and not self.like, "seed", "like, which is not given"),
         )
+        try:
+            reading(self.feature, size=self.size, **self.by_hand())
+        except UserError as error:
+            raise UserError(f"encoder {self.title}: {error}") from error
         _check_seed(f"encoder {self.title}: seed", self.seed)
         if self.size is not None and self.size < 1:
             raise UserError(f"encoder {self.title}: size is a side in pixels, got {self.size}")
@@ -180,6 +197,10 @@ class EncoderConfig:
         if self.supervised:
             return f"supervised {Path(self.supervised).stem}"
         return Path(self.weights).stem if self.weights else f"random {self.like}"
+
+    def by_hand(self) -> dict[str, Any]:
+        """What `load_teacher` is given beside the file and its feature."""
+        return {name: getattr(self, name) for name in BY_HAND}
 
     @property
     def source(self) -> str:
@@ -299,6 +320,7 @@ def _accepted(annotation: str) -> tuple[type, ...]:
         "bool": (bool,),
         "None": (type(None),),
         "dict[str, Any]": (dict,),
+        "list[float]": (list,),
     }
     return tuple(kind for part in annotation.split(" | ") for kind in kinds[part])
 

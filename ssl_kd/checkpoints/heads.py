@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.checkpoints.formats.weights import Contents, select
-from ssl_kd.checkpoints.loading import by_name, contents
+from ssl_kd.checkpoints.loading import by_name
+from ssl_kd.checkpoints.reading import reading
+from ssl_kd.checkpoints.sources import source
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError
 from ssl_kd.models.encoder import Encoder, not_finite
 from ssl_kd.objectives.teacher_heads import Head
@@ -29,13 +31,13 @@ def load_head(path_or_name: str | os.PathLike[str]) -> Head:
     """The frozen head of a DINO checkpoint (full, with its teacher) or of a SwAV file. CheckpointError where there is none."""
     path = Path(path_or_name)
     if not path.exists():
-        found = by_name(str(path_or_name), None)
+        found = by_name(str(path_or_name), reading())
         if isinstance(found, Encoder):
             raise CheckpointError(
                 f"{path_or_name}: weights of a library have no self-supervised head; name a lab's file"
             )
-        path = found
-    file = contents(path)
+        path = found[0]
+    file = source(path).file
     try:
         return _head(file)
     except UserError as error:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from ssl_kd.checkpoints.licences import stated
 from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import make
-from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
 from ssl_kd.runtime.download import offline
 
 PUBLISHERS = ("timm/", "torchvision/")
@@ -32,7 +33,19 @@ def load(name: str, feature: str | None = None) -> Encoder:
         raise
     except Exception as error:  # whatever a download client raises, the answer is the same
         raise CheckpointError(f"{name}: its weights could not be had: {one_line(error, 160)}") from error
-    return Encoder(network, name, {}, feature, pixels, f"{name}, pretrained")
+    encoder = Encoder(network, name, {}, feature, pixels, f"{name}, pretrained")
+    encoder.licence = licence_of(source, rest)
+    return encoder
+
+
+def licence_of(source: str, name: str) -> str:
+    """What timm says of its weights; torchvision says nothing."""
+    if source != "timm":
+        return "not stated by torchvision"
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    return stated(getattr(config, "license", None)) or "not stated by timm"
 
 
 def timm_weights(network: Network, name: str) -> Preprocessing:
@@ -45,12 +58,7 @@ def timm_weights(network: Network, name: str) -> Preprocessing:
     file = {"file": timm_file(name), "custom_load": False} if offline() else None
     published: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, num_classes=0)
     network.backbone.load_state_dict(published.state_dict())
-    config = published.pretrained_cfg
-    size = int(config["input_size"][-1])
-    resize = int(size / config.get("crop_pct", 0.875))
-    return Preprocessing(
-        tuple(config["mean"]), tuple(config["std"]), size, resize, size, config.get("interpolation", "bicubic")
-    )
+    return timm_pixels(published.pretrained_cfg)
 
 
 def timm_file(name: str) -> str:

@@ -6,30 +6,33 @@ print(inspect("dino_deitsmall16_pretrain.pth"))              # what it is, witho
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ssl_kd.checkpoints.formats import Contents, Format, Weights, recognise
+from ssl_kd.checkpoints.agreement import of_transformers, timms
+from ssl_kd.checkpoints.assembly import LARGE, assemble, blueprint
+from ssl_kd.checkpoints.by_architecture import by_architecture
+from ssl_kd.checkpoints.formats import FORMATS, LAST, Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
-from ssl_kd.checkpoints.formats.weights import State, shown
+from ssl_kd.checkpoints.formats.weights import shown
+from ssl_kd.checkpoints.licences import UNSTATED
 from ssl_kd.checkpoints.pixels_record import recorded
 from ssl_kd.checkpoints.programs import describe_program, is_program, load_program
-from ssl_kd.checkpoints.torch_file import open_contents
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, nearest, one_line
-from ssl_kd.models.backbones import Network
+from ssl_kd.checkpoints.reading import Reading, reading
+from ssl_kd.checkpoints.sources import Source, contents, source
+from ssl_kd.checkpoints.wrappers import branch_of, unwrapped
+from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
-from ssl_kd.models.factory import make
 
-LONGEST_CONFIG = 1 << 20  # bytes of a config.json; published ones have a thousandth
-LARGE = 1 << 33  # bytes of a file whose values `inspect` does not read, and of weights that are not copied
+__all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
+
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -42,78 +45,141 @@ def read(path: str | os.PathLike[str]) -> object:
         raise type(error)(f"{path}: {error}") from error
 
 
-def contents(path: Path) -> Contents:
-    """The file as plain data. CheckpointError, starting with the path, for anything that is not a checkpoint."""
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; name the checkpoint file in it")
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is a device or a pipe, not a file")
-    try:
-        return replace(open_contents(path), config=config_beside(path))
-    except CheckpointError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-def config_beside(path: Path) -> Mapping[str, object]:
-    """What a config.json beside the file says, as transformers writes it; nothing where there is none that can be read."""
-    beside = path.with_name("config.json")
-    try:
-        if not beside.is_file() or beside.stat().st_size > LONGEST_CONFIG:
-            return {}
-        found = json.loads(beside.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def load_teacher(
     path_or_name: str | os.PathLike[str],
     feature: str | None = None,
     format: str | None = None,  # noqa: A002
+    *,
+    branch: str | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    mean: object = None,
+    std: object = None,
+    size: int | None = None,
 ) -> Encoder:
     """The frozen Encoder of a checkpoint, in eval mode, with the preprocessing of its authors.
 
-    path_or_name: a file, or a name of the zoo (`ssl-kd zoo list`), or `timm/NAME` or `torchvision/NAME` for the
-    weights that those libraries publish; also an .onnx or OpenVINO .xml file with its card (`checkpoints.programs`), which
-    runs on the CPU and has one feature. feature: one of the names that the architecture offers (`cls`, `cls4`,
-    `cls_avg`, `pool`, ...); None is the one that the authors evaluate. format: a name in `formats.FORMATS`, for a file
-    that does not say what it is. Every tensor of the backbone is loaded or the load fails: CheckpointError.
+    path_or_name: a file; the index of a sharded one; a folder as transformers or timm write it; `hf-hub:ORG/NAME`; a name
+    of the zoo (`ssl-kd zoo list`); `timm/NAME` or `torchvision/NAME` for the weights that those libraries publish; or an
+    .onnx or OpenVINO .xml file with its card (`checkpoints.programs`), which runs on the CPU and has one feature.
+
+    feature: one of the names that the architecture offers (`cls`, `cls4`, `cls_avg`, `pool`, ...); None is the one that
+    the authors evaluate. format: a name in `formats.FORMATS`, for a file that does not say what it is. branch: the place
+    of the network in the file, such as `state_dict/module.encoder.`. arch, arch_args: a timm or `torchvision/`
+    architecture, for a bare state dict of it. mean, std: three numbers (or one) for pixels in [0, 1]; size: a side in
+    pixels. What is given by hand wins. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
-    path, method = Path(path_or_name), ""
+    given = reading(feature, format, branch, arch, arch_args, mean, std, size)
+    path, licence, name, method = Path(path_or_name), "", "", ""
     if not path.exists():
-        found = by_name(str(path_or_name), feature)
+        found = by_name(str(path_or_name), given)
         if isinstance(found, Encoder):
             return frozen(found)
-        path, method = found, method_of(str(path_or_name))
+        path, name, licence, method = found
     if is_program(path):
         return frozen(load_program(path, feature))
-    file = contents(path)
+    opened = source(path, name)
     try:
-        row = recognise(file, format)
-        vouched = format is not None or (bool(method) and method.startswith(row.family))
-        return frozen(assemble(convert(replace(file, vouched=vouched), row), feature))
+        encoder = frozen(assemble(weights_of(opened, given, method)[0], given.feature))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
+    encoder.licence = licence or opened.licence() or UNSTATED
+    return encoder
 
 
-def by_name(name: str, feature: str | None) -> Encoder | Path:
-    """The zoo's file of that name, or an Encoder with the weights that timm or torchvision publishes."""
-    from ssl_kd.checkpoints import library_weights, zoo
+def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str]:
+    """The file or folder of that name, its name on the hub, its licence and its method, in small letters.
 
+    Or an Encoder with the weights that timm or torchvision publishes.
+    """
+    from ssl_kd.checkpoints import hub, library_weights, zoo
+
+    if hub.is_hub_name(name):
+        folder, repo = hub.fetch_hub(name)
+        return folder, repo, "", ""
     if name.startswith(tuple(library_weights.PUBLISHERS)):
-        return library_weights.load(name, feature)
+        if given.by_hand:
+            raise UserError(f"{one_line(name, 200)}: its library says what it is; give nothing but feature beside it")
+        return library_weights.load(name, given.feature)
     if zoo.known(name):
-        return zoo.fetch(name)
+        entry = zoo.find(name)  # its publisher says what the file alone need not
+        return zoo.fetch(name), "", entry.licence, entry.method.lower()
     raise CheckpointError(
         f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
     )
 
 
-def method_of(name: str) -> str:
-    """The method of a teacher of the zoo, in small letters: its publisher says what the file alone need not."""
-    from ssl_kd.checkpoints import zoo
+def weights_of(opened: Source, given: Reading, method: str = "", values: bool = True) -> tuple[Weights, Format | None]:
+    """The network in a source, as given by hand, else as its folder says, else as a format knows it; and that format.
 
-    return zoo.find(name).method.lower()
+    values: False leaves all but small tensors of anything but a student unread and unchecked.
+    """
+    file, folder, row = opened.file, opened.folder, None
+    if given.branch:
+        file = branch_of(file, given.branch)
+    if given.arch:
+        beside = folder.pixels() if folder else None
+        file = file if values else file.outline()
+        read = partial(by_architecture, file, str(given.arch), given.arch_args or {}, given, beside)
+        weights = checked(file, read, values=values)
+    elif folder and folder.timms and not given.format:
+        file = file if values else file.outline()
+        weights = checked(file, partial(timms, file, folder, given), values=values)
+    else:
+        found, row = identified(file, given.format)
+        vouched = given.format is not None or (bool(method) and method.startswith(row.family))
+        weights = convert(replace(found, vouched=vouched), row, values or row is STUDENT)
+        if folder and row is not STUDENT:
+            weights = of_transformers(weights, folder)
+            weights = replace(weights, preprocessing=folder.pixels() or weights.preprocessing)
+    return by_hand(replace(weights, used=in_the_file(opened.file, weights.used)), given), row
+
+
+def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
+    """The format, and the file as it claims it: as it lies, or without wrappers that change no weight.
+
+    A format of a lab that claims the file without its wrappers is preferred to one that only knows the network's kind.
+    """
+    try:
+        row = recognise(file, name)
+        if name is not None or row.name not in LAST:
+            return file, row
+    except UnknownCheckpoint as error:
+        claims = [row for row in FORMATS.values() if row.matches(file.without_values())]
+        if len(claims) > 1:
+            raise
+        row, trouble = None, error
+    for one in unwrapped(file):
+        try:
+            within = recognise(one.file, name)
+        except UnknownCheckpoint:
+            continue
+        if row is None or within.name not in LAST:
+            return one.file, within
+    if row is None:
+        raise trouble
+    return file, row
+
+
+def in_the_file(file: Contents, used: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The used tensors by their paths in the file as it lies, whatever was taken off on the way."""
+    lying: dict[int, list[str]] = {}
+    for path, tensor in file.leaves():
+        lying.setdefault(id(tensor), []).append(path)
+    named = {}
+    for name, tensor in used.items():
+        paths = lying.get(id(tensor), [name])
+        named[next((path for path in paths if path.endswith(name)), paths[0])] = tensor
+    return named
+
+
+def by_hand(weights: Weights, given: Reading) -> Weights:
+    """The weights with the pixels that were given by hand."""
+    pixels = weights.preprocessing
+    if given.size and given.size != pixels.size:
+        pixels = pixels.at(given.size)
+    pixels = replace(pixels, mean=given.mean or pixels.mean, std=given.std or pixels.std)
+    return replace(weights, preprocessing=pixels)
 
 
 def convert(file: Contents, row: Format, values: bool = True) -> Weights:
@@ -122,133 +188,77 @@ def convert(file: Contents, row: Format, values: bool = True) -> Weights:
     values: False leaves all but small tensors unread and unchecked.
     """
     file = file if values else file.outline()
-    try:
+
+    def read() -> Weights:
         weights = row.convert(file)
-        if row is not STUDENT:  # whose record is whole
-            weights = replace(weights, preprocessing=recorded(file, weights.preprocessing))
+        # A student's record is whole; that of any other decides over its family.
+        return weights if row is STUDENT else replace(weights, preprocessing=recorded(file, weights.preprocessing))
+
+    return checked(file, read, row.name, values)
+
+
+def checked(file: Contents, read: Callable[[], Weights], name: str = "such a network", values: bool = True) -> Weights:
+    """The weights that `read` makes of the file, once their values are read and found whole and finite."""
+    try:
+        weights = read()
         file.fill(weights.used.values())
         file.verify(weights.used.values() if values else ())
         bad = not_finite(weights.used) if values else []
-    except CheckpointError:
+    except UserError:
         raise
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror or one_line(error, 120)}") from error
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError) as error:
         # A forced format on another kind of file, or shapes that fit no architecture.
-        raise BrokenCheckpoint(f"cannot be read as {row.name}: {one_line(error, 120)}") from error
+        raise BrokenCheckpoint(f"cannot be read as {name}: {one_line(error, 120)}") from error
     if bad:
         raise BrokenCheckpoint(f"{len(bad)} of its tensors hold NaN or infinity: {shown(bad)}")
     return weights
 
 
-def fill_constants(network: Network, weights: Weights) -> None:
-    """Compute the buffers that are in no state dict: as timm's modules know how to, else as a fresh network has them."""
-    fresh: Network | None = None
-    for path, module in network.named_modules():
-        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        compute = getattr(module, "init_non_persistent_buffers", None)
-        for name in empty:
-            if compute:
-                setattr(module, name, torch.zeros_like(getattr(module, name), device="cpu"))
-            else:
-                fresh = fresh or make(weights.arch, weights.arch_args)
-                setattr(module, name, getattr(fresh.get_submodule(path), name))
-        if empty and compute:
-            compute()
-
-
-def own_copy(state: Mapping[str, Tensor]) -> State:
-    """Contiguous tensors in memory of their own, half and double precision as float32.
-
-    Of a large network those that can be are taken as they were read, so that it is in memory once.
-    """
-    large = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > LARGE
-    return {
-        name: tensor
-        if large and alone(tensor)
-        else tensor.to(loaded_as(tensor), memory_format=torch.contiguous_format, copy=True)
-        for name, tensor in state.items()
-    }
-
-
-def alone(tensor: Tensor) -> bool:
-    """Whether the memory that a file's tensor was read into holds just this, as float32: twice 27 GB is too much."""
-    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-    return whole and tensor.is_contiguous() and tensor.dtype == torch.float32
-
-
-def blueprint(weights: Weights, feature: str | None = None) -> Network:
-    """The network without memory for its numbers. BrokenCheckpoint unless the weights are exactly what it needs."""
-    with torch.device("meta"):
-        network = make(weights.arch, weights.arch_args)
-    wished = feature or weights.feature
-    network.width(weights.heads[wished].source if wished in weights.heads else wished)  # UserError for an unknown one
-    wanted, state = network.backbone.state_dict(), weights.state
-    both = [name for name in state if name in wanted]
-    problems = {
-        "lacks": [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")],
-        "has no place for": [n for n in state if n not in wanted],
-        "has other shapes for": [n for n in both if state[n].shape != wanted[n].shape],
-        "has other types for": [n for n in both if loaded_as(state[n]) != wanted[n].dtype],
-    }
-    for problem, names in problems.items():
-        if names:
-            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}{channels(state)}")
-    return network
-
-
-def loaded_as(tensor: Tensor) -> torch.dtype:
-    """Floating numbers of any precision are loaded as float32."""
-    return torch.float32 if tensor.is_floating_point() else tensor.dtype
-
-
-def channels(state: Mapping[str, Tensor]) -> str:
-    """That the first layer of a network is not made for RGB, where that is so."""
-    for name in ("conv1.weight", "patch_embed.proj.weight", "conv1.0.weight", "patch_embed.proj.0.weight"):
-        if name in state and state[name].ndim == 4 and state[name].shape[1] != 3:
-            return f"; its first layer takes {state[name].shape[1]} channels, and images have 3 (RGB)"
-    return ""
-
-
-def assemble(weights: Weights, feature: str | None = None) -> Encoder:
-    """Build the architecture without spending time on random numbers, and load every tensor strictly."""
-    network = blueprint(weights, feature)
-    state = own_copy(weights.state)
-    for name in network.backbone.state_dict():
-        if name.endswith("num_batches_tracked"):  # torch < 0.4.1 had none, and features do not depend on them
-            state.setdefault(name, torch.zeros((), dtype=torch.long))
-    network.backbone.load_state_dict(state, strict=True, assign=True)
-    fill_constants(network, weights)
-    encoder = Encoder(network, weights.arch, weights.arch_args, None, weights.preprocessing, weights.origin)
-    for name, head in weights.heads.items():
-        encoder.heads[name] = head
-    return encoder.read_as(feature or weights.feature)
-
-
-def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report:  # noqa: A002
-    """What a weight file is, or in `problem` why it cannot be a teacher. The network takes no memory.
+def inspect(
+    path: str | os.PathLike[str],
+    format: str | None = None,  # noqa: A002
+    *,
+    feature: str | None = None,
+    branch: str | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, object] | None = None,
+    mean: object = None,
+    std: object = None,
+    size: int | None = None,
+) -> Report:
+    """What a weight file or folder is, or in `problem` why it cannot be a teacher. The arguments are `load_teacher`'s.
 
     Of a file above 8 GB only the shapes are looked at: no digest, and `load_teacher` may still find damage.
 
     Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
     """
-    path = Path(path)
+    given = reading(feature, format, branch, arch, arch_args, mean, std, size)
+    path, name = Path(path), ""
+    if not path.exists() and str(path).startswith(("hf-hub:", "hf_hub:")):
+        from ssl_kd.checkpoints.hub import fetch_hub
+
+        path, name = fetch_hub(str(path))
     if is_program(path):
         return describe_program(path)
-    file = contents(path)
-    seen = tuple(file.tensors())
-    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": path.stat().st_size}
+    opened = source(path, name)
+    file = opened.file
+    seen = tuple(path for path, _ in file.leaves())
+    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": opened.bytes}
+    row, values = None, opened.bytes <= LARGE
     try:
-        row = recognise(file, format)
-    except CheckpointError as error:
-        return Report(**about, dropped=seen, problem=str(error))
-    about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
-    values = about["bytes"] <= LARGE or row is STUDENT
-    try:
-        weights = convert(replace(file, vouched=format is not None), row, values)
+        if not (given.arch or (opened.folder and opened.folder.timms)):
+            found = branch_of(file, given.branch) if given.branch else file
+            row = identified(found, given.format)[1]
+            values = values or row is STUDENT
+        weights, _ = weights_of(opened, given, values=values)
         blueprint(weights)
     except UserError as error:
+        about |= {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
         return Report(**about, dropped=seen, problem=str(error))
+    if row:
+        about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
     return Report(
         **about,
         origin=weights.origin,
@@ -264,4 +274,5 @@ def inspect(path: str | os.PathLike[str], format: str | None = None) -> Report: 
         dropped=tuple(name for name in seen if name not in weights.used),
         digest=digest_of(weights.arch, weights.arch_args, weights.state) if values else None,
         card=card(file) if row is STUDENT else {},
+        licence=opened.licence() or UNSTATED,
     )

@@ -4,46 +4,15 @@
 
 Every figure stands on the page named as `source`, read in 2026 (DINOv2's digests and sizes: see its note). Nothing is
 estimated; what nobody publishes is None.
-A new teacher is one row in one family below. `ssl_kd.checkpoints.zoo` reads this table; nothing else needs to change.
+A new teacher is one row in one family below or in `zoo_newer`. `ssl_kd.checkpoints.zoo` reads this table; nothing else needs to change.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ssl_kd.checkpoints.zoo_entry import APACHE, META, MIT, NC, Entry
+from ssl_kd.checkpoints.zoo_newer import NEWER
 
-META = "https://dl.fbaipublicfiles.com"
-APACHE, MIT, NC = "Apache-2.0", "MIT", "CC-BY-NC-4.0"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One published teacher. Scores are top-1 in percent, on ImageNet-1k unless the note says otherwise.
-
-    parameters: of the backbone, in millions. size: of the file, in bytes. sha256, md5: all or the first 8 or more
-    hexadecimal digits. url: None when there is nothing to download in PyTorch's format; the note then says what to do.
-    """
-
-    name: str
-    method: str
-    network: str
-    width: int
-    file: str
-    url: str | None
-    licence: str
-    source: str
-    parameters: int | None = None
-    size: int | None = None
-    knn: float | None = None
-    linear: float | None = None
-    sha256: str | None = None
-    md5: str | None = None
-    aliases: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def non_commercial(self) -> bool:
-        """Whether the publisher says, somewhere, that the weights are not for commercial use."""
-        return "NC" in self.licence
+__all__ = ["ZOO", "Entry"]
 
 
 def _dino() -> list[Entry]:
@@ -346,5 +315,5 @@ def _others() -> list[Entry]:
     return made
 
 
-FAMILIES = (_dino, _dinov2, _moco, _mocov3, _swav, _simclr, _vissl, _openmmlab, _others)
+FAMILIES = (_dino, _dinov2, _moco, _mocov3, _swav, _simclr, _vissl, _openmmlab, _others, *NEWER)
 ZOO: dict[str, Entry] = {entry.name: entry for family in FAMILIES for entry in family()}

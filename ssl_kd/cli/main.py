@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ssl_kd.checkpoints.reading import add_options, from_options, spelled
 from ssl_kd.errors import nearest
 from ssl_kd.registry import admit, objects_in
 from ssl_kd.runtime.command_line import OneLineParser, guarded, parse
@@ -120,17 +121,21 @@ def certify(argv: Sequence[str]) -> int:
 def inspect(argv: Sequence[str]) -> int:
     """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
-    parser.add_argument("file", help="checkpoint, in any supported layout")
-    parser.add_argument("--format", help="read it as this format, where two would claim it")
+    parser.add_argument(
+        "file", help="checkpoint in any supported layout, a folder of transformers or timm, or hf-hub:ORG/NAME"
+    )
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    given = from_options(options)
     admit("format", options.format, FORMAT_TABLES)
     from ssl_kd.checkpoints.loading import inspect as report_of
 
-    report = report_of(options.file, format=options.format)
+    report = report_of(options.file, **given)
     print(report.to_json() if options.json else report)
     if not (report.problem or options.json):
-        print(f"Next: ssl-kd distill --teacher {options.file} --images photos/ --out runs/student")
+        beside = "".join(f" {word}" for word in spelled(given))
+        print(f"Next: ssl-kd distill --teacher {options.file}{beside} --images photos/ --out runs/student")
     return 2 if report.problem else 0
 
 
@@ -143,11 +148,12 @@ def export(argv: Sequence[str]) -> int:
         nargs="+",
         required=True,
         metavar="FORMAT",
-        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8",
+        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8, or hub (a folder "
+        "for timm and the Hugging Face hub)",
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
-    parser.add_argument("--format", help="read the student as this checkpoint format, where two would claim it")
+    add_options(parser)
     parser.add_argument(
         "--images", help="folder or zip to measure on; default: noise like photographs; int8 and fp16 need photos"
     )
@@ -171,16 +177,17 @@ def export(argv: Sequence[str]) -> int:
     admit("images", options.images, {"": ["ssl_kd.data.open:SOURCES"]}, paths=True)
     from ssl_kd.exporters.export import export as run
 
+    given = from_options(options)
     made = run(
         options.student,
         options.to,
         options.out,
         options.images,
         options.feature,
-        options.format,
-        options.teacher,
-        options.within,
-        options.keep,
+        teacher=options.teacher,
+        within=options.within,
+        keep=options.keep,
+        **given,
     )
     for done in made:
         print(done)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from ssl_kd.checkpoints.zoo import fetch, find, place, read_record
 from ssl_kd.checkpoints.zoo_entries import ZOO, Entry
+from ssl_kd.checkpoints.zoo_protocols import commands
 from ssl_kd.errors import CheckpointError, one_line
 from ssl_kd.runtime.command_line import OneLineParser
 
@@ -71,6 +72,7 @@ def show(name: str) -> str:
         "name": entry.name,
         "method": f"{entry.method}, {entry.network}, width {entry.width}{parameters}",
         "scores": (", ".join(scores) + " (top-1, %, ImageNet-1k)") if scores else "none on ImageNet-1k",
+        "check": commands(entry),
         "licence": entry.licence + (" - non-commercial, says the publisher" if entry.non_commercial else ""),
         "source": entry.source,
         "file": f"{entry.file}, {size}",

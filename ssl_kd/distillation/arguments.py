@@ -211,12 +211,14 @@ def is_path(source: Any) -> bool:
     return isinstance(source, str | os.PathLike)
 
 
-def _teacher(given: Any) -> str:
+def _teacher(given: Any) -> str | dict[str, Any]:
     if isinstance(given, nn.Module):
         return given.origin if isinstance(given, Encoder) else record_of(given)
+    if isinstance(given, Mapping):
+        return dict(given)
     if given is None or is_path(given):
         return str(given or "")
-    raise UserError(f"teacher: expected a file, a name, an Encoder or a module, got {type(given).__name__}")
+    raise UserError(f"teacher: expected a file, a name, a mapping, an Encoder or a module, got {type(given).__name__}")
 
 
 def _student(given: Any) -> str:

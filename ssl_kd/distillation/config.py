@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, Literal
 
+from ssl_kd.checkpoints.reading import HELP, reading
 from ssl_kd.distillation.student_specs import student_specs
 from ssl_kd.errors import UserError, nearest
 from ssl_kd.runtime import loggers
@@ -17,6 +18,7 @@ from ssl_kd.runtime.loggers import LogSettings
 from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import SEEDS, Rule, check_settings, described, must_hold, setting
 
+BY_HAND = ("branch", "arch", "arch_args", "mean", "std")  # of a teacher's line, as `load_teacher` takes them
 # Where `module:name`, typed on the command line, becomes a row.
 FORMATS = "ssl_kd.checkpoints.formats:FORMATS"
 OBJECTIVES = {
@@ -35,15 +37,35 @@ NameOrRows = str | list[dict[str, Any]]
 class TeacherSettings:
     """Teacher."""
 
-    teacher: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
+    teacher: str | dict[str, Any] = field(
+        default="",
+        metadata=described(
+            "checkpoint file or folder, a name such as dino_vits16 or hf-hub:ORG/NAME, or a mapping {path, arch, mean, std, "
+            "size, ...}: docs/teachers.md",
+            expects="a file, a name, or a mapping with a path",
+            first=True,
+        ),
+    )
     teacher_feature: str = setting("", "feature to match (cls, pool, ...); empty: its family's default")
     teacher_format: str = setting(
         "", "checkpoint format, only where it cannot be told from the file", tables={"": [FORMATS]}
     )
+    teacher_branch: str = setting("", HELP["branch"], also="branch")
+    teacher_arch: str = setting("", HELP["arch"], also="arch")
+    teacher_arch_args: dict[str, Any] = field(
+        default_factory=dict, metadata=described(HELP["arch_args"], expects="a mapping", also="arch_args")
+    )
+    teacher_mean: str | float | list[float] = field(
+        default="", metadata=described(HELP["mean"], expects="one or three numbers", also="mean", several=True)
+    )
+    teacher_std: str | float | list[float] = field(
+        default="", metadata=described(HELP["std"], expects="one or three numbers", also="std", several=True)
+    )
+    teacher_size: int = setting(0, "input size of the teacher, in pixels; 0: the views' size, or its own", least=0)
     teachers: dict[Any, Any] = field(
         default_factory=dict,
         metadata=described(
-            "several teachers instead of one, {NAME: FILE} or {NAME: {file, objective, weight, feature, format, size}}",
+            "several teachers instead of one, {NAME: FILE} or {NAME: {path, objective, weight, feature, size, arch, ...}}",
             expects="a mapping",
             tables={"format": [FORMATS], "objective": []} | OBJECTIVES,  # an objective need be no row
             networks=True,
@@ -260,47 +282,72 @@ class TeacherSpec:
     format: str = ""
     size: int = 0
     digest: str = ""
+    branch: str = ""
+    arch: str = ""
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    mean: Any = ""
+    std: Any = ""
+
+    def by_hand(self) -> dict[str, Any]:
+        """What `load_teacher` is given beside the file."""
+        given = {name: getattr(self, name) for name in ("feature", "format", *BY_HAND)}
+        return {name: value for name, value in given.items() if value not in ("", {}, None)}
 
     def recorded(self, encoder: Any) -> dict[str, Any]:
         """The line as config.yaml keeps it, with the digest of the encoder that it led to."""
         line = {f.name: getattr(self, f.name) for f in fields(self)}
+        line = {name: value for name, value in line.items() if name not in BY_HAND or value not in ("", {}, None)}
         return line | {"file": self.file if isinstance(self.file, str) else encoder.origin, "digest": encoder.digest}
 
 
 def teacher_specs(config: DistillConfig) -> dict[str, TeacherSpec]:
     """The teachers of a config by name; a single one has the name "". UserError for a line that cannot be right."""
-    if not config.teachers:
-        single = TeacherSpec(
-            config.teacher,
-            config.objective,
-            feature=config.teacher_feature,
-            format=config.teacher_format,
-            digest=config.teacher_digest,
-        )
-        return {"": single}
-    return {name: _line(name, given, config) for name, given in config.teachers.items()}
+    if config.teachers:
+        return {name: _line(name, given, config) for name, given in config.teachers.items()}
+    given = {name: getattr(config, f"teacher_{name}") for name in ("feature", "format", "size", "digest", *BY_HAND)}
+    given = {name: value for name, value in given.items() if value not in ("", {}, 0)}
+    if not isinstance(config.teacher, Mapping):
+        return {"": _checked("", {"file": config.teacher, "objective": config.objective} | given)}
+    line = _line("", config.teacher, config)
+    if double := next((name for name in given if name in config.teacher), None):
+        raise UserError(f"teacher_{double}: it is in teacher as well; give it once")
+    return {"": _checked("", {f.name: getattr(line, f.name) for f in fields(line)} | given)}
 
 
 def _line(name: str, given: Any, config: DistillConfig) -> TeacherSpec:
     line = dict(given) if isinstance(given, Mapping) else {"file": given}
-    known = [f.name for f in fields(TeacherSpec)]
-    if not isinstance(name, str) or not name or "." in name:
+    known, who = [f.name for f in fields(TeacherSpec)], f"teachers: {name}" if config.teachers else "teacher:"
+    if config.teachers and (not isinstance(name, str) or not name or "." in name):
         raise UserError(f"teachers: expected a name without dots for each teacher, got {name!r}")
+    if "path" in line and "file" not in line:
+        line["file"] = line.pop("path")
     for key in line:
         if key not in known:
-            raise UserError(f"teachers: {name} has no setting {key!r}.{nearest(str(key), known)} It knows: {known}")
+            raise UserError(
+                f"{who} has no setting {key!r}.{nearest(str(key), known)} It knows: path, {', '.join(known)}"
+            )
     file = line.get("file")
     if not file or not (isinstance(file, (str, PathLike)) or hasattr(type(file), "state_dict")):
-        raise UserError(f"teachers: {name} needs a file, as in {{{name}: FILE}}; got {given!r}")
-    for key in ("feature", "format", "digest"):
+        example = f"{{{name}: FILE}}" if config.teachers else "{path: FILE}"
+        raise UserError(f"{who} needs a file, as in {example}; got {given!r}")
+    return _checked(name, {"objective": config.objective} | line)
+
+
+def _checked(name: str, line: Mapping[str, Any]) -> TeacherSpec:
+    """The line, with UserError for a value that cannot be right."""
+    for key in ("feature", "format", "digest", "branch", "arch"):
         if not isinstance(line.get(key, ""), str):
             raise UserError(f"teachers: {key} of {name}: expected text, got {line[key]!r}")
-    line = {"objective": config.objective} | line
     for key, kind in (("weight", (int, float)), ("size", int)):
         value = line.get(key, 1)
         if not isinstance(value, kind) or isinstance(value, bool) or value < 0 or (key == "weight" and not value):
             raise UserError(f"teachers: {key} of {name}: expected a number above 0, got {value!r}")
-    return TeacherSpec(**line)
+    spec = TeacherSpec(**line)
+    try:
+        reading(**spec.by_hand())
+    except UserError as error:
+        raise UserError(f"teachers: {name}: {error}" if name else f"teacher: {error}") from error
+    return spec
 
 
 def check(config: DistillConfig) -> None:

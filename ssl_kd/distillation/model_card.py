@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_kd.checkpoints.formats.student import LOAD
+from ssl_kd.checkpoints.licences import UNSTATED, warning
 from ssl_kd.data.open import SOURCES
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.members import Member
@@ -35,13 +36,14 @@ def card(
     skipped = "".join(f"\n- {shown_name(name)}: {shown_name(why)}" for name, why in unreadable.items()) or " none"
     whom = " and ".join(t.encoder.arch for t in teachers.values())
     rows = "\n".join(f"| {name} | {value} |" for name, value in (_who(teachers, student) | dict(facts)).items())
+    sentence = warning([t.encoder.licence for t in teachers.values()])
     best = f"\n- `{BEST}`: the student with its best figures on the held-out images" if (folder / BEST).exists() else ""
     return f"""# {student.arch}, distilled from {whom}
 
 | | |
 | --- | --- |
 {rows}
-
+{f"{chr(10)}**{sentence}**{chr(10)}" if sentence else ""}
 Use it: {_use(folder / STUDENT, student)}
 
 Reproduce it: {_again(config, student) if not name else _again_in_group(name)}
@@ -104,6 +106,7 @@ def provenance(teachers: Mapping[str, Teacher]) -> dict[str, Any]:
             "teacher": t.encoder.origin,
             "teacher_digest": t.encoder.digest,
             "teacher_arch": t.encoder.arch,
+            "teacher_licence": t.encoder.licence or UNSTATED,
             "objective": t.line.objective,
         }
         for name, t in teachers.items()
@@ -122,6 +125,7 @@ def _who(teachers: Mapping[str, Teacher], student: Encoder) -> dict[str, object]
             f"input size {teacher.size} px; objective {teacher.line.objective}, weight {teacher.line.weight:g}; "
             f"SHA-256 {encoder.digest})"
         )
+        rows[f"licence of teacher {name}".strip()] = encoder.licence or UNSTATED
     rows["student"] = (
         f"{student.arch}, feature `{student.feature}`, width {student.dim}, {student.parameter_count:,} parameters"
     )

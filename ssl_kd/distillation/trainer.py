@@ -78,7 +78,7 @@ class DistilledGroup:
 
 @overload
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -90,7 +90,7 @@ def distill(
 
 @overload
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -99,7 +99,7 @@ def distill(
 
 
 def distill(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,
@@ -124,7 +124,7 @@ def distill(
 
 
 def fill_targets(
-    teacher: str | Path | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
     student: str | nn.Module | None = None,
     images: Any = None,
     config: DistillConfig | None = None,

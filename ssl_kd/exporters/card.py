@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_kd.checkpoints.licences import UNSTATED, warning
 from ssl_kd.checkpoints.loading import inspect
 from ssl_kd.errors import UserError
 from ssl_kd.exporters.judge import Ask, Judge, Verdict
@@ -43,7 +44,8 @@ class Exported:
         return self.verdict is None or self.verdict.met
 
     def __str__(self) -> str:
-        first = f"{self.format:<12}{self.path} ({self.path.stat().st_size / 1e6:,.1f} MB): "
+        files = [file for file in self.path.iterdir() if file.is_file()] if self.path.is_dir() else [self.path]
+        first = f"{self.format:<12}{self.path} ({sum(f.stat().st_size for f in files) / 1e6:,.1f} MB): "
         if self.verdict is not None:
             return "\n    ".join([f"{first}smallest cosine {self.cosine:.4f}", *self.verdict.lines()])
         return (
@@ -82,6 +84,8 @@ def description(encoder: Encoder, target: Target) -> dict[str, Any]:
         "pixels": "normalised" if target.pixels == NORMALISED else "plain",
         "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
         "output": f"(B, {encoder.width(feature)}) float32",
+        "licence": encoder.licence or UNSTATED,
+        **({"licence_warning": sentence} if (sentence := warning([encoder.licence])) else {}),
         "preprocessing": asdict(eyes)
         | {
             "order": f"resize {'to a square' if eyes.square else 'the shorter side'}, crop the centre, divide by 255"

@@ -79,10 +79,12 @@ def export(
     teacher: Encoder | str | os.PathLike[str] | None = None,
     within: float = 2.0,
     keep: float | None = None,
+    **by_hand: Any,
 ) -> list[Exported]:
     """Write `student` in one or several formats (keys of TARGETS), each measured against the Encoder.
 
-    student: an Encoder, a checkpoint file or a name; `feature` and `format` are those of `load_teacher`. out: the file;
+    student: an Encoder, a checkpoint file or a name; `feature`, `format` and those by_hand (branch, arch, arch_args, mean, std,
+    size) are `load_teacher`'s. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
     For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, a file or a name, whose
@@ -90,16 +92,18 @@ def export(
     UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
     cannot hold the network or differs by more than BOUND.
     """
-    formats = [one_of("to", name, TARGETS) for name in ([to] if isinstance(to, str) else to)]
+    formats = [one_of("to", name, [*TARGETS, HUB]) for name in ([to] if isinstance(to, str) else to)]
     if not formats or len(set(formats)) != len(formats):
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
-    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format)
+    encoder = student if isinstance(student, Encoder) else load_teacher(student, feature, format, **by_hand)
     notes = notes_of(student)
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):
         raise UserError(f"export: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
+    if HUB in formats:
+        return [_hub(encoder, formats, Path(out), notes, images)]
     lines = {name: TARGETS[name].possible(encoder) for name in formats}
     size = encoder.preprocessing.size
     judge = _judge(encoder, formats, images, teacher, within, keep)
@@ -136,6 +140,22 @@ def export(
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
     return made
+
+
+def _hub(
+    encoder: Encoder,
+    formats: Sequence[str],
+    out: Path,
+    notes: Mapping[str, Any],
+    images: Tensor | str | os.PathLike[str] | None,
+) -> Exported:
+    """A folder for timm and the hub, which stands alone."""
+    from ssl_kd.exporters.hub import write_hub
+
+    if len(formats) > 1:
+        raise UserError(f"to: {HUB} is a folder of its own; export it without {', '.join(set(formats) - {HUB})}")
+    relative = write_hub(encoder, out, notes, measured_on(images, encoder), BOUND)
+    return Exported(HUB, out, out / "README.md", relative, relative, 1.0)
 
 
 def _judge(
@@ -307,6 +327,7 @@ def _reload_script(encoder: Encoder, path: Path) -> Ask:
         return program
 
 
+HUB = "hub"  # a folder, not a file: see exporters.hub
 TARGETS: Registry[Target] = Registry(
     "export formats",
     {

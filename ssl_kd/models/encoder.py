@@ -36,7 +36,8 @@ MODULE = "module/"  # before the name of a class from Python, where an architect
 class Encoder(nn.Module):
     """A network, the feature that is read from it and the pixels that it was made for.
 
-    `arch` and `arch_args` rebuild it (see `build`), `origin` says where the weights came from in words. The wrapped
+    `arch` and `arch_args` rebuild it (see `build`), `origin` says where the weights came from in words, `licence` under
+    which licence they are, where somebody said so. The wrapped
     timm, torchvision or other module is `backbone`; its state dict has that library's own names.
 
     heads: what leads the network's features into other spaces, such as its teacher's, by the name of a feature:
@@ -62,6 +63,7 @@ class Encoder(nn.Module):
         self.feature = feature or network.default
         self.preprocessing = preprocessing or Preprocessing().at(network.size)
         self.origin = origin
+        self.licence = ""  # of its weights, in the publisher's words; nothing for weights of one's own
         self.dim = network.width(self.feature)
         # Not in state dicts: they are constants of the preprocessing, which is saved as such.
         self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1), persistent=False)

@@ -122,6 +122,28 @@ class Preprocessing:
         return cls(**fields)
 
 
+def timm_pixels(config: Mapping[str, Any]) -> Preprocessing:
+    """What a `pretrained_cfg` of timm says, as timm's own evaluation transform does it. UserError for what is not said."""
+    crop_mode = config.get("crop_mode") or "center"
+    if crop_mode not in ("center", "squash"):
+        raise UserError(
+            f"crop_mode: expected center or squash, got {one_line(crop_mode)}: such pixels are not made here"
+        )
+    try:
+        channels, *_, size = (int(side) for side in config["input_size"])
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        resize = math.floor(size / float(config.get("crop_pct") or 0.875))
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise UserError(
+            f"pretrained_cfg: its input_size, mean, std or crop_pct cannot be used: {error!r:.80}"
+        ) from error
+    if channels != 3:
+        raise UserError(f"input_size: the network takes {channels} channels, and images have three: not read here")
+    how = str(config.get("interpolation") or "bicubic")
+    how = "bicubic" if how == "random" else how
+    return Preprocessing(mean, std, size, resize, size, how, square=crop_mode == "squash")  # type: ignore[arg-type]
+
+
 def _joined(numbers: Iterable[float]) -> str:
     return "/".join(f"{number:g}" for number in numbers)
 

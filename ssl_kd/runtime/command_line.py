@@ -138,6 +138,7 @@ def parse(
         values |= _from_file(file, known, kinds, prog)
     for name, text in vars(given).items():
         if name != "config":
+            text = " ".join(text) if isinstance(text, list) else text
             values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
             admit(name, values[name], about(known[name]).tables, about(known[name]).paths)
     if alone:
@@ -170,10 +171,13 @@ def _parser(settings: type, prog: str, examples: Sequence[str], words: str) -> O
         for one in group:
             text = about(one).help or described.get(one.name, "")
             text = f"{text}{_default(one)}".replace("%", "%%")
-            if kinds[one.name] is bool:
+            names = [f"--{one.name}", *([f"--{about(one).also}"] if about(one).also else [])]
+            if about(one).several:
+                place.add_argument(*names, dest=one.name, metavar="X", nargs="+", help=text)
+            elif kinds[one.name] is bool:
                 place.add_argument(f"--{one.name}", metavar="true|false", nargs="?", const="true", help=text)
             else:
-                place.add_argument(f"--{one.name}", metavar=_metavar(kinds[one.name]), help=text)
+                place.add_argument(*names, dest=one.name, metavar=_metavar(kinds[one.name]), help=text)
     return parser
 
 

@@ -11,7 +11,7 @@ import rebuild
 import safetensors
 import torch
 
-from ssl_kd.checkpoints import library_weights, loading
+from ssl_kd.checkpoints import assembly, library_weights, loading
 from ssl_kd.checkpoints.formats import FORMATS, recognise
 from ssl_kd.checkpoints.formats.dino import read_vit
 from ssl_kd.checkpoints.formats.weights import Place, select
@@ -532,8 +532,8 @@ def test_a_report_says_everything_in_text_and_json(tmp_path):
 
 def test_inspect_builds_the_network_without_memory_for_its_numbers(tmp_path, monkeypatch):
     path = layouts.save(layouts.moco("resnet18")[0], "zip", tmp_path)
-    make, built = loading.make, []
-    monkeypatch.setattr(loading, "make", lambda *given: built.append(make(*given)) or built[-1])
+    make, built = assembly.make, []
+    monkeypatch.setattr(assembly, "make", lambda *given: built.append(make(*given)) or built[-1])
     assert inspect(path).problem is None
     assert {tensor.device.type for network in built for tensor in network.state_dict().values()} == {"meta"}
 

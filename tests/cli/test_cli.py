@@ -269,3 +269,44 @@ def test_null_in_a_file_is_refused_by_its_name(line, tmp_path, capsys):
     (tmp_path / "null.yaml").write_text(f"{line}\n")
     assert main(["distill", "--config", str(tmp_path / "null.yaml")]) == 2
     assert f"{line.partition(':')[0]}: expected a value, got null" in capsys.readouterr().err
+
+
+def test_what_a_teacher_is_may_be_given_by_hand_under_short_names():
+    from ssl_kd.distillation.config import DistillConfig, teacher_specs
+    from ssl_kd.runtime.command_line import parse
+
+    words = [
+        "--teacher",
+        "x.pth",
+        "--arch",
+        "resnet18",
+        "--mean",
+        "0.1",
+        "0.2",
+        "0.3",
+        "--std",
+        "0.5",
+        "--branch",
+        "a.",
+    ]
+    short = parse(DistillConfig, [*words, "--arch-args", "{small_stem: true}"], "ssl-kd distill")
+    long = [w.replace("--", "--teacher-") if w.startswith("--") and w != "--teacher" else w for w in words]
+    assert parse(DistillConfig, [*long, "--teacher-arch-args", "{small_stem: true}"], "ssl-kd distill") == short
+    assert teacher_specs(short)[""].by_hand() == {
+        "branch": "a.", "arch": "resnet18", "arch_args": {"small_stem": True}, "mean": "0.1 0.2 0.3", "std": 0.5,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="mean: expected three numbers"):
+        teacher_specs(parse(DistillConfig, ["--teacher", "x", "--mean", "1", "2"], "ssl-kd distill"))
+
+
+def test_inspect_reads_a_bare_state_dict_by_hand(tmp_path, capsys):
+    import timm
+    import torch
+
+    torch.save(timm.create_model("regnetx_002").state_dict(), tmp_path / "x.pth")
+    assert main(["inspect", str(tmp_path / "x.pth")]) == 2
+    words = ["--arch", "regnetx_002", "--mean", "0.5", "--std", "0.5", "0.4", "0.3", "--size", "64"]
+    assert main(["inspect", str(tmp_path / "x.pth"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "mean 0.5/0.5/0.5, std 0.5/0.4/0.3" in said
+    assert "--teacher-arch regnetx_002 --teacher-mean 0.5 --teacher-std 0.5 0.4 0.3 --teacher-size 64" in said

@@ -99,7 +99,7 @@ def test_paths_and_numbers_of_numpy_become_what_yaml_keeps():
         ({"student_args": {"act": torch.nn.ReLU}}, "student_args: expected text, numbers.* got type"),
         ({"objective": [1]}, "objective: expected a preset's name or a list of terms"),
         ({"lr": np.ones(2)}, "lr: expected a number"),
-        ({"teacher": 3}, "teacher: expected a file, a name, an Encoder or a module, got int"),
+        ({"teacher": 3}, "teacher: expected a file, a name, a mapping, an Encoder or a module, got int"),
         ({"student": 3}, "student: expected an architecture's name, an Encoder or a module, got int"),
     ],
 )

@@ -12,7 +12,7 @@ import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check, teacher_specs
 from ssl_kd.distillation.setup import prepare
-from ssl_kd.distillation.teachers import at_size
+from ssl_kd.distillation.teachers import at_size, load_teachers
 from ssl_kd.errors import UserError
 
 QUICK = SMALL | {"batch_size": 4, "epochs": 1}
@@ -168,3 +168,50 @@ def test_a_wrong_line_is_one_line(settings, words):
 def test_lines_take_the_runs_objective_unless_they_name_their_own():
     config = DistillConfig(objective="seed", teachers={"a": "x.pth", "b": {"file": "y.pth", "objective": "rkd"}})
     assert teacher_specs(config) == {"a": TeacherSpec("x.pth", "seed"), "b": TeacherSpec("y.pth", "rkd")}
+
+
+def test_a_mapping_names_any_architecture_by_hand_in_both_spellings(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    file = str(tmp_path / "bare.safetensors")
+    save_file(timm.create_model("regnetx_002").state_dict(), file)
+    pixels = {"arch": "regnetx_002", "mean": [0.5, 0.5, 0.5], "std": 0.25, "size": 64}
+    one = DistillConfig(images="i", out="o", teacher={"path": file, **pixels})
+    other = DistillConfig(images="i", out="o", **{f"teacher_{k}": v for k, v in pixels.items()}, teacher=file)
+    third = DistillConfig(images="i", out="o", teachers={"a": {"path": file, **pixels}, "b": {"file": file, **pixels}})
+    assert teacher_specs(one) == teacher_specs(other)
+    for config in (one, other, third):
+        check(config)
+    (teacher,) = load_teachers(one, None).values()
+    assert (teacher.size, teacher.encoder.preprocessing.size) == (64, 64)
+    assert (teacher.encoder.preprocessing.mean, teacher.encoder.preprocessing.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"teacher": {"arch": "resnet18"}}, "teacher: needs a file, as in {path: FILE}"),
+        ({"teacher": {"path": "x", "archh": "y"}}, "Did you mean arch"),
+        ({"teacher": {"path": "x", "mean": [1, 2]}}, "teacher: mean: expected three numbers"),
+        ({"teacher": {"path": "x", "arch": "y"}, "teacher_arch": "z"}, "it is in teacher as well"),
+        ({"teacher": "x", "teacher_arch_args": {"a": 1}}, "teacher: arch_args: they belong to arch"),
+        ({"teachers": {"a": {"path": "x", "std": "red"}}}, "teachers: a: std: expected one or three numbers"),
+    ],
+)
+def test_a_wrong_mapping_is_one_line(settings, words):
+    with pytest.raises(UserError, match=words):
+        check(DistillConfig(images="i", out="o", **settings))
+
+
+def test_the_licence_of_the_teacher_travels_into_every_card(tmp_path):
+    teacher = tiny(1)
+    teacher.licence = "CC-BY-NC-4.0"
+    done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", objective="simreg", **QUICK)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| licence of teacher | CC-BY-NC-4.0 |" in card
+    assert "non-commercial use (CC-BY-NC-4.0)" in card
+    student = done.path
+    assert ssl_kd.inspect(student).licence == "CC-BY-NC-4.0"
+    assert ssl_kd.load_teacher(student).licence == "CC-BY-NC-4.0"

@@ -34,6 +34,7 @@ class Report:
     dropped: tuple[str, ...] = ()  # paths in the file
     digest: str | None = None
     card: Mapping[str, object] = field(default_factory=dict)  # what our own students carry with them
+    licence: str | None = None  # of the weights, in its publisher's words
     problem: str | None = None
 
     def to_json(self) -> str:
@@ -63,6 +64,7 @@ class Report:
             "feature": f"{self.feature}, {self.dim} numbers per image",
             "pixels": str(self.preprocessing),
             "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network",
+            "licence": f"{self.licence}",
             "digest": self.digest or "none: the file is large, and only its shapes were read",
         }
 

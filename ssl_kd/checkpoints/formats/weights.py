@@ -50,6 +50,10 @@ class Contents:
         """How many entries there are at the root, weights and bookkeeping."""
         return len(self.nodes) if isinstance(self.nodes, (Mapping, list, tuple)) else 0
 
+    def leaves(self) -> Iterator[tuple[str, Tensor]]:
+        """Path of every tensor in the file as it stands there, and the tensor, whose values may not be read yet."""
+        return _leaves(self.nodes)
+
     def at(self, *path: str) -> object:
         """The entry below these keys, or None."""
         node = self._node(path)

@@ -1,0 +1,136 @@
+"""Whether a folder's config.json and its weights speak of the same network; what shapes cannot show, the config decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_kd.checkpoints.by_architecture import best, by_architecture
+from ssl_kd.checkpoints.folders import CONFIG, Folder
+from ssl_kd.checkpoints.formats.weights import Contents, Weights
+from ssl_kd.checkpoints.reading import Reading
+from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
+from ssl_kd.models.backbones import VisionTransformerNet
+from ssl_kd.models.factory import make
+
+GATED = "vit_giant_patch14_dinov2"  # timm's ViT whose MLPs are SwiGLU
+# Settings of timm that decide no tensor, or that are set here.
+NOT_OURS = ("num_classes", "dynamic_img_size", "pretrained", "features_only", "drop_rate", "drop_path_rate")
+POOLED = {"fc_norm", "attn_pool"}  # behind a pool over the patches, where timm's network has them
+CODE = ("mlp_layer", "act_layer", "norm_layer", "embed_layer", "block_fn")  # named as code, which is not run
+
+
+def agreed(weights: Weights, config: Mapping[str, Any]) -> Weights:
+    """The weights with the heads and the epsilon of transformers' config. BrokenCheckpoint where they disagree."""
+    args = dict(weights.arch_args)
+    with torch.device("meta"):
+        network = make(weights.arch, args)
+    if isinstance(network, VisionTransformerNet):
+        heads, epsilon = config.get("num_attention_heads"), config.get("layer_norm_eps")
+        if type(heads) is int and heads != _attention(network.backbone, "num_heads"):
+            args["num_heads"] = heads
+        if isinstance(epsilon, float) and epsilon != _epsilon(network.backbone):
+            args["norm_eps"] = epsilon
+        with torch.device("meta"):
+            network = make(weights.arch, args)
+    for name, found in facts(network.backbone):
+        said = config.get(name)
+        if type(said) is int and found is not None and said != found:
+            raise BrokenCheckpoint(f"{CONFIG} says {name} {said}, but the weights beside it have {found}")
+    return replace(weights, arch_args=args)
+
+
+def facts(backbone: Any) -> Iterator[tuple[str, int | None]]:
+    """What a transformers config calls the facts about a ViT."""
+    blocks = getattr(backbone, "blocks", None)
+    yield "num_channels", 3
+    if blocks is None or not hasattr(backbone, "patch_embed"):
+        return
+    yield "hidden_size", getattr(backbone, "embed_dim", None)
+    yield "num_hidden_layers", len(blocks)
+    yield "num_attention_heads", _attention(backbone, "num_heads")
+    yield "patch_size", int(backbone.patch_embed.patch_size[0])
+
+
+def _attention(backbone: Any, name: str) -> int | None:
+    return getattr(getattr(backbone.blocks[0], "attn", None), name, None)
+
+
+def _epsilon(backbone: nn.Module) -> float | None:
+    return next((layer.eps for layer in backbone.modules() if isinstance(layer, nn.LayerNorm)), None)
+
+
+def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
+    """The network that timm's config.json names, with its model_args."""
+    arch, args = str(folder.config["architecture"]), folder.config.get("model_args") or {}
+    if not isinstance(args, Mapping):
+        raise BrokenCheckpoint(f"{CONFIG}: model_args is no mapping")
+    pool = folder.config.get("global_pool", args.get("global_pool"))
+    args = {name: value for name, value in args.items() if name not in (*NOT_OURS, *CODE, "global_pool")}
+    try:
+        with torch.device("meta"):
+            plain: Any = make(arch, dict(args)).backbone
+    except UserError as error:
+        raise type(error)(f"{CONFIG}: {error}") from error
+    found = best(file, plain.state_dict()).file
+    state = found.state() if isinstance(found.nodes, Mapping) else {}
+    if POOLED & {name.partition(".")[0] for name in state} and isinstance(pool, str) and pool:
+        args["global_pool"] = pool
+    elif pool == "avg" and hasattr(plain, "blocks") and getattr(plain, "global_pool", "") == "token":
+        given = replace(given, feature=given.feature or "avg")
+    arch, args = _with_gates(plain, arch, args, state)
+    given = replace(given, feature=given.feature or folder.feature)
+    origin = f"{folder.name or 'timm folder'} ({folder.config['architecture']})"
+    weights = by_architecture(file, arch, args, given, folder.pixels(), origin)
+    said = folder.config.get("num_features")
+    with torch.device("meta"):
+        own = getattr(make(weights.arch, weights.arch_args).backbone, "num_features", None)
+    if type(said) is int and own is not None and said != own:
+        raise BrokenCheckpoint(f"{CONFIG} says num_features {said}, but {arch} with its model_args has {own}")
+    return weights
+
+
+def _with_gates(
+    plain: Any, arch: str, args: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Any]]:
+    """The architecture, or the same with SwiGLU layers where the weights have them and the config could not name code.
+
+    Virchow's and UNI 2's cards pass `mlp_layer=SwiGLUPacked` to timm by hand.
+    """
+    into, out = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
+    if into is None or out is None or into.shape[0] != 2 * out.shape[1] or not hasattr(plain, "reg_token"):
+        return arch, dict(args)
+    dim = int(plain.embed_dim)
+    return GATED, {
+        "img_size": int(plain.patch_embed.img_size[0]),
+        "patch_size": int(plain.patch_embed.patch_size[0]),
+        "embed_dim": dim,
+        "depth": len(plain.blocks),
+        "num_heads": int(plain.blocks[0].attn.num_heads),
+        "mlp_ratio": _ratio(into.shape[0], dim),
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        "reg_tokens": 0 if plain.reg_token is None else int(plain.reg_token.shape[1]),
+        "no_embed_class": bool(plain.no_embed_class),
+    }
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    exact = hidden / dim
+    return exact if int(dim * exact) == hidden else (hidden + 0.5) / dim
+
+
+def of_transformers(weights: Weights, folder: Folder) -> Weights:
+    """A recognised format with what a transformers folder says of it."""
+    kind = folder.config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise BrokenCheckpoint(f"{CONFIG}: model_type is {one_line(kind)}")
+    if not isinstance(kind, str):
+        return weights
+    name = f"{folder.name}, " if folder.name else ""
+    feature = folder.feature or weights.feature
+    origin = f"{name}{weights.origin}"
+    return replace(agreed(weights, folder.config), feature=feature, origin=origin)
