@@ -17,7 +17,6 @@ NAMES = {
 WHEN_NAMED = {
     "students_speed": "several students on one pass of the teacher, against one after another and the networks alone",
     "eval_workers": "the cells of an evaluation in several processes, against one",
-    "quality": "which objective gives the better student: every preset on the same budget",
     "health": "how well label-free health ranks students, against labelled k-NN",
     "index": "a million made-up vectors in an index, against bare faiss",
     "int8_speed": "int8 files of students against their float files, in onnxruntime",

@@ -17,6 +17,7 @@ FLOORS = (
     ("validation", "registry", "runtime", "models", "objectives"),
     ("data", "checkpoints"),
     ("distillation", "pretraining", "exporters", "search"),
+    ("compare",),
     ("cli",),
 )
 EVAL_FLOORS = (
@@ -24,7 +25,7 @@ EVAL_FLOORS = (
     ("solvers", "datasets", "extraction"),
     ("evaluators",),
     ("runner", "report"),
-    ("evaluation", "embed"),
+    ("evaluation", "embed", "scratch"),
     ("demo", "certify", "selfcheck"),
     ("cli",),
 )
@@ -153,9 +154,36 @@ def test_no_two_modules_import_each_other_in_a_circle():
         visit(name)
 
 
-def test_only_the_command_line_of_the_package_looks_into_eval():
+def test_only_the_command_line_and_the_comparison_look_into_eval():
     lookers = {here for _, here, there in rooms() if here.startswith("ssl_kd") and there.split(".")[0] == "eval"}
-    assert lookers <= {"ssl_kd.cli", "ssl_kd.__main__"}
+    assert lookers <= {"ssl_kd.cli", "ssl_kd.__main__", "ssl_kd.compare"}
+
+
+# Of the comparison's two halves one trains and chooses, the other judges; the rest puts them together and shows.
+DISTILS = ("config", "shelf", "choice", "plan", "training")
+
+
+@pytest.mark.parametrize("module", DISTILS)
+def test_what_distils_and_chooses_in_a_comparison_reaches_no_evaluation(module):
+    """Not even through another module of ours: what a label decides cannot come back into a run."""
+    known = {".".join(module_of(p)): p for p in PACKAGE + EVAL}
+    reached, todo = set(), [f"ssl_kd.compare.{module}"]
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += [one for one in imports(known[name]) if one in known]
+    assert not {name for name in reached if name.split(".")[0] == "eval"}
+    assert not reached & {f"ssl_kd.compare.{name}" for name in ("judging", "work", "run", "results", "report")}
+
+
+def test_a_comparison_asks_for_figures_in_one_module_and_draws_in_another():
+    lookers = {
+        path.stem
+        for path in (ROOT / "ssl_kd/compare").glob("*.py")
+        if any(name.split(".")[0] == "eval" for name in imports(path))
+    }
+    assert lookers == {"judging", "report", "results"}
 
 
 def test_eval_knows_encoders_and_images_but_not_training():

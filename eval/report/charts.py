@@ -138,6 +138,32 @@ def lines_chart(
     return svg(WIDTH, HEIGHT, marks, words)
 
 
+def series_chart(
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    x_label: str,
+    words: str,
+    numbers: Mapping[str, int],
+    log: bool = False,
+) -> str:
+    """Return a line per name through its points (x, value, low, high), with their intervals; values are shares, in percent."""
+    points = [point for own in series.values() for point in own]
+    x = axis([p[0] for p in points], LEFT, WIDTH - RIGHT, log=log, pad=0.03)
+    y = axis([v for p in points for v in p[1:]], HEIGHT - BOTTOM, TOP)
+    marks = frame(x, y, x_label, "", percent=True)
+    for name, own in series.items():
+        kind = colour(numbers[name])
+        path = "L".join(f"{x(at):.1f} {y(value):.1f}" for at, value, _, _ in own)
+        marks.append(f'<path class="line {kind}" style="fill:none" d="M{path}"/>')
+        for at, value, low, high in own:
+            if math.isfinite(low) and math.isfinite(high):
+                marks.append(f'<path class="{kind}" stroke-width="1.5" d="M{x(at):.1f} {y(low):.1f}V{y(high):.1f}"/>')
+            said = f"{name}: {short(at)} {x_label}, {100 * value:.1f} %"
+            marks.append(
+                f'<circle class="{kind}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="3.5"><title>{text(said)}</title></circle>'
+            )
+    return svg(WIDTH, HEIGHT, marks, words)
+
+
 def thinned(points: list[tuple[float, float]], most: int = 300) -> list[tuple[float, float]]:
     """Return at most about so many points of a curve: each stretch's mean, so that no single spike stands for it."""
     if len(points) <= most:

@@ -102,6 +102,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return code
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Compare objectives on equal budgets, with intervals over seeds."""
+    from ssl_kd.compare.run import main
+
+    return main(list(argv))
+
+
 def embed(argv: Sequence[str]) -> int:
     """Write the features of any pictures to one .npz file."""
     from ssl_kd.eval.embed import main
@@ -298,6 +305,7 @@ def named_code(config: Any) -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "certify": certify,
+    "compare": compare,
     "completion": completion,
     "configs": configs,
     "demo": demo,

@@ -107,7 +107,15 @@ def _key(group: TeacherGroup, name: str, loader: ViewLoader, count: int, most: i
     teacher = group.teachers[name]
     encoder = teacher.encoder
     content = content_key(getattr(loader.images, "whole", loader.images))
-    views = (loader.recipes, loader.size, loader.seed, loader.images.digest, content, loader.batch_size)
+    views = (
+        loader.recipes,
+        loader.size,
+        loader.seed,
+        loader.view_seed,
+        loader.images.digest,
+        content,
+        loader.batch_size,
+    )
     pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)
     question = (encoder.digest, encoder.feature, pixels, teacher.size, views, precision, count, most)
     everything = repr((versions(), question))

@@ -195,6 +195,7 @@ class OptimiserSettings:
         ),
     )
     epochs: int = setting(100, "passes over the images", least=1, first=True)
+    steps: int = setting(0, "so many steps, whatever epochs says; 0: whole epochs", least=0)
     batch_size: int = setting(
         128,
         "images at a time (views multiply it); short runs do better with 64",

@@ -20,6 +20,7 @@ from ssl_kd.distillation.module import DistillationModule
 from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.step import Bad
 from ssl_kd.errors import NonFinite
+from ssl_kd.metrics import NEIGHBOURS
 from ssl_kd.models.space_head import SpaceHead
 from ssl_kd.objectives.into_teacher import into_teacher
 from ssl_kd.objectives.multi_teacher import MultiTeacher
@@ -42,6 +43,7 @@ class Learner:
         self.path = self.folder.path if self.folder else run
         self.run = run
         self.step = 0  # steps done
+        self.epochs: float = member.config.epochs  # passes over the images that the run asks for
         self.skipped = 0  # steps not taken because a number was not finite
         self.ended = False  # patience is out
         self.last: dict[str, float] = {}
@@ -108,7 +110,7 @@ class Learner:
         teachers, student = self.member.teachers, self.module.student
         student.origin = f"distilled from {' and '.join(t.encoder.origin for t in teachers.values())}"
         if self.writes:
-            notes = provenance(teachers) | {"images": images, "epochs": self.member.config.epochs, "steps": self.step}
+            notes = provenance(teachers) | {"images": images, "epochs": self.epochs, "steps": self.step}
             if student.is_module:
                 save_module(student, path, **notes)
             else:
@@ -151,10 +153,11 @@ class Learner:
         """What the card says of the held-out images."""
         if self.monitor is None:
             return {}
-        course = self.monitor.course
+        course, count = self.monitor.course, len(self.monitor.held.images)
         return {
             "held-out images": (
-                f"{len(self.monitor.held.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
-                f"{course.best:.1%} of the nearest 10 (`{BEST}`)"
+                f"{count}; most neighbours in common with the teacher at step {course.best_step:,}: "
+                f"{100 * course.best:.1f} ±{100 * course.best_half:.1f} % of the nearest 10, where unrelated networks share "
+                f"{NEIGHBOURS / max(count - 1, 1):.1%} (`{BEST}`)"
             )
         }

@@ -216,7 +216,7 @@ class _Trainer:
                 for objective in objectives:
                     lay_anchors(objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
         self.steps_per_epoch = self.loader.batches_per_epoch()
-        self.total = self.steps_per_epoch * config.epochs
+        self.total = config.steps or self.steps_per_epoch * config.epochs
         self.held = HeldOut(parts.held) if parts.held is not None else None  # shared: one pass of the teacher over them
         self.learners = {name: self._learner(member, parts) for name, member in parts.members.items()}
         if config.compile:
@@ -244,6 +244,7 @@ class _Trainer:
             every = round(config.health_every * self.steps_per_epoch)
             monitor = Monitor(self.held, parts.contract, every, self.total, config.patience, config.threads)
         learner = Learner(member, module, self.run_folder.path, monitor, self.run_folder.writes)
+        learner.epochs = self._epochs
         learner.forget_after(self._saved["step"] if self._saved else 0)
         return learner
 
@@ -269,11 +270,11 @@ class _Trainer:
         self.fabric.barrier()  # nobody writes a state before all have read theirs
         self._resume()
         began = self.seconds
-        count = len(self.loader.images)
+        count = round(len(self.loader.images) * self.total / self.steps_per_epoch)
         for cohort in self.stepper.cohorts:
             cohort.module.train()
         with (
-            Progress("distill", count * self.config.epochs, quiet=self.quiet, start=self._images_done()) as bar,
+            Progress("distill", count, quiet=self.quiet, start=self._images_done()) as bar,
             stop_signals() as stop,
         ):
             saved_at = time.monotonic()
@@ -303,6 +304,11 @@ class _Trainer:
             rate = (self._images_done() - bar.start) / max(self.seconds - began, 1e-9)
         return self._finish(rate)
 
+    @property
+    def _epochs(self) -> float:
+        """Passes over the images, a whole number unless steps were asked for."""
+        return round(self.total / self.steps_per_epoch, 3) if self.config.steps else self.config.epochs
+
     def _images_done(self) -> int:
         return round(len(self.loader.images) * self.step / self.steps_per_epoch)
 
@@ -323,7 +329,7 @@ class _Trainer:
                 if not raw:
                     break
                 yield raw
-                if self._enough():
+                if self.step == self.total or self._enough():
                     return
 
     def _enough(self) -> bool:
@@ -532,7 +538,7 @@ class _Trainer:
         return {
             "images": f"{len(self.loader.images):,} from {config.images}, no labels",
             "steps": (
-                f"{self.step:,} of batch {config.batch_size * config.accumulate}, {config.epochs} epochs, "
+                f"{self.step:,} of batch {config.batch_size * config.accumulate}, {self._epochs} epochs, "
                 f"{self.seconds / 60:.1f} minutes"
             ),
             "precision": f"{self.precision} on {self.fabric.device} ({environment()['machine']})",

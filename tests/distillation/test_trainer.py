@@ -107,6 +107,14 @@ def test_a_run_that_was_begun_by_overwriting_goes_on_without(teacher, tmp_path):
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_steps_end_a_run_in_the_middle_of_an_epoch_as_its_schedule_does(teacher, tmp_path):
+    done = ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK | {"steps": 4})
+    lines = logged(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["lr"] < lines[1]["lr"]
+    assert inspect(done.path).card["epochs"] == round(4 / 3, 3)  # three steps pass over the images
+
+
 def some_unreadable(folder):
     """Eight pictures and two that are none, with names that no terminal and no markdown likes."""
     (folder / "fine").mkdir(parents=True)

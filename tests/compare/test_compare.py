@@ -1,0 +1,300 @@
+"""`ssl-kd compare` end to end: the table, what the teacher is asked, resuming, several processes, and who may choose."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_compare import paint, small
+from small_runs import signal_in_step, small_teacher
+
+from ssl_kd.checkpoints.saving import save_student
+from ssl_kd.cli.main import main
+from ssl_kd.compare import training, work
+from ssl_kd.compare.plan import Job
+from ssl_kd.compare.run import collect, compare
+from ssl_kd.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return small_teacher()
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    return save_student(small_teacher(), tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+def asked(encoder):
+    """The sizes of the batches that a network is asked, from here on."""
+    found = []
+    encoder.network.register_forward_hook(lambda module, given, out: found.append(len(given[0])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One comparison with every kind of row, and what its teacher was asked."""
+    folder, encoder = tmp_path_factory.mktemp("finished"), small_teacher()
+    calls = asked(encoder)
+    config = small(folder, encoder, seeds=[0, 1], lr=[1e-3, 4e-3], random=True, scratch=True)
+    return config, compare(config), calls
+
+
+def test_a_comparison_ends_in_a_line_for_each_objective_and_each_row_beside(finished):
+    _, found, _ = finished
+    (group,) = found.groups
+    assert set(found.names(group)) == {"default_light", "sp"}
+    assert {(line.kind, line.seed) for line in found.lines} == {
+        (kind, seed) for kind in ("student", "random", "scratch") for seed in (0, 1)
+    }
+    assert found.unfinished == 0
+    assert not found.refused
+    assert found.pair(group, found.shown[0], "sp", "default_light").seeds == 2
+
+
+def test_the_files_of_a_comparison_hold_its_figures(finished):
+    config, found, _ = finished
+    out = Path(config.out)
+    text = (out / "compare.md").read_text()
+    assert all(
+        name in text for name in ("default_light", "sp", "teacher t", "random weights", "supervised from scratch")
+    )
+    assert (out / "compare.csv").read_text().count("\n") > len(found.lines)
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "While training" in page
+    assert "Learning rates" in page
+    assert yaml.safe_load((out / "config.yaml").read_text())["objectives"] == ["default_light", "sp"]
+
+
+def test_the_same_command_again_trains_and_asks_nothing(finished, monkeypatch):
+    config, found, calls = finished
+    calls.clear()
+    monkeypatch.setattr(training, "distill", None)
+    again = compare(config)
+    assert again.lines == found.lines
+    assert calls == []
+
+
+def test_another_seed_or_task_computes_what_is_new_alone(finished, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    config, _, _ = finished
+    for part, seed in (("train", 5), ("test", 6)):
+        paint(tmp_path / "more" / part, 8, seed)
+    monkeypatch.setattr(training, "distill", None)  # a task more needs no student more
+    found = compare(replace(config, tasks=[*config.tasks, str(tmp_path / "more")], scratch=False))
+    assert found.tasks == ["task", "more"]
+
+
+def test_learning_rates_are_chosen_on_a_seed_that_enters_no_table(finished):
+    config, found, _ = finished
+    assert config.tune_seed not in {line.seed for line in found.lines}
+    for line in found.lines:
+        if line.kind == "student":
+            tried = found.trials["t", "student", "all", line.name]
+            assert set(tried) == {1e-3, 4e-3}
+            assert tried[line.lr] == max(tried.values())
+
+
+def test_eight_objectives_ask_the_teacher_once_for_each_view(tmp_path):
+    encoder = small_teacher()
+    names = ["default", "default_light", "sp", "simreg", "unic", "theia", "ckd", "rkd"]
+    config = small(tmp_path, encoder, objectives=names, evaluators=["knn/dino"], points=1)
+    calls = asked(encoder)
+    found = compare(config)
+    assert set(found.names(found.groups[0])) == set(names)
+    images, held, epochs = 72, 32, 2
+    dry = 2 * (2 * len(names) + 1)  # two made-up images before each run, each look at an objective, and the filling
+    watched = held * len(names)  # the held-out images, once in each run
+    judged = 2 * (16 + 4 + 1)  # both parts of the task, and how extraction compares its engine with the network
+    assert sum(calls) == (images - held) * epochs + dry + watched + judged
+
+
+def test_labels_of_the_judged_tasks_choose_nothing(tmp_path, teacher):
+    """With the judged tasks' classes shuffled every student, rate and trial is what it was."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    right = compare(small(tmp_path / "a", teacher, lr=[1e-3, 4e-3], objectives=["sp"]))
+    config = small(tmp_path / "b", teacher, lr=[1e-3, 4e-3], objectives=["sp"])
+    task = tmp_path / "b/task"
+    for part in ("train", "test"):  # half of each class change places
+        for i in range(0, 8, 2):
+            a, b = task / part / f"0/{i}.png", task / part / f"1/{i}.png"
+            a.rename(tmp_path / "spare.png"), b.rename(a), (tmp_path / "spare.png").rename(b)
+    wrong = compare(config)
+    facts = [[(o.name, o.lr, o.looks, [c[2] for c in o.curve]) for o in found.lines] for found in (right, wrong)]
+    assert facts[0] == facts[1]
+    assert right.trials == wrong.trials
+    assert [o.figures for o in right.lines] != [o.figures for o in wrong.lines]
+
+
+def test_a_task_that_is_set_aside_may_choose_and_is_judged_nowhere(tmp_path, teacher):
+    for part, seed in (("train", 7), ("test", 8)):
+        paint(tmp_path / "aside" / part, 8, seed)
+    config = small(tmp_path, teacher, lr=[1e-3, 4e-3], objectives=["sp"], tune_task={"path": str(tmp_path / "aside")})
+    found = compare(config)
+    assert found.tasks == ["task"]
+    assert "aside, which is judged nowhere" in found.scored_by
+    with pytest.raises(UserError, match="what is judged chooses nothing"):
+        compare(small(tmp_path, teacher, tune_task={"path": str(tmp_path / "task")}))
+
+
+def test_a_killed_comparison_resumes_its_running_cell(tmp_path, teacher):
+    config = small(tmp_path, teacher, objectives=["sp"], budgets={"short": 160}, save_minutes=60.0)
+    with signal_in_step(7), pytest.raises(KeyboardInterrupt, match="the same command resumes the comparison"):
+        compare(config)
+    state = next((tmp_path / "out/cells").glob("*/run/last.ckpt"))
+    assert torch.load(state, weights_only=True)["step"] == 7 + 1
+    cut = compare(config)
+    (tmp_path / "whole").mkdir()
+    whole = compare(small(tmp_path / "whole", teacher, objectives=["sp"], budgets={"short": 160}))
+    assert [line.figures for line in cut.lines] == [line.figures for line in whole.lines]
+    assert not list((tmp_path / "out/cells").glob("*/run/last.ckpt"))
+
+
+def test_what_an_objective_cannot_be_used_for_is_said_and_the_others_go_on(tmp_path, teacher):
+    found = compare(small(tmp_path, teacher, objectives=["sp", "attn_distill"]))
+    assert found.names(found.groups[0]) == ["sp"]
+    assert "attn_drop" in found.refused["attn_distill, student from t"]
+
+
+def test_equal_time_gives_a_slower_objective_fewer_looks(tmp_path, teacher, monkeypatch):
+    paces = {"default_light": 1.0, "sp": 4.0}
+    monkeypatch.setattr(training.Study, "_pace", lambda self, job: paces[job.objective])
+    found = compare(small(tmp_path, teacher, equal_time="default_light"))
+    assert {line.name: line.looks for line in found.lines} == {
+        "default_light": 80,
+        "sp": 16,
+    }  # 20 looks: 2.5 steps of 8
+    with pytest.raises(UserError, match="replay: how many views"):
+        compare(small(tmp_path, teacher, budgets={"clock": {"minutes": 1.0}}))
+
+
+def test_a_budget_in_minutes_is_looks_by_the_pace(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr(training.Study, "_pace", lambda self, job: 0.5)
+    found = compare(small(tmp_path, teacher, budgets={"clock": {"minutes": 1.0}}, replay=1, objectives=["sp"]))
+    assert [line.looks for line in found.lines] == [120]
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_does(tmp_path, teacher_file, finished):
+    config = small(tmp_path, str(teacher_file), workers=2)
+    found = compare(config)
+    (tmp_path / "alone").mkdir()
+    alone = compare(small(tmp_path / "alone", str(teacher_file)))
+    assert [(o.name, o.figures) for o in found.lines] == [(o.name, o.figures) for o in alone.lines]
+
+
+def test_a_claimed_cell_is_left_to_its_process(tmp_path, teacher):
+    config = small(tmp_path, teacher, objectives=["sp"])
+    worker = work.Worker(config)
+    key = worker.study.key(Job("targets", "t", pool="all"))
+    with worker.study.shelf.claim(key) as mine:
+        assert mine
+        assert worker._work_on(Job("targets", "t", pool="all")) == "waits"
+    assert worker._work_on(Job("targets", "t", pool="all")) == "worked"
+
+
+def test_weights_from_elsewhere_are_a_row(tmp_path, teacher, teacher_file):
+    found = compare(small(tmp_path, teacher, objectives=["sp"], encoders={"theirs": str(teacher_file)}))
+    (line,) = [line for line in found.lines if line.kind == "external"]
+    assert line.figures["task"]["agreement/neighbours k=10 *"] == 1.0  # they are the teacher's own
+
+
+OWN = """
+import torch
+
+class Distance(torch.nn.Module):
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.head = torch.nn.Linear(student, teacher)
+
+    def forward(self, student, teacher):
+        return (self.head(student.embedding) - teacher.embedding).square().mean()
+"""
+
+
+def test_an_objective_of_ones_own_is_a_line_and_a_file_cannot_name_it(tmp_path, teacher_file, monkeypatch, capsys):
+    (tmp_path / "own_compared.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = small(tmp_path, str(teacher_file), objectives=["sp"])
+    asked = {name: value for name, value in vars(config).items() if name != "own"}
+    Path("compare.yaml").write_text(yaml.safe_dump(asked))
+    assert main(["compare", "compare.yaml", "--own", "own_compared:Distance"]) == 0
+    assert "own_compared:Distance" in capsys.readouterr().out
+    for spelt in ({"own": "own_compared:Distance"}, {"objectives": [{"mine": "own_compared:Distance"}]}):
+        Path("compare.yaml").write_text(yaml.safe_dump(asked | spelt))
+        assert main(["compare", "compare.yaml"]) == 2
+        assert "names code" in capsys.readouterr().err
+
+
+def test_a_changed_source_of_ones_own_objective_is_trained_anew(tmp_path, teacher, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for text in (OWN, OWN.replace("mean()", "sum()")):
+        (tmp_path / f"own_source{len(keys)}.py").write_text(text)
+        found = training._code(f"own_source{len(keys)}:Distance")
+        keys.append(found[1])
+    assert keys[0] != keys[1]
+
+
+WRONG = {
+    "out": ({"out": ""}, "out: expected a folder"),
+    "objective": ({"objectives": ["defualt"]}, "Did you mean default"),
+    "two objectives of one name": ({"objectives": ["sp", "sp"]}, "two are called 'sp'"),
+    "seeds": ({"seeds": [1, 1]}, "seeds: expected different"),
+    "tune seed": ({"seeds": [100]}, "tune_seed: 100 is among seeds"),
+    "budget": ({"budgets": {"none": {}}}, "none needs looks or minutes"),
+    "teacher": ({"teachers": {}}, "teachers: expected a mapping"),
+    "teacher's key": ({"teachers": {"t": {"pat": "x"}}}, "no setting 'pat'"),
+    "student's key": ({"students": {"s": {"archs": "x"}}}, "no setting 'archs'"),
+    "against": ({"against": "spp"}, "against: expected one of"),
+    "views": ({"views": "week"}, "views: expected one of"),
+    "tail": ({"pools": {"a": {"tail": 0.0}}}, "tail of a: expected above 0"),
+    "evaluator": ({"evaluators": ["knnn"]}, "no evaluator 'knnn'"),
+    "tasks": ({"tasks": []}, "tasks: expected at least one"),
+    "own": ({"own": "nothing"}, "own: expected package.module:name"),
+    "weights": ({"encoders": {"x": ["a", "b"]}}, "one for each of the 1 seeds"),
+    "rates": ({"lr": [0.0]}, "lr: expected rates above 0"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_bad_input_is_one_line_before_anything_is_loaded(what, tmp_path, teacher, monkeypatch):
+    settings, message = WRONG[what]
+    monkeypatch.setattr(training, "load_teacher", None)
+    monkeypatch.setattr(training, "open_images", None)
+    with pytest.raises(UserError, match=message) as error:
+        compare(small(tmp_path, teacher, **settings))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path, teacher):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.html").write_text("mine")
+    with pytest.raises(UserError, match="not a comparison's folder"):
+        compare(small(tmp_path, teacher))
+    assert (tmp_path / "out/report.html").read_text() == "mine"
+
+
+def test_a_long_tail_of_images_is_drawn_by_folders(tmp_path):
+    ids = [f"{folder}/{i}" for folder in range(5) for i in range(100)]
+    kept = training.pool_numbers(ids, 0, 0.01)
+    sizes = sorted(sum(ids[i].startswith(f"{folder}/") for i in kept) for folder in range(5))
+    assert sizes == [1, 3, 10, 32, 100]
+    assert len(training.pool_numbers(ids, 146, 1.0)) == 146
+    with pytest.raises(UserError, match="there are 146"):
+        training.pool_numbers(ids, 147, 0.01)
+
+
+def test_a_table_of_what_is_finished_can_be_asked_for_at_any_time(tmp_path, teacher):
+    config = small(tmp_path, teacher)
+    worker = work.Worker(config)
+    worker._work_on(worker.jobs[0])
+    found = collect(config)
+    assert found.unfinished == len(worker.jobs) - 1
+    assert found.lines == ()
