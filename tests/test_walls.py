@@ -26,7 +26,7 @@ EVAL_FLOORS = (
     ("evaluators",),
     ("runner", "report"),
     ("evaluation", "embed", "scratch"),
-    ("demo", "selfcheck"),
+    ("demo", "certify", "selfcheck"),
     ("cli",),
 )
 ACROSS = {("eval.results", "eval.metrics")}  # within a floor, one module may rest on another

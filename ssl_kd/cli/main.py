@@ -117,6 +117,14 @@ def embed(argv: Sequence[str]) -> int:
     return code
 
 
+def certify(argv: Sequence[str]) -> int:
+    """Say how much of its student and teacher a finished file (ONNX, OpenVINO) keeps."""
+    from ssl_kd.eval.certify import main
+
+    code: int = main(list(argv), prog="ssl-kd certify")
+    return code
+
+
 def inspect(argv: Sequence[str]) -> int:
     """Show what a checkpoint file is, or why it is not one we know."""
     parser = OneLineParser("ssl-kd inspect", description=inspect.__doc__)
@@ -147,7 +155,8 @@ def export(argv: Sequence[str]) -> int:
         nargs="+",
         required=True,
         metavar="FORMAT",
-        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8",
+        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8, or hub (a folder "
+        "for timm and the Hugging Face hub)",
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
@@ -295,6 +304,7 @@ def named_code(config: Any) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "certify": certify,
     "compare": compare,
     "completion": completion,
     "configs": configs,
