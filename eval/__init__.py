@@ -12,7 +12,7 @@ imported when first used, so that `ssl-kd eval --help` answers at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .banks import FeatureBank, load_bank
@@ -97,7 +97,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'ssl_kd.eval' has no attribute {name!r}")
     from importlib import import_module

@@ -14,12 +14,15 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.runtime.files import atomically, probe, unsealed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What numpy and zipfile raise for bytes that changed: of a method, a version or a length that is none, of a text that is no array's head
 DAMAGED = (
@@ -106,7 +109,11 @@ class FeatureBank:
         if path.suffix != ".npz":  # with_suffix would take the epoch for one: student.epoch2
             path = path.with_name(f"{path.name}.npz")
         probe(path)
-        parts: dict[str, Any] = {"features": self.features, "ids": np.asarray(self.ids, dtype=np.str_), "key": self.key}
+        parts = {
+            "features": self.features,
+            "ids": np.asarray(self.ids, dtype=np.str_),
+            "key": np.asarray(self.key),
+        }
         if self.labels is not None:
             parts["labels"] = self.labels
         if self.held is not None:
@@ -116,20 +123,20 @@ class FeatureBank:
         return path
 
 
-def as_array(name: str, part: Any) -> np.ndarray:
+def as_array(name: str, part: object) -> np.ndarray:
     """Return an array, a list or a torch tensor (on any device, of any precision) as an array; a memory map stays one."""
     if isinstance(part, np.ndarray):
         return part
     if hasattr(part, "detach"):  # a torch tensor; numpy knows no bfloat16
-        part = part.detach().cpu()
-        part = part.float() if part.is_floating_point() and part.element_size() < 4 else part
+        tensor = cast("Tensor", part).detach().cpu()
+        part = tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
     try:
         return np.asarray(part)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name}: expected an array, got {type(part).__name__} ({error})") from error
 
 
-def as_labels(labels: Any) -> np.ndarray:
+def as_labels(labels: object) -> np.ndarray:
     """Return labels as an array; UserError unless there is one per row, all numbers or all strings, none of them NaN.
 
     Names are compared as text: bytes are read as UTF-8, the two Unicode forms of a letter are one (NFC), and a name of
@@ -151,7 +158,7 @@ def as_labels(labels: Any) -> np.ndarray:
     return _as_text(found) if found.dtype.kind in "US" and found.ndim == 1 else found
 
 
-def _short(labels: Any) -> Any:
+def _short(labels: object) -> object:
     """Return a list of labels with its over-long names cut; anything else as it is."""
     if not isinstance(labels, list | tuple) or not any(
         isinstance(one, str | bytes) and len(one) > NAME for one in labels
@@ -178,7 +185,7 @@ def _as_text(names: np.ndarray) -> np.ndarray:
     return np.array([unicodedata.normalize("NFC", one) for one in texts], np.str_)[which]
 
 
-def as_held(held: Any) -> np.ndarray:
+def as_held(held: object) -> np.ndarray:
     """Return `held` as booleans; UserError unless it is zeros and ones and has some of both."""
     found = as_array("held", held)
     if found.ndim != 1 or found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
@@ -237,14 +244,15 @@ def _beside(path: Path, rows: int) -> tuple[str, np.ndarray]:
     try:
         found = unsealed(about.read_text(encoding="utf-8"))
         names = ids.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
-        if found["rows"] != rows or len(names) != rows or found["bytes"][1] != ids.stat().st_size:
+        sizes = found["bytes"]
+        if found["rows"] != rows or len(names) != rows or not isinstance(sizes, list) or sizes[1] != ids.stat().st_size:
             raise ValueError("it is of other rows")
         return str(found["key"]), np.array(names, np.str_)
     except (OSError, ValueError, KeyError, TypeError, LookupError) as error:
         raise UserError(f"{about}: does not fit {path.name} ({error}); write both anew, or move it away") from None
 
 
-def _checksum(parts: Mapping[str, Any]) -> str:
+def _checksum(parts: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of named arrays: names, types, shapes and bytes."""
     total = hashlib.sha256()
     for name, part in sorted(parts.items()):

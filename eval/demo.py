@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -23,8 +23,10 @@ from .extraction.extract import extract
 from .results import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from matplotlib.axes import Axes
 
     from ssl_kd.models.encoder import Encoder
 
@@ -136,7 +138,8 @@ def measure(
     from ssl_kd.models.encoder import build
 
     torch.manual_seed(seed + 1000)
-    random = build(student.arch, preprocessing=student.preprocessing, **student.arch_args)
+    rebuild: Callable[..., Encoder] = build
+    random = rebuild(student.arch, preprocessing=student.preprocessing, **student.arch_args)
     encoders = {TEACHER: teacher, STUDENT: student, RANDOM: random}
     return evaluate_encoders(encoders, tasks, EVALUATORS, reference=TEACHER, quiet=quiet, out=out)
 
@@ -209,7 +212,7 @@ def _nearest(encoder: Encoder, task: ArrayTask) -> np.ndarray:
     return neighbours(test.features, train.features, NEIGHBOURS)[1]
 
 
-def _show(axis: Any, image: np.ndarray, colour: str) -> None:
+def _show(axis: Axes, image: np.ndarray, colour: str) -> None:
     axis.set_axis_on()
     axis.imshow(image)
     axis.set_xticks([])

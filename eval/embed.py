@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
@@ -68,7 +68,7 @@ class EmbedConfig:
     format: str = setting("", "", tables={"": ["ssl_kd.checkpoints.formats:FORMATS"]})
     branch: str = ""
     arch: str = ""
-    arch_args: dict[str, Any] = field(default_factory=dict)
+    arch_args: dict[str, object] = field(default_factory=dict)
     mean: str | float | list[float] = field(default="", metadata=described("", several=True))
     std: str | float | list[float] = field(default="", metadata=described("", several=True))
     size: int = 0

@@ -6,10 +6,10 @@ labels, protocol, the programs' versions), so that an interrupted or extended ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ssl_kd.checkpoints.licences import warning
 from ssl_kd.errors import UserError, nearest, one_of
@@ -24,6 +24,7 @@ from .runner.cells import Bench, Job, Settings, plan
 from .runner.config import (
     EncoderConfig,
     EvalConfig,
+    TaskConfig,
     check,
     check_settings,
     damaged_photos,
@@ -81,7 +82,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     if config.workers > 1:
         from .runner.workers import work
 
-        work(bench, jobs, task_list, encoder_list, config.workers, config.max_unreadable)
+        described_tasks = [task for task in task_list if isinstance(task, TaskConfig)]
+        work(bench, jobs, described_tasks, encoder_list, config.workers, config.max_unreadable)
     results = _results(bench, jobs, left_out)
     results.save(config.out)
     if config.report:
@@ -90,7 +92,9 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     return results
 
 
-def _check_names(wanted: Sequence[Choice], tasks: Sequence[Any], encoders: Sequence[EncoderConfig]) -> None:
+def _check_names(
+    wanted: Sequence[Choice], tasks: Sequence[TaskConfig | Task], encoders: Sequence[EncoderConfig]
+) -> None:
     """UserError for objects where other processes would have to make them from their names."""
     objects = [choice.title for choice in wanted if choice.is_object]
     objects += [task.name for task in tasks if not hasattr(task, "title") or is_object(task.name)]
@@ -124,7 +128,7 @@ def settings_text(config: EvalConfig) -> str:
     return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -142,14 +146,14 @@ def _check_machine(device: str, engine: str) -> None:
 
 
 def evaluate_encoders(
-    encoders: Mapping[str, Encoder | Mapping[str, Any]],
+    encoders: Mapping[str, Encoder | Mapping[str, object]],
     tasks: Sequence[Task],
-    evaluators: Sequence[Any] = ("knn", "linear"),
+    evaluators: Sequence[object] = ("knn", "linear"),
     reference: str = "",
     quiet: bool = False,
     out: str | Path | None = None,
     ood: Sequence[tuple[str, str]] = (),
-    **settings: Any,
+    **settings: object,
 ) -> Results:
     """Do the same from Python, with objects where a configuration has names.
 
@@ -170,8 +174,9 @@ def evaluate_encoders(
     if reference not in encoders:
         raise UserError(f"reference: {reference!r} is no encoder here.{nearest(reference, list(encoders))}")
     if settings.get("features") is not None:
-        settings["features"] = Path(settings["features"])
-    how = Settings(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
+        settings["features"] = Path(cast(str, settings["features"]))
+    make: Callable[..., Settings] = Settings
+    how = make(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
     check_settings(how)
     if out is not None:
         require_ours(Path(out), EVALUATION)
@@ -189,7 +194,7 @@ def evaluate_encoders(
     return results
 
 
-def _row(name: str, given: Encoder | Mapping[str, Any]) -> Row:
+def _row(name: str, given: Encoder | Mapping[str, object]) -> Row:
     from ssl_kd.models.encoder import Encoder
 
     if isinstance(given, Encoder | OwnFeatures):

@@ -156,7 +156,7 @@ def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def hits_of_figures(
-    labels: np.ndarray, ranked: Mapping[Any, np.ndarray], classes: int
+    labels: np.ndarray, ranked: Mapping[int, np.ndarray] | Mapping[None, np.ndarray], classes: int
 ) -> dict[tuple[str, int | None], np.ndarray]:
     """Return what each row contributed to those of `figures` that the first guess alone does not tell: top-5's hits."""
     return {("top5", k): _among_five(labels, r) for k, r in ranked.items() if classes > 5 and r.shape[1] >= 5}

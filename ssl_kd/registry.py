@@ -19,11 +19,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, Sequence, ValuesView
 from importlib import import_module
 from importlib.util import find_spec
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from types import ModuleType, UnionType
+from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 
 from ssl_kd.errors import UserError, nearest, one_line
 
@@ -127,11 +127,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
                 warnings.warn(str(error), PluginWarning, stacklevel=2)
         return parts
 
-    def items(self) -> Any:
+    def items(self) -> ItemsView[str, T]:
         """Names and parts, as `usable` has them."""
         return self.usable().items()
 
-    def values(self) -> Any:
+    def values(self) -> ValuesView[T]:
         """Parts, as `usable` has them."""
         return self.usable().values()
 
@@ -194,12 +194,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
         point = self.offers[name][0]
         return _maker(point) if point.dist else ""
 
-    def fitting(self, part: Any, name: str) -> T:
+    def fitting(self, part: object, name: str) -> T:
         """The part itself; UserError where it is not of the table's kind."""
         if not self.takes(part):
             raise UserError(f"{self.what}: {_shown(name)} is no {self.expects}, but {type(part).__name__}")
-        fitting: T = part
-        return fitting
+        return cast(T, part)
 
     def takes(self, part: object) -> bool:
         """Whether it is of the table's kind."""
@@ -223,7 +222,7 @@ def admit(setting: str, value: object, tables: Mapping[str, Sequence[str]], path
         if not tables.get(key) or (paths and (_is_path(name) or not _is_module(name))):
             continue
         found = load_object(name, setting)
-        parts: list[Registry[Any]] = [load_object(home, setting) for home in tables[key]]
+        parts = [cast(Registry[object], load_object(home, setting)) for home in tables[key]]
         table = next((one for one in parts if one.takes(found)), None)
         if table is None:
             expected = " or ".join(dict.fromkeys(one.expects for one in parts))
@@ -263,14 +262,14 @@ def is_object(name: object) -> bool:
     return isinstance(name, str) and OBJECT.fullmatch(name) is not None
 
 
-def load_object(name: str, what: str) -> Any:
+def load_object(name: str, what: str) -> object:
     """The object of `module:name`. UserError where the module cannot be imported, or has no such name.
 
     A module is looked for where Python looks, then in the working folder: a console script does not look there by itself.
     """
     place, _, path = name.partition(":")
     try:
-        found: Any = _imported(place)
+        found: object = _imported(place)
     except BROKEN as error:
         raise UserError(f"{what}: {name}: module {place} cannot be imported: {_reason(error)}") from error
     for part in path.split("."):
@@ -281,7 +280,7 @@ def load_object(name: str, what: str) -> Any:
     return found
 
 
-def _imported(module: str) -> Any:
+def _imported(module: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

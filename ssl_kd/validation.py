@@ -111,40 +111,42 @@ def setting(default: T, help: str, **known: Unpack[Known]) -> T:  # noqa: A002
     return field(default=default, metadata=described(help, **known))
 
 
-def about(one: Field[Any]) -> About:
+def about(one: Field[object]) -> About:
     """What a field says of itself; of a plain field nothing."""
     return cast(About, one.metadata.get("about", About()))
 
 
-def types_of(settings: type) -> dict[str, Any]:
+def types_of(settings: type) -> dict[str, object]:
     """The types of a dataclass's fields, by name."""
     return typing.get_type_hints(settings)
 
 
 # ------------------------------------------------------------------------------------------------------ types
 
-WORDS: dict[Any, str] = {
+ANYTHING = (object, Any)  # annotations that every value fits
+WORDS: dict[object, str] = {
     str: "text",
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     type(None): "nothing",
-    Any: "anything",
+    **dict.fromkeys(ANYTHING, "anything"),
 }
 
 
-def in_words(kind: Any) -> str:
+def in_words(kind: object) -> str:
     """An annotation as a person would say it."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         named = [str(choice) for choice in inside if choice != ""]
-        return _listed(named) + (", or nothing" if "" in inside else "")
+        nothing = ["nothing"] if "" in inside else []
+        return ", or ".join([_listed(named), *nothing] if named else nothing)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(in_words, inside))
     if (origin or kind) in (dict, Mapping):
         return "a mapping"
     if (origin or kind) in (list, tuple, Sequence):
-        return "a list" + (f" (each item {in_words(inside[0])})" if inside and inside[0] is not Any else "")
+        return "a list" + (f" (each item {in_words(inside[0])})" if inside and inside[0] not in ANYTHING else "")
     return WORDS[kind] if kind in WORDS else str(getattr(kind, "__name__", kind))
 
 
@@ -152,34 +154,34 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
-def fits(kind: Any, value: Any) -> bool:
+def fits(kind: object, value: object) -> bool:
     """Whether a value has the type of an annotation; to us a bool is no number, and a whole number is a number."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind in ANYTHING:
         return True
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in inside)
     if origin in (typing.Union, types.UnionType):
         return any(fits(one, value) for one in inside)
     if (origin or kind) in (dict, Mapping):
-        keys, values = inside or (Any, Any)
+        keys, values = inside or (object, object)
         return isinstance(value, Mapping) and all(fits(keys, k) and fits(values, v) for k, v in value.items())
     if (origin or kind) in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(fits(inside[0] if inside else Any, v) for v in value)
+        return isinstance(value, list | tuple) and all(fits(inside[0] if inside else object, v) for v in value)
     if kind in (int, float) and isinstance(value, bool):
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, (int, float) if kind is float else cast(type, kind))
 
 
-def must_fit(name: str, value: Any, kind: Any, expects: str = "") -> Any:
+def must_fit(name: str, value: object, kind: object, expects: str = "") -> object:
     """The value, a whole number made a float where one is asked for. UserError by that name for any other type."""
     if not fits(kind, value):
         got = one_line(repr(value), 60)
         raise UserError(f"{name}: expected {expects or in_words(kind)}, got {got}{_meant(kind, value)}")
-    return float(value) if kind is float else value
+    return float(value) if kind is float and isinstance(value, int | float) else value
 
 
-def _meant(kind: Any, value: Any) -> str:
+def _meant(kind: object, value: object) -> str:
     """A hint at the choice that was meant, if there are choices."""
     choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
     alias = ALIASES.get(str(value).lower())
@@ -192,7 +194,7 @@ def _meant(kind: Any, value: Any) -> str:
 # -------------------------------------------------------------------------------------------------- all settings
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: DataclassInstance) -> None:
     """Raise UserError for the first setting of a dataclass whose type or range is wrong."""
     kinds = types_of(type(config))
     for one in fields(config):
@@ -203,7 +205,7 @@ def check_settings(config: Any) -> None:
             raise UserError(f"{one.name}: expected {known.range}{why}, got {value}")
 
 
-def with_settings(config: Settings, settings: Mapping[str, Any], command: str) -> Settings:
+def with_settings(config: Settings, settings: Mapping[str, object], command: str) -> Settings:
     """The config with other settings, all as plain data of the right types.
 
     UserError for a setting that there is not, or of a wrong type. Ranges are `check_settings`'s.
@@ -223,6 +225,15 @@ def with_settings(config: Settings, settings: Mapping[str, Any], command: str) -
     return replace(merged, **values)
 
 
+def built(kind: type[Settings], record: Mapping[str, object]) -> Settings:
+    """The dataclass that a record of its fields, as a file keeps it, tells of. ValueError for fields or types of another."""
+    kinds = types_of(kind)
+    for name, value in record.items():
+        if name not in kinds or not fits(kinds[name], value):
+            raise ValueError(f"not the record of {kind.__name__}: {one_line(name, 40)}")
+    return kind(**record)
+
+
 def must_be_known(settings: Iterable[str], known: Sequence[str], command: str) -> None:
     """UserError with near names for the first setting that there is not."""
     for key in settings:
@@ -232,7 +243,7 @@ def must_be_known(settings: Iterable[str], known: Sequence[str], command: str) -
             )
 
 
-def plain(name: str, value: Any, networks: bool = False) -> Any:
+def plain(name: str, value: object, networks: bool = False) -> object:
     """The value in Python's own types, which YAML keeps. UserError, by that name, for anything else.
 
     networks: let them be as they are (modules have a `state_dict`).

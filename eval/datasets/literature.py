@@ -7,10 +7,11 @@ have the set. A new set that torchvision has is one row here; one that it does n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
-Settings = dict[str, Any]  # keyword arguments of a class of torchvision
+Settings = Mapping[str, object]  # keyword arguments of a class of torchvision
 METRICS_OF_TASKS = ("top1", "mean_per_class", "map11")
 
 
@@ -36,8 +37,13 @@ class TaskRow:
     drawn: float = 0
 
 
-_FLAGS: Settings = {"train": ({"train": True},), "test": {"train": False}}
-_BOTH: Settings = {"train": ({"split": "train"}, {"split": "val"}), "test": {"split": "test"}}
+class _Splits(TypedDict):
+    train: tuple[Settings, ...]
+    test: Settings
+
+
+_FLAGS: _Splits = {"train": ({"train": True},), "test": {"train": False}}
+_BOTH: _Splits = {"train": ({"split": "train"}, {"split": "val"}), "test": {"split": "test"}}
 _VOC = ({"year": "2007", "image_set": "trainval"}, {"year": "2007", "image_set": "test"})
 
 TASKS: dict[str, TaskRow] = {

@@ -10,16 +10,16 @@ keeps labels in boxes (VOC 2007) or has no class at all (Birdsnap, Tiny-ImageNet
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.data.sources.dataset import DatasetImages
+from ssl_kd.data.sources.dataset import DatasetImages, MapStyle
 from ssl_kd.errors import ImagesError, UserError, nearest
 from ssl_kd.registry import Registry, is_object
 from ssl_kd.runtime.download import offline
@@ -67,12 +67,13 @@ def _of_the_literature(row: TaskRow, root: Path, download: bool, max_unreadable:
     return Task(row.name, train.split(names[0]), test.split(names[1]), row.metric, held)
 
 
-def _torchvision(row: TaskRow, root: Path, settings: dict[str, Any], download: bool) -> Any:
+def _torchvision(row: TaskRow, root: Path, settings: Mapping[str, object], download: bool) -> MapStyle:
     from torchvision import datasets
 
     extra = {"download": True} if download else {}
     try:
-        return getattr(datasets, row.kind)(str(root), **settings, **extra)
+        found: MapStyle = getattr(datasets, row.kind)(str(root), **settings, **extra)
+        return found
     except (RuntimeError, OSError, ValueError, ImportError) as error:
         hint = "" if download else " (nothing is downloaded unless download: true, and SSL_KD_OFFLINE is not set)"
         raise UserError(f"{row.name}: {' '.join(str(error).split())} under {root}{hint}") from None
@@ -81,13 +82,13 @@ def _torchvision(row: TaskRow, root: Path, settings: dict[str, Any], download: b
 class _Joined:
     """Data sets one after another, with the labels that they list."""
 
-    def __init__(self, parts: Sequence[Any]):
+    def __init__(self, parts: Sequence[MapStyle]):
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, i: int) -> Any:
+    def __getitem__(self, i: int) -> object:
         which = int(np.searchsorted(self.ends, i, side="right"))
         return self.parts[which][i - (int(self.ends[which - 1]) if which else 0)]
 
@@ -95,7 +96,7 @@ class _Joined:
         return Split(DatasetImages(self, name=name), np.concatenate([labels_of(part) for part in self.parts]))
 
 
-def labels_of(dataset: Any) -> np.ndarray:
+def labels_of(dataset: MapStyle) -> np.ndarray:
     """Return a torchvision data set's labels (N,) without decoding an image, by the lists that its classes keep."""
     for name in ("targets", "labels", "_labels", "y"):
         if (found := getattr(dataset, name, None)) is not None and len(found) == len(dataset):
@@ -103,7 +104,7 @@ def labels_of(dataset: Any) -> np.ndarray:
     for name in ("_samples", "samples"):
         if (found := getattr(dataset, name, None)) is not None and len(found) == len(dataset):
             return np.asarray([sample[1] for sample in found])
-    return np.asarray([dataset[i][1] for i in range(len(dataset))])
+    return np.asarray([cast(Sequence[object], dataset[i])[1] for i in range(len(dataset))])
 
 
 def _drawn(*places: str) -> Callable[[TaskRow, Path, float], Task]:
@@ -217,7 +218,7 @@ def _place(row: TaskRow, root: Path, *places: str) -> str:
     raise UserError(f"{row.name}: nothing lies under {root}; expected {expected} as the archive unpacks")
 
 
-def _entry(path: Path) -> Any:
+def _entry(path: Path) -> Path | zipfile.Path | None:
     """Return a path on disk, or one in a zip that the path leads through; None where there is neither."""
     if path.exists():
         return zipfile.Path(path) if path.is_file() and zipfile.is_zipfile(path) else path

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ssl_kd.search.vectors import unit_rows
 from ..banks import blocks
 from .knn import Search, without
 
+if TYPE_CHECKING:
+    import faiss
+
 CHUNK = 1 << 22  # bytes of a file that are read at a time to check them
 SAMPLED = 256  # queries whose exact neighbours are looked up, to know how many an index finds
 
@@ -32,7 +35,7 @@ SAMPLED = 256  # queries whose exact neighbours are looked up, to know how many 
 class ApproximateIndex:
     """A trained faiss index of a bank's unit vectors; cosine decides who is near."""
 
-    index: Any
+    index: faiss.Index
     name: str
 
     def __call__(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +107,7 @@ def _digest(bank: np.ndarray, factory: str) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path | None, bank: np.ndarray) -> Any:
+def _read(path: Path | None, bank: np.ndarray) -> faiss.Index | None:
     """Return what was kept, None when there is nothing or nothing that fits."""
     import faiss
 
@@ -117,7 +120,7 @@ def _read(path: Path | None, bank: np.ndarray) -> Any:
     return index if (index.ntotal, index.d) == bank.shape else None
 
 
-def _write(index: Any, path: Path) -> None:
+def _write(index: faiss.Index, path: Path) -> None:
     import faiss
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ssl_kd.errors import UserError, one_line
 
+from ..metrics import Scores
 from .registry import EVALUATORS, KINDS, Kind, indexed, kind_of, split_evaluator
 
 
@@ -29,7 +29,7 @@ class Choice:
     kind: str
     protocol: str
     row: Kind
-    what: Any
+    what: object
     record: str
     kept: bool = True
     is_object: bool = True
@@ -53,12 +53,12 @@ class Choice:
             return str(error)
         return ""
 
-    def constants(self, several: bool) -> Any:
+    def constants(self, several: bool) -> object:
         """Return the protocol with all its constants, in its form for several classes per image where it has one."""
         return self.row.several(self.what) if several and self.row.several else self.row.find(self.what)
 
 
-def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
+def choices(evaluators: Sequence[object], index: str = "") -> list[Choice]:
     """Return the evaluators, a name once however it is spelt. UserError for an unknown name, a stray type, one name twice.
 
     Each is a name, a protocol, an evaluator, or a pair (kind, protocol) or (name, evaluator). `index` gives those named
@@ -67,7 +67,7 @@ def choices(evaluators: Sequence[Any], index: str = "") -> list[Choice]:
     names = [split_evaluator(one) for one in evaluators if isinstance(one, str)]
     named = iter(indexed(names, index))
     found: dict[str, Choice] = {}
-    one: Any
+    one: object
     for one in evaluators:
         choice = by_name(*next(named)) if isinstance(one, str) else _given(one)
         if found.setdefault(choice.title, choice) is not choice and choice.is_object:
@@ -86,9 +86,9 @@ def by_name(kind: str, protocol: str) -> Choice:
     return Choice(kind, protocol, row, protocol, f"{found!r} {maker}", kept=bool(maker), is_object=False)
 
 
-def _given(one: Any) -> Choice:
-    name: Any
-    what: Any
+def _given(one: object) -> Choice:
+    name: object
+    what: object
     name, what = one if isinstance(one, tuple | list) and len(one) == 2 else ("", one)
     if callable(what) and not isinstance(what, type):
         return _evaluator(str(name), what)
@@ -101,10 +101,10 @@ def _given(one: Any) -> Choice:
         )
     row = EVALUATORS[kind]
     record, kept = described(row.find(what))
-    return Choice(kind, str(what.name), row, what, record, kept)
+    return Choice(kind, str(getattr(what, "name", "")), row, what, record, kept)
 
 
-def _evaluator(name: str, what: Callable[..., Any]) -> Choice:
+def _evaluator(name: str, what: Callable[..., Scores]) -> Choice:
     kind, _, protocol = name.partition("/")
     kind = kind or str(getattr(what, "name", "") or getattr(what, "__name__", type(what).__name__.lower()))
     if not protocol:
@@ -122,7 +122,7 @@ def _evaluator(name: str, what: Callable[..., Any]) -> Choice:
     return Choice(kind, protocol, row, what, *described(what))
 
 
-def _several(kind: str, what: Any) -> Callable[[Any], Any] | None:
+def _several(kind: str, what: object) -> Callable[..., object] | None:
     """An evaluator of ours says by its kind whether it judges images of several classes; a stranger's has to know."""
     if not _is_ours(what):
         return _itself
@@ -131,7 +131,7 @@ def _several(kind: str, what: Any) -> Callable[[Any], Any] | None:
     return _itself if isinstance(what, MultiLabelProbe) else None
 
 
-def _itself(what: Any) -> Any:
+def _itself(what: object) -> object:
     return what
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ssl_kd.search.vectors import unit_rows
 
 from ..banks import FeatureBank, Matched, blocks, match
 from ..metrics import Scores, figures, hits_of_figures
+
+if TYPE_CHECKING:
+    import faiss
 
 SHARD_BYTES = 24 << 20  # a bank that has to be normalised or converted is searched in copies of this size
 QUERY_BYTES = 16 << 20  # queries asked of such a bank at a time: with a shard, and what they find, below 64 MB
@@ -299,7 +302,7 @@ def without(best: np.ndarray, index: np.ndarray, own: np.ndarray) -> tuple[np.nd
     return best[others].reshape(shape), index[others].reshape(shape)
 
 
-def _card() -> Any:
+def _card() -> faiss.StandardGpuResources | None:
     """Return faiss' handle of a GPU, None where the machine or this build of faiss has none."""
     import faiss
 

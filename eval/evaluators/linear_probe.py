@@ -12,9 +12,8 @@ touched once, after the last step: no best epoch is picked on it. Features are u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from ..banks import FeatureBank, check_finite, check_labelled, match, numbered
 from ..metrics import Scores, accuracy, figures, hits_of_figures, mean_per_class
 from ..solvers.lbfgs import Fits, fit
 from ..solvers.out_of_core import Rows, stays_on_disk
-from ..solvers.sgd import SGD_PROTOCOLS, SGDProtocol, fit_sgd, standardiser
+from ..solvers.sgd import SGD_PROTOCOLS, Ready, SGDProtocol, fit_sgd, standardiser
 
 CELLS = 1 << 25  # logits alive at once: rows x classes x strengths
 
@@ -68,7 +67,7 @@ def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 Protocol = LinearProtocol | SGDProtocol
-Tried = dict[str, Any]  # one choice of a sweep: itself, its figures on the held-out part, how its fit ended
+Tried = dict[str, float]  # one choice of a sweep: itself, its figures on the held-out part, how its fit ended
 
 LBFGS_PROTOCOLS: dict[str, LinearProtocol] = {
     row.name: row
@@ -204,7 +203,7 @@ class LinearProbe:
         classes: int,
         choices: Sequence[float],
         bar: Progress,
-    ) -> tuple[Fits, Callable[[Any], Any]]:
+    ) -> tuple[Fits, Ready]:
         """Fit all choices to x; return them with what makes features ready for them."""
         knobs = torch.tensor(choices, dtype=torch.float32, device=x.device)
         if isinstance(protocol, SGDProtocol):
@@ -224,7 +223,7 @@ class FittedProbe:
     protocol: Protocol
     classes: np.ndarray
     fits: Fits
-    ready: Callable[[Any], Any]
+    ready: Ready
     chosen: float
     sweep: tuple[Tried, ...] = ()
     device: str = "cpu"
@@ -329,11 +328,11 @@ def _notes(sweep: Sequence[Tried], chosen: float, final: Fits, protocol: Protoco
     return notes
 
 
-def _as_they_are(rows: Any) -> Any:
+def _as_they_are(rows: torch.Tensor | Rows) -> torch.Tensor | Rows:
     return rows
 
 
-def _tensor(features: np.ndarray, device: str) -> Any:
+def _tensor(features: np.ndarray, device: str) -> torch.Tensor | Rows:
     if device == "cpu" and stays_on_disk(features):
         return Rows(features, np.arange(len(features)))
     # a copy: torch warns about, and could write to, a read-only memory map

@@ -9,8 +9,8 @@ validation split, where the bank knows it), as Kornblith et al. 2019 do. Rows la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +104,12 @@ def _holdout(n: int, share: float, seed: int) -> np.ndarray:
 
 
 def _one_vs_rest(
-    protocol: LinearProtocol, strengths: Any, x: torch.Tensor, y: np.ndarray, x_test: torch.Tensor, bar: Progress
+    protocol: LinearProtocol,
+    strengths: Sequence[float],
+    x: torch.Tensor,
+    y: np.ndarray,
+    x_test: torch.Tensor,
+    bar: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether all classes converged (R,), and every strength's scores (R, Q, C) of the test rows."""
     scores = np.zeros((len(strengths), len(x_test), y.shape[1]), np.float32)

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ssl_kd.errors import UserError
 from ssl_kd.registry import Registry
 
 from ..banks import FeatureBank
 from ..metrics import Scores
+
+if TYPE_CHECKING:
+    from ..solvers.sgd import SGDProtocol
+    from .few_shot import FewShotProtocol
+    from .knn import KNNProtocol
+    from .linear_probe import LinearProtocol
+    from .retrieval import RetrievalProtocol
+    from .robustness import Damage
 
 
 @dataclass(frozen=True)
@@ -38,59 +46,59 @@ class Kind:
     """
 
     default: str
-    find: Callable[[str], Any]
+    find: Callable[..., object]
     make: Callable[..., Callable[..., Scores]]
     paired: bool = False
-    several: Callable[[str], Any] | None = None
+    several: Callable[..., object] | None = None
     labels: bool = True
 
 
-def _knn_protocol(name: str) -> Any:
+def _knn_protocol(name: str) -> KNNProtocol:
     from .knn import knn_protocol
 
     return knn_protocol(name)
 
 
-def _knn(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _knn(protocol: KNNProtocol, given: Given) -> Callable[..., Scores]:
     from .knn import KNN
 
     return KNN(protocol, quiet=given.quiet)
 
 
-def _linear_protocol(name: str) -> Any:
+def _linear_protocol(name: str) -> LinearProtocol | SGDProtocol:
     from .linear_probe import linear_protocol
 
     return linear_protocol(name)
 
 
-def _linear(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _linear(protocol: LinearProtocol | SGDProtocol, given: Given) -> Callable[..., Scores]:
     from .linear_probe import LinearProbe
     from .multilabel import MultiLabelProbe
 
     if given.metric == "map11":
-        return MultiLabelProbe(protocol, given.seed, given.device, given.quiet)
+        return MultiLabelProbe(cast("LinearProtocol", protocol), given.seed, given.device, given.quiet)
     return LinearProbe(protocol, metric=given.metric, seed=given.seed, device=given.device, quiet=given.quiet)
 
 
-def _multilabel_protocol(name: str) -> Any:
+def _multilabel_protocol(name: str) -> LinearProtocol:
     from .multilabel import multilabel_protocol
 
     return multilabel_protocol(name)
 
 
-def _retrieval_protocol(name: str) -> Any:
+def _retrieval_protocol(name: str) -> RetrievalProtocol:
     from .retrieval import retrieval_protocol
 
     return retrieval_protocol(name)
 
 
-def _retrieval(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _retrieval(protocol: RetrievalProtocol, given: Given) -> Callable[..., Scores]:
     from .retrieval import Retrieval
 
     return Retrieval(protocol, given.quiet, given.folder)
 
 
-def _asymmetric(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _asymmetric(protocol: RetrievalProtocol, given: Given) -> Callable[..., Scores]:
     """Query the reference's index with the encoder's test rows.
 
     They come through the encoder's own head into the reference's space where it has one, and the ridge bridge that
@@ -130,7 +138,7 @@ def _agreement_protocol(name: str) -> str:
     return name
 
 
-def _agreement(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _agreement(protocol: object, given: Given) -> Callable[..., Scores]:
     from .retrieval import Agreement
 
     return Agreement()
@@ -142,7 +150,7 @@ def _cka_protocol(name: str) -> str:
     return name
 
 
-def _cka(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _cka(protocol: object, given: Given) -> Callable[..., Scores]:
     from .label_free import Alike
 
     return Alike(given.seed)
@@ -154,37 +162,37 @@ def _stability_protocol(name: str) -> str:
     return name
 
 
-def _stability(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _stability(protocol: object, given: Given) -> Callable[..., Scores]:
     from .label_free import Stability
 
     return Stability()
 
 
-def _fewshot_protocol(name: str) -> Any:
+def _fewshot_protocol(name: str) -> FewShotProtocol:
     from .few_shot import fewshot_protocol
 
     return fewshot_protocol(name)
 
 
-def _fewshot(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _fewshot(protocol: FewShotProtocol, given: Given) -> Callable[..., Scores]:
     from .few_shot import FewShot
 
     return FewShot(protocol, given.seed)
 
 
-def _damage(name: str) -> Any:
+def _damage(name: str) -> Damage:
     from .robustness import damage_protocol
 
     return damage_protocol(name)
 
 
-def _robustness(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _robustness(protocol: Damage, given: Given) -> Callable[..., Scores]:
     from .robustness import Robustness
 
     return Robustness(protocol, seed=given.seed)
 
 
-def _calibration(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _calibration(protocol: LinearProtocol | SGDProtocol, given: Given) -> Callable[..., Scores]:
     from .calibration import Calibration
 
     return Calibration(protocol, given.seed, given.device)
@@ -208,13 +216,13 @@ EVALUATORS: Registry[Kind] = Registry(
 )
 
 
-def _ood_protocol(name: str) -> Any:
+def _ood_protocol(name: str) -> int:
     from .ood import ood_protocol
 
     return ood_protocol(name)
 
 
-def _ood(protocol: Any, given: Given) -> Callable[..., Scores]:
+def _ood(protocol: int, given: Given) -> Callable[..., Scores]:
     from .ood import OutOfDistribution
 
     return OutOfDistribution(protocol)

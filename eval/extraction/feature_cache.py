@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
@@ -34,11 +34,30 @@ from .shelf import Shelf, State, Sums, sums
 from .versions import READERS, programs
 
 if TYPE_CHECKING:
+    import torch
+
     from ssl_kd.data.sources.base import ImageSource
     from ssl_kd.models.encoder import Encoder
 
 SAVE_EVERY = 10.0  # seconds between notes of progress: what an interruption may cost
 VERSION = 2
+
+
+class OfReading(TypedDict, total=False):
+    """How images are read; see `ssl_kd.eval.banks.extract`."""
+
+    batch_size: int
+    device: str | torch.device
+    threads: int
+
+
+class OfABank(OfReading, total=False):
+    """The same with how they are embedded."""
+
+    precision: str
+    quiet: bool
+    title: str
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,7 @@ class FeatureStore:
             raise UserError(f"feature store: dtype is float32 or float16, got {self.dtype!r}")
 
     def bank(
-        self, encoder: Encoder, images: ImageSource, labels: np.ndarray | None = None, **settings: Any
+        self, encoder: Encoder, images: ImageSource, labels: np.ndarray | None = None, **settings: Unpack[OfABank]
     ) -> FeatureBank:
         """Return the bank of the encoder's own feature; settings as those of `banks`."""
         return self.banks(encoder, images, labels, (encoder.feature,), **settings)[encoder.feature]
@@ -71,7 +90,7 @@ class FeatureStore:
         quiet: bool = False,
         title: str = "features",
         engine: str = "folded",
-        **settings: Any,
+        **settings: Unpack[OfReading],
     ) -> dict[str, FeatureBank]:
         """Return memory-mapped banks of the named features, extracting in one pass what is not there yet.
 
@@ -90,7 +109,7 @@ class FeatureStore:
         with _locked([shelf.folder for shelf in shelves.values()]):
             states = {name: (shelf, _standing(shelf, encoder, images)) for name, shelf in shelves.items()}
             if open_ := {name: pair for name, pair in states.items() if not pair[1].done}:
-                _fill(open_, encoder, images, precision, quiet, title, {**settings, "engine": engine})
+                _fill(open_, encoder, images, precision, quiet, title, engine, settings)
         return {name: _served(shelf, images, labels) for name, shelf in shelves.items()}
 
     def parity(
@@ -164,7 +183,8 @@ def _fill(
     precision: str,
     quiet: bool,
     title: str,
-    settings: dict[str, Any],
+    engine: str,
+    settings: OfReading,
 ) -> None:
     """Go on from where the least of the shelves stands; rows that another one has already are written again, equal."""
     writers = {name: _Writer(*pair) for name, pair in shelves.items()}
@@ -173,7 +193,7 @@ def _fill(
     for writer in writers.values():
         writer.begin(rows)
     began = spoke = time.monotonic()
-    made_by = programs(READERS, settings["engine"])
+    made_by = programs(READERS, engine)
 
     def note(done: bool) -> None:
         seconds = last.seconds + time.monotonic() - began
@@ -183,7 +203,15 @@ def _fill(
     try:
         with Progress(title, len(images), "images", quiet, start=seen) as bar:
             for job, numbers, found in embed(
-                encoder, images, tuple(shelves), seen, precision=precision, title=title, parity=parity, **settings
+                encoder,
+                images,
+                tuple(shelves),
+                seen,
+                precision=precision,
+                title=title,
+                engine=engine,
+                parity=parity,
+                **settings,
             ):
                 for name, writer in writers.items():
                     writer.add(rows, found[name], numbers, name)

@@ -12,7 +12,7 @@ import json
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -45,13 +45,13 @@ class State:
     @classmethod
     def of(cls, text: str) -> State:
         """Read what `text` wrote. ValueError or TypeError where a character changed."""
-        found: Any = json.loads(text)
+        found: object = json.loads(text)
         if not isinstance(found, dict) or found.pop("check", None) != _crc(found):
             raise ValueError("the state's checksum does not fit")
         return cls(**{**found, "sums": tuple(found["sums"])})
 
 
-def _crc(plain: dict[str, Any]) -> int:
+def _crc(plain: dict[str, object]) -> int:
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 

@@ -10,7 +10,6 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -261,7 +260,7 @@ def matrix_picture(counts: np.ndarray, words: str) -> str:
     return f'<img class="matrix" alt="{text(words)}" src="{url}">'
 
 
-def reliability_chart(bins: Sequence[Mapping[str, Any]], width: float, words: str) -> str:
+def reliability_chart(bins: Sequence[Mapping[str, float]], width: float, words: str) -> str:
     """Return how often right against how sure: a bar per bin, and the diagonal where both agree."""
     x, y = Axis(0, 1, 40, 240), Axis(0, 1, 214, 14)
     marks = frame(x, y, "how sure", "right", percent=True)

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def _numbers(split: Split) -> dict[str, int]:
 
 
 def _thumbnail(split: Split, number: int) -> str:
-    picture: Any = split.images.read(number)
+    picture = split.images.read(number)
     if picture is None:
         return ""
     picture.thumbnail((SIDE, SIDE))

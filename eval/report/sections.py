@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from .training_curves import HEALTH
 
 DRAWN = 20  # classes that a confusion matrix names
 SOLVED = ("knn", "linear")  # the evaluators whose guesses are shown class by class
-Data = dict[str, Any]  # what a block of the template is given
+Data = dict[str, object]  # what a block of the template is given
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 Curve = tuple[list[float], list[float]]  # steps, values
 Curves = dict[str, Curve]
@@ -33,17 +32,17 @@ def read_curves(weights: str) -> Curves:
     return {key: curve for key, curve in curves.items() if len(curve[0]) > 1}
 
 
-def _add(curves: Curves, record: dict[str, Any], number: int) -> None:
-    step = record.get("step", number)
-    for key, value in record.items():
-        known = key in curves or len(curves) < MOST
-        if known and key not in CLOCKS and _is_number(value) and _is_number(step):
+def _add(curves: Curves, record: dict[str, object], number: int) -> None:
+    step = _number(record.get("step", number))
+    for key, found in record.items():
+        known, value = key in curves or len(curves) < MOST, _number(found)
+        if known and key not in CLOCKS and value is not None and step is not None:
             steps, values = curves.setdefault(key, ([], []))
-            steps.append(float(step))
-            values.append(float(value))
+            steps.append(step)
+            values.append(value)
 
 
-def _record(line: str) -> dict[str, Any]:
+def _record(line: str) -> dict[str, object]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -51,5 +50,7 @@ def _record(line: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        return None
+    return float(value)

@@ -10,7 +10,7 @@ Row = Mapping[str, Any]  # one figure, by the names of COLUMNS
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet runs
 
 
-def inert(cell: Any) -> Any:
+def inert(cell: object) -> object:
     """Return a CSV cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe."""
     if not isinstance(cell, str):
         return cell

@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -16,7 +16,16 @@ from ssl_kd.runtime.files import atomically, probe
 from ..banks import DAMAGED
 from ..metrics import Score, Scores
 
-Facts = dict[str, Any]  # of a cell besides its scores: parameters, width, rate, programs, missing images
+
+class Facts(TypedDict):
+    """What is known of a cell besides its scores. missing: (task, split, encoder, numbers) of images that were not there."""
+
+    parameters: int | None
+    width: int
+    images_per_second: float | None
+    programs: str
+    seconds: NotRequired[float]
+    missing: list[tuple[str, str, str, list[int]]]
 
 
 def save_cell(folder: Path | None, key: str, scores: Scores, facts: Facts) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -317,10 +317,10 @@ def make_banks(name: str, encoder: Row, task: Task, settings: Settings) -> Banks
         train, test = encoder.of(task)
         return _with_held(train, task), test, None
     from ..extraction.extract import extract
-    from ..extraction.feature_cache import FeatureStore
+    from ..extraction.feature_cache import FeatureStore, OfABank
 
     store = None if settings.features is None else FeatureStore(settings.features)
-    how: dict[str, Any] = {
+    how: OfABank = {
         "batch_size": settings.batch_size,
         "device": settings.device,
         "precision": settings.precision,
@@ -330,11 +330,11 @@ def make_banks(name: str, encoder: Row, task: Task, settings: Settings) -> Banks
     }
     began, banks = time.monotonic(), []
     for part, split in (("train", task.train), ("test", task.test)):
-        title = f"{task.name} {part}, {name}"
+        how["title"] = f"{task.name} {part}, {name}"
         if store is None:
-            banks.append(extract(encoder, split.images, split.labels, **how, title=title))
+            banks.append(extract(encoder, split.images, split.labels, **how))
         else:
-            banks.append(store.bank(encoder, split.images, split.labels, **how, title=title))
+            banks.append(store.bank(encoder, split.images, split.labels, **how))
     banks[0] = _with_held(banks[0], task)
     if store is not None:
         return banks[0], banks[1], store.rate(encoder, task.train.images, settings.precision, settings.engine)

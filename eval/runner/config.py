@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from ssl_kd.checkpoints.reading import reading
 from ssl_kd.errors import UserError, nearest, one_of
@@ -16,6 +16,7 @@ from ssl_kd.runtime.command_line import parse
 from ssl_kd.validation import described
 
 if TYPE_CHECKING:
+    from ..datasets.tasks import Task
     from .cells import Settings
 
 EXAMPLES = (
@@ -35,6 +36,7 @@ EVALUATOR_TABLES = {
     ]
 }
 MAPS = ("pca", "tsne", "umap")
+E = TypeVar("E", "TaskConfig", "EncoderConfig")
 SEEDS = 2**63  # torch's generators take no more, and those of a probe's draws count on from the seed
 
 
@@ -66,12 +68,12 @@ class EvalConfig:
     """  # noqa: E501  the parser takes each setting's help from one line
 
     out: str = "runs/eval"
-    tasks: list[Any] = field(default_factory=list, metadata=described("", tables=TASK_TABLES, paths=True))
-    encoders: list[Any] = field(default_factory=list, metadata=described("", tables=ENCODER_TABLES))
-    evaluators: list[Any] = field(
+    tasks: list[object] = field(default_factory=list, metadata=described("", tables=TASK_TABLES, paths=True))
+    encoders: list[object] = field(default_factory=list, metadata=described("", tables=ENCODER_TABLES))
+    evaluators: list[object] = field(
         default_factory=lambda: ["knn", "linear"], metadata=described("", tables=EVALUATOR_TABLES)
     )
-    ood: list[Any] = field(default_factory=list)
+    ood: list[object] = field(default_factory=list)
     reference: str = ""
     cache: str = ""
     batch_size: int = 64
@@ -131,6 +133,17 @@ class TaskConfig:
         return f"{plain} + {self.corrupt} {self.severity}" if self.corrupt else plain
 
 
+class ByHand(TypedDict):
+    """What a checkpoint does not say itself."""
+
+    format: str | None
+    branch: str | None
+    arch: str | None
+    arch_args: dict[str, object] | None
+    mean: str | float | list[float] | None
+    std: str | float | list[float] | None
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """One row of the table: a checkpoint, the architecture of the row called `like` with random weights, or own features.
@@ -148,14 +161,14 @@ class EncoderConfig:
     format: str | None = None
     branch: str | None = None
     arch: str | None = None
-    arch_args: dict[str, Any] | None = None
+    arch_args: dict[str, object] | None = None
     mean: str | float | list[float] | None = None
     std: str | float | list[float] | None = None
     size: int | None = None
     crop_ratio: float | None = None
     like: str = ""
     seed: int = 0
-    features: dict[str, Any] | None = None
+    features: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
         if self.path and not self.weights:
@@ -198,9 +211,16 @@ class EncoderConfig:
             return f"supervised {Path(self.supervised).stem}"
         return Path(self.weights).stem if self.weights else f"random {self.like}"
 
-    def by_hand(self) -> dict[str, Any]:
+    def by_hand(self) -> ByHand:
         """What `load_teacher` is given beside the file and its feature."""
-        return {name: getattr(self, name) for name in BY_HAND}
+        return {
+            "format": self.format,
+            "branch": self.branch,
+            "arch": self.arch,
+            "arch_args": self.arch_args,
+            "mean": self.mean,
+            "std": self.std,
+        }
 
     @property
     def source(self) -> str:
@@ -219,20 +239,23 @@ def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig
     return config
 
 
-def tasks_of(config: EvalConfig) -> list[Any]:
+def tasks_of(config: EvalConfig) -> list[TaskConfig | Task]:
     """Return the tasks, checked: a TaskConfig each, or the Task that came from Python; a plain string is a path."""
-    return _entries(
+    found = _entries(
         TaskConfig, config.tasks, "tasks", "path", lambda one: hasattr(one, "train") and hasattr(one, "name")
     )
+    return [*found]  # a Task from Python among them
 
 
 DAMAGES = ("noise", "blur", "jpeg")  # after which a photo should still find the neighbours that it had
 STRANGE = "scramble"  # photos cut and put together anew should look strange
 
 
-def damaged_photos(tasks: Sequence[Any]) -> tuple[list[Any], list[tuple[str, str]], list[tuple[str, str]]]:
+def damaged_photos(
+    tasks: Sequence[TaskConfig | Task],
+) -> tuple[list[TaskConfig], list[tuple[str, str]], list[tuple[str, str]]]:
     """Return what photos without labels are judged by besides themselves: further tasks, pairs to stay alike, and strange ones."""
-    further: list[Any] = []
+    further: list[TaskConfig] = []
     alike: list[tuple[str, str]] = []
     strange: list[tuple[str, str]] = []
     known = {title_of(task) for task in tasks}
@@ -264,7 +287,7 @@ def ood_of(config: EvalConfig) -> list[tuple[str, str]]:
     return pairs_of(config.ood, [title_of(task) for task in tasks_of(config)])
 
 
-def pairs_of(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]]:
+def pairs_of(given: Sequence[object], names: Sequence[str]) -> list[tuple[str, str]]:
     """Return pairs of these names, each once. UserError for anything else."""
     pairs = []
     for i, pair in enumerate(given):
@@ -276,14 +299,14 @@ def pairs_of(given: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]
     return list(dict.fromkeys(pairs))
 
 
-def title_of(task: Any) -> str:
+def title_of(task: TaskConfig | Task) -> str:
     """Return the name under which tables show a task, opened or not."""
     return str(task.title if isinstance(task, TaskConfig) else task.name)
 
 
 def _entries(
-    kind: type[Any], given: Any, what: str, short: str, as_it_is: Callable[[Any], bool] = lambda one: False
-) -> list[Any]:
+    kind: type[E], given: object, what: str, short: str, as_it_is: Callable[[object], bool] = lambda one: False
+) -> list[E]:
     """Return the entries of a list, built and checked; objects of which `as_it_is` says so pass."""
     if not isinstance(given, list) or not given:
         raise UserError(f"{what}: expected a list with at least one entry, got {given!r}")
@@ -291,13 +314,13 @@ def _entries(
         one if as_it_is(one) else _entry(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]")
         for i, one in enumerate(given)
     ]
-    names = [entry.title if isinstance(entry, kind) else entry.name for entry in entries]
+    names = [str(getattr(entry, "title" if isinstance(entry, kind) else "name")) for entry in entries]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{what}: two entries are called {double!r}; give each a name of its own")
     return entries
 
 
-def _entry(kind: type, given: Any, where: str) -> Any:
+def _entry(kind: type[E], given: object, where: str) -> E:
     """Build one entry from a mapping; unknown keys and wrong types are refused with the nearest key named."""
     known = {f.name: f for f in fields(kind)}
     if not isinstance(given, dict):
@@ -319,7 +342,7 @@ def _accepted(annotation: str) -> tuple[type, ...]:
         "float": (float, int),
         "bool": (bool,),
         "None": (type(None),),
-        "dict[str, Any]": (dict,),
+        "dict[str, object]": (dict,),
         "list[float]": (list,),
     }
     return tuple(kind for part in annotation.split(" | ") for kind in kinds[part])

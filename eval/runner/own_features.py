@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssl_kd.errors import UserError, nearest
 
-from ..banks import FeatureBank, blocks, load_bank
+from ..banks import FeatureBank, as_array, blocks, load_bank
 from ..datasets.tasks import TEST_FOLDERS
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class OwnFeatures:
             )
 
 
-def own_features(name: str, features: Any) -> OwnFeatures:
+def own_features(name: str, features: object) -> OwnFeatures:
     """Build a row from what was given: task -> (train, test), {train, test}, or one file or bank of both by its ids."""
     if not isinstance(features, Mapping) or not features:
         raise UserError(f"{name}: features: expected a mapping of tasks to files or arrays, got {features!r}")
     return OwnFeatures(name, {str(task): _pair(given, f"{name}, {task}") for task, given in features.items()})
 
 
-def _pair(given: Any, where: str) -> Pair:
+def _pair(given: object, where: str) -> Pair:
     if isinstance(given, Mapping):
         if set(given) != {"train", "test"}:
             raise UserError(f"{where}: expected train and test, got {', '.join(map(str, given)) or 'nothing'}")
@@ -86,13 +86,13 @@ def _pair(given: Any, where: str) -> Pair:
     return _split(_bank(given, where), where)
 
 
-def _bank(given: Any, where: str) -> FeatureBank:
+def _bank(given: object, where: str) -> FeatureBank:
     if isinstance(given, FeatureBank):
         return given
     if isinstance(given, str | PathLike):
         return load_bank(Path(given))
     try:
-        return FeatureBank(given)
+        return FeatureBank(as_array("features", given))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -15,15 +15,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from ssl_kd.runtime.progress import Progress
 
-from .cells import Bench, Job, by_task
+from .cells import Bench, Job, Settings, by_task
 
 if TYPE_CHECKING:
     from .config import EncoderConfig, TaskConfig
 
+T = TypeVar("T")
+Opening = tuple["Sequence[TaskConfig]", "Sequence[EncoderConfig]", str, Settings, float, int]
 WATCH = 1.0  # seconds between looks whether the evaluation is still there
 
 
@@ -61,7 +63,7 @@ def work(
         raise
 
 
-def _run(pool: ProcessPoolExecutor, what: Callable[[Any], None], jobs: list[Any], title: str, quiet: bool) -> None:
+def _run(pool: ProcessPoolExecutor, what: Callable[[T], None], jobs: Sequence[T], title: str, quiet: bool) -> None:
     with Progress(title, len(jobs), title, quiet) as bar:
         for done in as_completed([pool.submit(what, job) for job in jobs]):
             done.result()
@@ -82,11 +84,11 @@ def _threads(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
-_given: tuple[Any, ...] = ()  # to a worker process: what it opens when its first job comes
+_given: Opening | None = None  # to a worker process: what it opens when its first job comes
 _bench: Bench | None = None
 
 
-def _begin(parent: int, *given: Any) -> None:
+def _begin(parent: int, *given: *Opening) -> None:
     """Remember what to open, and see to it that the process ends with the evaluation."""
     global _given, _bench
     _given, _bench = given, None
@@ -103,6 +105,7 @@ def _opened() -> Bench:
 
         from .build import open_encoders, open_task
 
+        assert _given is not None
         tasks, encoders, reference, settings, max_unreadable, threads = _given
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from ..banks import blocks
 from .deterministic import Pieces, fixed_rounding
 from .lbfgs import Fits, into_probabilities, unseen
 from .out_of_core import Rows
+
+Ready = Callable[[Tensor | Rows], Tensor | Rows]  # features to what a probe is fitted to, unread where they were
 
 FLOOR = 1e-5  # added to a dimension's variance before features are divided by its root, as the script does
 ALONE = 1 << 24  # multiplications of one product, up to which one thread does all
@@ -153,7 +154,7 @@ def fit_sgd(
     return Fits(heads, bias.view(classes, r).T.contiguous(), loss / n, torch.full((r,), math.nan), epochs, sound)
 
 
-def standardiser(train: Tensor | Rows) -> Callable[[Any], Any]:
+def standardiser(train: Tensor | Rows) -> Ready:
     """Return what makes features unit vectors less their mean, over sqrt(variance + 1e-5), both measured on `train`.
 
     The variance is unbiased. Of wide unit vectors many dimensions have less than 1e-5, so that the 1e-5 counts: they
@@ -174,7 +175,7 @@ def standardiser(train: Tensor | Rows) -> Callable[[Any], Any]:
     return lambda part: replace(part, ready=ready) if isinstance(part, Rows) else ready(part)
 
 
-def standardised(train: Tensor | Rows, *others: Tensor | Rows) -> list[Any]:
+def standardised(train: Tensor | Rows, *others: Tensor | Rows) -> list[Tensor | Rows]:
     """Return train rows and others through the `standardiser` of train."""
     ready = standardiser(train)
     return [ready(part) for part in (train, *others)]

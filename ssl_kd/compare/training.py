@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -432,7 +432,7 @@ def pool_numbers(ids: list[str], count: int, tail: float) -> np.ndarray:
 def _code(spec: object) -> object:
     """What decides an objective: its terms, or the source of its module."""
     if isinstance(spec, str) and names_code(spec):
-        found = load_object(spec, "own")
+        found = cast(type, load_object(spec, "own"))  # or a function; TypeError where it is neither
         module = sys.modules.get(getattr(found, "__module__", ""))
         try:
             return [spec, inspect.getsource(module or found)]

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ class Transform(Recipe):
     """
 
     flip: float = 0.0
-    function: Callable[[Image.Image], Any] = field(default=lambda image: image)
+    function: Callable[[Image.Image], object] = field(default=lambda image: image)
 
     def apply(self, image: Image.Image, size: int) -> np.ndarray:
         """The view, uint8 (size, size, 3). UserError for any other shape, or numbers outside their range."""

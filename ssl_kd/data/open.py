@@ -15,13 +15,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from ssl_kd.data.sources.array import ArrayImages, open_npy
 from ssl_kd.data.sources.base import LOG, ImageSource
-from ssl_kd.data.sources.dataset import DatasetImages
+from ssl_kd.data.sources.dataset import DatasetImages, MapStyle
 from ssl_kd.data.sources.decode import EXTENSIONS
 from ssl_kd.data.sources.files import FileImages, lines_of
 from ssl_kd.data.sources.folder import FolderImages
@@ -34,7 +34,7 @@ LISTS = (".txt", ".lst")  # endings of files that hold one path on each line
 _SAID: set[str] = set()  # what this process has said about files that were passed over
 
 
-def open_images(source: Any, max_unreadable: float = 0.01, verify: bool = False) -> ImageSource:
+def open_images(source: object, max_unreadable: float = 0.01, verify: bool = False) -> ImageSource:
     """Return the pictures of `source`, which must hold at least one.
 
     source: a folder; one picture, a list of pictures, or a .txt file with one path on each line; tar shards by
@@ -58,7 +58,7 @@ def open_images(source: Any, max_unreadable: float = 0.01, verify: bool = False)
     return images
 
 
-def _opened(source: Any, max_unreadable: float) -> ImageSource:
+def _opened(source: object, max_unreadable: float) -> ImageSource:
     if isinstance(source, ImageSource):
         return source
     if isinstance(source, np.ndarray):
@@ -68,7 +68,7 @@ def _opened(source: Any, max_unreadable: float) -> ImageSource:
     if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
         return _open_list([os.fspath(s) for s in source], max_unreadable)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        return DatasetImages(source, max_unreadable)
+        return DatasetImages(cast(MapStyle, source), max_unreadable)
     hint = "; an iterable data set has no numbers, load it as a map-style one" if hasattr(source, "__iter__") else ""
     raise ImagesError(f"expected a folder, a zip, an array or a map-style data set, got {type(source).__name__}{hint}")
 
@@ -214,7 +214,7 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
     if not 1 <= len(fields) <= 2 or not fields[0]:
         raise ImagesError(f"{shown_name(spec)}: expected torchvision/{name}:root[:split][:download]")
     accepted = inspect.signature(kind).parameters
-    settings: dict[str, Any] = {"download": True} if download and "download" in accepted else {}
+    settings: dict[str, object] = {"download": True} if download and "download" in accepted else {}
     split = fields[1] if len(fields) == 2 else None
     if split is not None and "split" in accepted:
         settings["split"] = split
@@ -237,7 +237,7 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
 
 
 # By what a spec starts with, `NAME/`: (spec, max_unreadable) -> an ImageSource or a map-style data set.
-SOURCES: Registry[Callable[[str, float], Any]] = Registry(
+SOURCES: Registry[Callable[[str, float], object]] = Registry(
     "image sources",
     {
         "torchvision": _open_torchvision,

@@ -8,9 +8,8 @@ ssl_kd.distill(..., views=my_transform)        # image -> image or tensor; canno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 from ssl_kd.data.augment import Recipe, Transform, scheme
 from ssl_kd.errors import UserError
@@ -20,7 +19,7 @@ from ssl_kd.validation import must_be_known, must_fit, types_of
 NO_SCHEME = "views: expected a scheme's name, recipes, or functions from a picture to a view"
 
 
-def as_views(given: Any) -> tuple[Recipe, ...] | None:
+def as_views(given: object) -> tuple[Recipe, ...] | None:
     """Recipes and functions that were given as objects; None for a name or rows of YAML, which `recipes_of` reads."""
     if isinstance(given, Recipe) or callable(given):
         given = (given,)
@@ -29,7 +28,7 @@ def as_views(given: Any) -> tuple[Recipe, ...] | None:
     return tuple(_view(number, one) for number, one in enumerate(given, start=1))
 
 
-def _view(number: int, given: Any) -> Recipe:
+def _view(number: int, given: object) -> Recipe:
     if isinstance(given, Recipe):
         _must_be_possible(number, given)
         return given
@@ -38,7 +37,7 @@ def _view(number: int, given: Any) -> Recipe:
     raise UserError(f"{NO_SCHEME}; got {type(given).__name__} among them")
 
 
-def views_record(views: Sequence[Recipe]) -> str | list[dict[str, Any]]:
+def views_record(views: Sequence[Recipe]) -> str | list[dict[str, object]]:
     """How a run's config.yaml keeps views that were given as objects: recipes as rows, functions by their names."""
     functions = [record_of(view.function) for view in views if isinstance(view, Transform)]
     if functions:
@@ -46,13 +45,13 @@ def views_record(views: Sequence[Recipe]) -> str | list[dict[str, Any]]:
     return [_row(view) for view in views]
 
 
-def _row(recipe: Recipe) -> dict[str, Any]:
+def _row(recipe: Recipe) -> dict[str, object]:
     values = {one.name: getattr(recipe, one.name) for one in fields(recipe)}
     changed = {name: value for name, value in values.items() if value != getattr(Recipe, name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
 
-def recipes_of(views: str | Sequence[Mapping[str, Any]]) -> tuple[Recipe, ...]:
+def recipes_of(views: str | Sequence[Mapping[str, object]]) -> tuple[Recipe, ...]:
     """The recipes of a scheme's name or of rows. UserError for a row with a key or a value that no recipe has."""
     if isinstance(views, str):
         return scheme(views)
@@ -61,12 +60,12 @@ def recipes_of(views: str | Sequence[Mapping[str, Any]]) -> tuple[Recipe, ...]:
     return tuple(_recipe(number, row) for number, row in enumerate(views, start=1))
 
 
-def _recipe(number: int, row: Mapping[str, Any]) -> Recipe:
+def _recipe(number: int, row: Mapping[str, object]) -> Recipe:
     kinds = types_of(Recipe)
     must_be_known(row, list(kinds), f"views: recipe {number}")
     values = {name: must_fit(f"views: {name} of recipe {number}", value, kinds[name]) for name, value in row.items()}
-    listed: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
-    recipe = replace(Recipe(), **listed)
+    make: Callable[..., Recipe] = Recipe
+    recipe = make(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     _must_be_possible(number, recipe)
     return recipe
 

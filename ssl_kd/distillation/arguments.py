@@ -115,7 +115,8 @@ def _objects(given: dict[str, Any]) -> Objects:
 def _own_objects(name: str, line: Any, members: dict[str, Objects]) -> dict[str, Any]:
     """A student's line; objects in it, of which their names stay, go to the others."""
     line_of: dict[str, Any] = dict(line) if isinstance(line, Mapping) else {"arch": line}
-    student, objectives = None, {}
+    student: object = None
+    objectives = {}
     if isinstance(arch := line_of.get("arch"), nn.Module):
         student, line_of["arch"] = arch, _student(arch)
     elif names_code(arch):

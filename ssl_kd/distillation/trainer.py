@@ -162,7 +162,7 @@ def _trainer(
         saved = None if config.overwrite else run.restore()
         # An interrupted run is resumed in the precision it began with, whatever a new trial would choose.
         fabric, precision = make_fabric(
-            config.accelerator, saved.get("precision", config.precision) if saved else config.precision
+            config.accelerator, str(saved.get("precision", config.precision)) if saved else config.precision
         )
         loop = _Trainer(fabric, precision, config, run, parts, saved)
         loop.loggers = loggers

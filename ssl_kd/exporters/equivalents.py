@@ -53,7 +53,8 @@ def timm_twin(encoder: Encoder) -> Twin:
     shown = {key: repr(value) for key, value in args.items()}
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
     if "norm_eps" in ours:
-        args["norm_layer"] = partial(nn.LayerNorm, eps=ours["norm_eps"])
+        norm: Callable[..., nn.Module] = nn.LayerNorm
+        args["norm_layer"] = partial(norm, eps=ours["norm_eps"])
         shown["norm_layer"] = f"functools.partial(torch.nn.LayerNorm, eps={ours['norm_eps']!r})"
     rotary = isinstance(encoder.network, RotaryNet)
     if rotary:  # timm would take the mean patch token

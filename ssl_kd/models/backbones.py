@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ssl_kd.errors import UserError, nearest
 from ssl_kd.models.rotary import Rotary
 
 PRENORM = "cls_prenorm"
+T = TypeVar("T")
 STAGES = 4  # of a network: `stage.1` to `stage.4`
 Reading = tuple[dict[str, Tensor], Tensor | None]  # {feature: (B, D)} and tokens (B, L, D') or None
 
@@ -30,7 +31,7 @@ class Network(nn.Module):
     dim: int
     size: int = 224  # side in pixels that the architecture was made for
 
-    def __init__(self, backbone: Any):
+    def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
 
@@ -82,12 +83,12 @@ def flatten_map(x: Tensor, channels_last: bool = False) -> Tensor:
 class PooledNet(Network):
     """Any timm network read as its own classifier would read it: the pooled features before the last layer."""
 
-    def __init__(self, backbone: Any):
+    def __init__(self, backbone: nn.Module):
         super().__init__(backbone)
         self.default = "cls" if getattr(backbone, "global_pool", "avg") == "token" else "pool"
         self.prefix = int(getattr(backbone, "num_prefix_tokens", 1 if self.default == "cls" else 0))
         self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-        self.dim = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+        self.dim = int(getattr(backbone, "head_hidden_size", None) or self.backbone.num_features)
         self.size = int(getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1])
 
     def forward(self, x: Tensor, features: Sequence[str]) -> Reading:
@@ -130,7 +131,7 @@ class VisionTransformerNet(Network):
 
     default = "cls"
 
-    def __init__(self, backbone: Any, positions: str = "antialias", interleave: bool = False):
+    def __init__(self, backbone: nn.Module, positions: str = "antialias", interleave: bool = False):
         super().__init__(backbone)
         if positions not in POSITIONS:
             raise UserError(
@@ -138,8 +139,8 @@ class VisionTransformerNet(Network):
             )
         self.resize = POSITIONS[positions]
         self.interleave = interleave
-        self.size = int(backbone.patch_embed.img_size[0])
-        self.default = "cls" if backbone.cls_token is not None else "avg"
+        self.size = int(self.backbone.patch_embed.img_size[0])
+        self.default = "cls" if self.backbone.cls_token is not None else "avg"
 
     def parse(self, feature: str) -> tuple[int, bool]:
         """How many class tokens and whether the mean patch token: 'cls4_avg' is (4, True), 'avg' is (0, True)."""
@@ -233,9 +234,9 @@ class RotaryNet(VisionTransformerNet):
     Features as those of a ViT. `stored`: whether the periods of the rotation are part of the weights.
     """
 
-    def __init__(self, backbone: Any, stored: bool = False):
+    def __init__(self, backbone: nn.Module, stored: bool = False):
         super().__init__(backbone)
-        backbone.rope = Rotary(backbone.blocks[0].attn.head_dim, stored)
+        self.backbone.rope = Rotary(self.backbone.blocks[0].attn.head_dim, stored)
 
     def block_arguments(self, x: Tensor) -> dict[str, Tensor]:
         """The rotation at the grid of these pixels."""
@@ -253,9 +254,9 @@ class NormedMapNet(Network):
     default = "pool"
     names = ("pool", "cls", "avg", "cls_avg")
 
-    def __init__(self, backbone: Any):
+    def __init__(self, backbone: nn.Module):
         super().__init__(backbone)
-        self.dim = int(backbone.num_features)
+        self.dim = int(self.backbone.num_features)
 
     def width(self, feature: str) -> int:
         """The width of the map, twice for `cls_avg`."""
@@ -277,7 +278,7 @@ class NormedMapNet(Network):
 class WideNet(Network):
     """A `WideResNet`, read by its global average pool."""
 
-    def __init__(self, backbone: Any):
+    def __init__(self, backbone: nn.Module):
         super().__init__(backbone)
         self.dim = self.backbone.num_features
 
@@ -290,7 +291,7 @@ class WideNet(Network):
 class TorchvisionNet(Network):
     """A torchvision classifier without its last linear layer; tokens are what enters its average pool."""
 
-    def __init__(self, backbone: Any, name: str):
+    def __init__(self, backbone: nn.Module, name: str):
         super().__init__(backbone)
         self.default = "cls" if name.startswith("vit_") else "pool"
         self.dim = drop_last_linear(backbone, name)
@@ -316,9 +317,10 @@ class TorchvisionNet(Network):
         return dict.fromkeys(features, pooled), tokens
 
 
-def main_output(out: Any) -> Any:
+def main_output(out: T) -> T:
     """What a network is for, where it gives auxiliary outputs beside it in train mode, as GoogLeNet and Inception do."""
-    return out.logits if isinstance(out, tuple) and hasattr(out, "logits") else out
+    main: T = getattr(out, "logits", out) if isinstance(out, tuple) else out
+    return main
 
 
 def drop_last_linear(module: nn.Module, name: str) -> int:
@@ -337,7 +339,7 @@ def drop_last_linear(module: nn.Module, name: str) -> int:
 class ModuleNet(Network):
     """A module from Python: it may return (B, D), a map (B, C, H, W) that is pooled here, or `Features`."""
 
-    def __init__(self, backbone: Any, dim: int):
+    def __init__(self, backbone: nn.Module, dim: int):
         super().__init__(backbone)
         self.dim = dim
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         self,
         network: Network,
         arch: str,
-        arch_args: Mapping[str, Any] | None = None,
+        arch_args: Mapping[str, object] | None = None,
         feature: str | None = None,
         preprocessing: Preprocessing | None = None,
         origin: str = "random weights",
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         # Not in state dicts: they are constants of the preprocessing, which is saved as such.
         self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing.std).view(1, 3, 1, 1), persistent=False)
-        self._digest: tuple[tuple[Any, ...], str] | None = None
+        self._digest: tuple[tuple[object, ...], str] | None = None
         self._looked_at = False
         self.heads = nn.ModuleDict()
 
@@ -263,7 +263,7 @@ def _stop(*_: object) -> None:
     raise _Reached
 
 
-def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+def digest_of(arch: str, arch_args: Mapping[str, object], state: Mapping[str, Tensor]) -> str:
     """SHA-256 over architecture, names, dtypes, shapes and values.
 
     Batch norm's step counters are left out: they do not reach a feature, and old files lack them. Floating numbers
@@ -275,13 +275,13 @@ def digest_of(arch: str, arch_args: Mapping[str, Any], state: Mapping[str, Tenso
             tensor = state[name].detach().cpu().contiguous()
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            data = tensor.reshape(-1).view(torch.uint8).numpy().data
             total.update(data)
     return total.hexdigest()
 
 
 def build(
-    arch: str, feature: str | None = None, preprocessing: Preprocessing | None = None, **arch_args: Any
+    arch: str, feature: str | None = None, preprocessing: Preprocessing | None = None, **arch_args: object
 ) -> Encoder:
     """A network by name with random weights.
 
@@ -297,7 +297,7 @@ def build(
     return Encoder(network, arch, arch_args, feature, preprocessing)
 
 
-def as_record(encoder: Encoder) -> dict[str, Any]:
+def as_record(encoder: Encoder) -> dict[str, object]:
     """Everything about an Encoder but its weights, ready for JSON."""
     return {
         "arch": encoder.arch,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -29,6 +29,9 @@ from ssl_kd.models.backbones import (
 from ssl_kd.models.rotary import has_rotary
 from ssl_kd.registry import Registry
 
+if TYPE_CHECKING:
+    from timm.models import VisionTransformer
+
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave", "norm_patches")
 ROTARY = {"rotary": False, "rotary_stored": True}  # values of `positions`: whether the periods are in the weights
 # What the libraries raise for arguments that do not fit.
@@ -38,7 +41,7 @@ BAD_ARGUMENTS = (
 )
 
 
-def make(arch: str, arch_args: dict[str, Any]) -> Network:
+def make(arch: str, arch_args: dict[str, object]) -> Network:
     """The network of that name with random weights; UserError for an unknown name or argument."""
     source, _, name = arch.rpartition("/")
     if source not in SOURCES:
@@ -70,7 +73,7 @@ def known_to_be_wrong(arch: str) -> str:
     return ""
 
 
-def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
+def make_timm(name: str, arch_args: dict[str, object]) -> Network:
     """A timm network without its classifier."""
     import timm
 
@@ -78,18 +81,19 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
         raise UserError(f"{name}: timm has no such architecture.{nearest(name, timm.list_models())}")
     ours = {key: arch_args.pop(key) for key in OUR_ARGUMENTS if key in arch_args}
     if "norm_eps" in ours:
-        arch_args["norm_layer"] = partial(nn.LayerNorm, eps=ours.pop("norm_eps"))
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()
-    }
-    backbone: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
+        norm: Callable[..., nn.Module] = nn.LayerNorm
+        arch_args["norm_layer"] = partial(norm, eps=ours.pop("norm_eps"))
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()}
+    create: Callable[..., nn.Module] = timm.create_model
+    backbone = create(name, pretrained=False, num_classes=0, **given)
     change_stem(backbone, name, ours)
     if ours.pop("conv_stem", False):
         if not hasattr(backbone, "patch_embed"):
             raise UserError(f"{name}: conv_stem is for ViTs")
-        backbone.patch_embed.proj = convolutional_stem(backbone.embed_dim)
+        backbone.get_submodule("patch_embed").proj = convolutional_stem(cast(int, backbone.embed_dim))
     if type(backbone) is timm.models.VisionTransformer and read_by_us(backbone, ours):
-        return VisionTransformerNet(backbone, **ours)
+        read: Callable[..., Network] = VisionTransformerNet
+        return read(backbone, **ours)
     if ours.keys() == {"positions"} and ours["positions"] in ROTARY and has_rotary(backbone):
         return RotaryNet(backbone, ROTARY[ours["positions"]])
     if ours == {"norm_patches": True} and isinstance(backbone, timm.models.ConvNeXt):
@@ -98,25 +102,27 @@ def make_timm(name: str, arch_args: dict[str, Any]) -> Network:
         raise UserError(f"{name}: does not take {', '.join(ours)}")
     net = PooledNet(backbone)
     size = arch_args.get("img_size", net.size)
-    net.size = int(size[0] if isinstance(size, (list, tuple)) else size)
+    net.size = int(size[0] if isinstance(size, list | tuple) else cast(int, size))
     return net
 
 
-def read_by_us(vit: Any, ours: Mapping[str, Any]) -> bool:
+def read_by_us(vit: VisionTransformer, ours: Mapping[str, object]) -> bool:
     """Whether a timm ViT is read at any size and by several features: with a class token, or where a format asks for it."""
     return vit.global_pool == "token" if vit.cls_token is not None else "positions" in ours
 
 
-def change_stem(backbone: Any, name: str, ours: dict[str, Any]) -> None:
+def change_stem(backbone: nn.Module, name: str, ours: dict[str, object]) -> None:
     """Apply and remove the stem arguments."""
     padding = ours.pop("stem_padding", 1)
     if ours.pop("small_stem", False):
-        if not hasattr(backbone, "maxpool") or not isinstance(getattr(backbone, "conv1", None), nn.Conv2d):
+        old = getattr(backbone, "conv1", None)
+        if not hasattr(backbone, "maxpool") or not isinstance(old, nn.Conv2d):
             raise UserError(f"{name}: small_stem is for ResNets")
-        old = backbone.conv1
-        backbone.conv1 = nn.Conv2d(3, old.out_channels, 3, stride=1, padding=padding, bias=False)
+        conv: Callable[..., nn.Conv2d] = nn.Conv2d
+        new = conv(3, old.out_channels, 3, stride=1, padding=padding, bias=False)
+        backbone.conv1 = new
         if not old.weight.is_meta:
-            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
         backbone.maxpool = nn.Identity()
 
 
@@ -134,7 +140,7 @@ def convolutional_stem(dim: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
 
 
-def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
+def make_ours(name: str, arch_args: dict[str, object]) -> Network:
     """A `WideResNet` by depth; arguments `width` and `selective`."""
     from ssl_kd.models.wide_resnet import LAYERS, WideResNet
 
@@ -142,7 +148,8 @@ def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
     if name not in known:
         raise UserError(f"ssl_kd/{name}: not one of ssl_kd/{', ssl_kd/'.join(known)}.{nearest(name, list(known))}")
     try:
-        net = WideNet(WideResNet(known[name], arch_args.pop("width", 1), arch_args.pop("selective", 0.0)))
+        wide: Callable[..., nn.Module] = WideResNet
+        net = WideNet(wide(known[name], arch_args.pop("width", 1), arch_args.pop("selective", 0.0)))
     except BAD_ARGUMENTS as error:
         raise UserError(f"ssl_kd/{name}: width is a whole number, selective a ratio: {one_line(error, 120)}") from error
     change_stem(net.backbone, name, arch_args)
@@ -151,7 +158,7 @@ def make_ours(name: str, arch_args: dict[str, Any]) -> Network:
     return net
 
 
-def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
+def make_torchvision(name: str, arch_args: dict[str, object]) -> Network:
     """A torchvision classifier without its last layer."""
     from torchvision import models
 
@@ -162,7 +169,7 @@ def make_torchvision(name: str, arch_args: dict[str, Any]) -> Network:
 
 
 # By what stands before the last `/`: (NAME, arguments) -> a Network with random weights.
-SOURCES: Registry[Callable[[str, dict[str, Any]], Network]] = Registry(
+SOURCES: Registry[Callable[[str, dict[str, object]], Network]] = Registry(
     "networks",
     {
         "": make_timm,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -116,13 +116,20 @@ class Preprocessing:
         return replace(self, size=size, resize=max(size, round(size / ratio)), crop=size)
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Preprocessing:
+    def from_dict(cls, given: Mapping[str, object]) -> Preprocessing:
         """The inverse of dataclasses.asdict, also after a journey through JSON."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**fields)
+        fields: dict[str, object] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        make: Callable[..., Preprocessing] = cls
+        return make(**fields)
 
 
-def timm_pixels(config: Mapping[str, Any]) -> Preprocessing:
+def _several(given: object) -> tuple[float, ...]:
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{given!r} is not iterable")
+    return tuple(given)
+
+
+def timm_pixels(config: Mapping[str, object]) -> Preprocessing:
     """What a `pretrained_cfg` of timm says, as timm's own evaluation transform does it. UserError for what is not said."""
     crop_mode = config.get("crop_mode") or "center"
     if crop_mode not in ("center", "squash"):
@@ -130,9 +137,12 @@ def timm_pixels(config: Mapping[str, Any]) -> Preprocessing:
             f"crop_mode: expected center or squash, got {one_line(crop_mode)}: such pixels are not made here"
         )
     try:
-        channels, *_, size = (int(side) for side in config["input_size"])
-        mean, std = tuple(config["mean"]), tuple(config["std"])
-        resize = math.floor(size / float(config.get("crop_pct") or 0.875))
+        channels, *_, size = (int(side) for side in _several(config["input_size"]))
+        mean, std = _several(config["mean"]), _several(config["std"])
+        share = config.get("crop_pct") or 0.875
+        if not isinstance(share, str | float | int):
+            raise TypeError(f"crop_pct is {share!r}")
+        resize = math.floor(size / float(share))
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise UserError(
             f"pretrained_cfg: its input_size, mean, std or crop_pct cannot be used: {error!r:.80}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +68,6 @@ class FixedRotary(nn.Module):
         return self.table
 
 
-def has_rotary(module: Any) -> bool:
+def has_rotary(module: object) -> bool:
     """Whether a network of timm rotates as DINOv3 does."""
     return type(getattr(module, "rope", None)).__name__ == "RotaryEmbeddingDinoV3"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ MOST_LAYERS = 16
 LARGEST = 1 << 16  # no width is larger
 
 
-def _kind(layer: nn.Module) -> list[Any]:
+def _kind(layer: nn.Module) -> list[object]:
     if isinstance(layer, nn.Linear):
         return ["linear", layer.in_features, layer.out_features]
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
@@ -31,11 +30,12 @@ def _kind(layer: nn.Module) -> list[Any]:
     raise ValueError(f"{type(layer).__name__} is no layer of a head")
 
 
-def _layer(kind: Sequence[Any]) -> nn.Module:
+def _layer(kind: Sequence[object]) -> nn.Module:
     """The inverse of `_kind`, without numbers. ValueError for anything else."""
-    name, *sizes = kind
-    if any(type(size) not in (int, float) or not 0 < size <= LARGEST for size in sizes):
-        raise ValueError(f"the sizes of a head's layer are {sizes}")
+    name, *given = kind
+    sizes = [size for size in given if type(size) in (int, float) and isinstance(size, int | float)]
+    if len(sizes) < len(given) or not all(0 < size <= LARGEST for size in sizes):
+        raise ValueError(f"the sizes of a head's layer are {given}")
     if name == "linear":
         return nn.Linear(int(sizes[0]), int(sizes[1]))
     if name == "layer_norm":
@@ -63,12 +63,12 @@ class SpaceHead(nn.Module):
         """SHA-256 of where it leads and of its numbers."""
         total = hashlib.sha256(json.dumps([self.space.record(), self.source, self._kinds()]).encode())
         for name, tensor in self.layers.state_dict().items():
-            data: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             total.update(name.encode())
             total.update(data)
         return total.hexdigest()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """All but the numbers, for JSON."""
         return {
             "space": self.space.record(),
@@ -78,7 +78,7 @@ class SpaceHead(nn.Module):
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], state: Mapping[str, Tensor]) -> SpaceHead:
+    def from_record(cls, record: Mapping[str, object], state: Mapping[str, Tensor]) -> SpaceHead:
         """The inverse of `record`. ValueError, TypeError, KeyError or RuntimeError where the two do not fit.
 
         BrokenCheckpoint where a number has changed.
@@ -96,5 +96,5 @@ class SpaceHead(nn.Module):
             raise BrokenCheckpoint("the head into another space is damaged: its digest is not the recorded one")
         return head
 
-    def _kinds(self) -> list[list[Any]]:
+    def _kinds(self) -> list[list[object]]:
         return [_kind(layer) for layer in self.layers]

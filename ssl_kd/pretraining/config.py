@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import check_settings, described, must_hold, setting
@@ -21,7 +21,7 @@ class DataSettings:
         paths=True,
     )
     size: int = setting(224, "side of the square views, in pixels", least=1, first=True)
-    views: str | list[dict[str, Any]] = field(
+    views: str | list[dict[str, object]] = field(
         default="two_strong",
         metadata=described(
             "augmentation scheme with two views, or a list of two recipes",
@@ -44,7 +44,7 @@ class MethodSettings:
         "resnet18 to resnet200; for moco_v3 a ViT of 12 heads, for dino also a ViT of one head per 64 channels",
         first=True,
     )
-    arch_args: dict[str, Any] = field(
+    arch_args: dict[str, object] = field(
         default_factory=dict,
         metadata=described(
             "extra arguments of the architecture, e.g. {channels: [32, 64, 128, 256]}", expects="a mapping"

@@ -12,7 +12,9 @@ the checkpoint, and `TEACHES` names the networks that the lab's layout can hold.
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +25,24 @@ from ssl_kd.models.factory import make
 from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ssl_kd.pretraining.config import PretrainConfig
 
+if TYPE_CHECKING:
+    from timm.models import ResNet
+
 WIDTH = 128  # of the projected embedding of MoCo v2 and SimCLR, in both papers
 WIDTH_V3, HIDDEN, HEADS = 256, 1024, 12  # of MoCo v3: projection, hidden layers here, heads of all its ViTs
 RESNETS = "resnet18, resnet34, resnet50, resnet101, resnet152 or resnet200 (arch_args: channels or small_stem)"
 
 
-def _timm(config: PretrainConfig, *kinds: type) -> Any:
+def _timm(config: PretrainConfig, *kinds: type) -> ResNet:
     """A timm network without classifier that is read in one of these ways; UserError for any other."""
     network = make(config.arch, config.arch_args)
     if not isinstance(network, kinds):
         known = METHODS[config.method].TEACHES
         raise UserError(f"arch: {config.method} trains {known}; {config.arch} is another network")
-    return network.backbone
+    return cast("ResNet", network.backbone)  # or a ViT, which has all of it that is used of one
 
 
-def _network(config: PretrainConfig) -> Any:
+def _network(config: PretrainConfig) -> ResNet:
     """A timm ResNet whose fc is the two-layer projection head, as both training scripts have it."""
     from lightly.models.modules import MoCoProjectionHead
 
@@ -49,13 +54,13 @@ def _network(config: PretrainConfig) -> Any:
     return backbone.to(memory_format=torch.channels_last)
 
 
-def _pooled(network: Any, images: Tensor) -> Tensor:
+def _pooled(network: ResNet, images: Tensor) -> Tensor:
     """What enters the projection head, (B, D)."""
     pooled: Tensor = network.global_pool(network.forward_features(images))
     return pooled
 
 
-def _embed(network: Any, images: Tensor) -> Tensor:
+def _embed(network: ResNet, images: Tensor) -> Tensor:
     """Projected, unit-length embeddings (B, 128)."""
     return nn.functional.normalize(network.fc(_pooled(network, images)).float(), dim=1)
 
@@ -76,7 +81,7 @@ class Normalise(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-def pixels_record(model: nn.Module, size: int) -> dict[str, Any]:
+def pixels_record(model: nn.Module, size: int) -> dict[str, object]:
     """What a checkpoint says of the pixels it was trained on, as `ssl_kd.checkpoints.pixels_record` reads it back."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if hasattr(model, "normalise") else ((0.0,) * 3, (1.0,) * 3)
     return {"mean": list(mean), "std": list(std), "size": size, "resize": size, "crop": size}
@@ -97,7 +102,7 @@ class MoCo(nn.Module):
         self.contrast = NTXentLoss(temperature=config.temperature, memory_bank_size=(config.queue, WIDTH))
         self.normalise = Normalise()
 
-    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, autocast: AbstractContextManager[object]) -> Tensor:
         """Contrastive loss of two views in [0, 1]."""
         from lightly.models.utils import update_momentum
 
@@ -120,9 +125,9 @@ class MoCo(nn.Module):
         bank = self.contrast.memory_bank
         return {"state_dict": state | {"module.queue": bank.bank.T.contiguous(), "module.queue_ptr": bank.bank_ptr}}
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
-        state = saved["state_dict"]
+        state = _tensors(saved, "state_dict")
         for encoder, name in ((self.encoder_q, "encoder_q"), (self.encoder_k, "encoder_k")):
             encoder.load_state_dict(_below(state, f"module.{name}."))
         bank = self.contrast.memory_bank
@@ -142,7 +147,7 @@ class SimCLR(nn.Module):
         self.encoder_q = _network(config)
         self.contrast = NTXentLoss(temperature=config.temperature, memory_bank_size=0)
 
-    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, autocast: AbstractContextManager[object]) -> Tensor:
         """Contrastive loss of two views in [0, 1]."""
         with autocast:
             both = _embed(self.encoder_q, torch.cat([first, second]))
@@ -157,9 +162,9 @@ class SimCLR(nn.Module):
         """The state dict of sthalles/SimCLR: the projection head inside the backbone, as its fc."""
         return {"state_dict": {f"backbone.{k}": v for k, v in self.encoder_q.state_dict().items()}}
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
-        self.encoder_q.load_state_dict(_below(saved["state_dict"], "backbone."))
+        self.encoder_q.load_state_dict(_below(_tensors(saved, "state_dict"), "backbone."))
 
 
 class DINO(nn.Module):
@@ -193,7 +198,7 @@ class DINO(nn.Module):
         )
         self.normalise = Normalise()
 
-    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, autocast: AbstractContextManager[object]) -> Tensor:
         """Cross-entropy between the average's output on one view and the student's on the other, views in [0, 1]."""
         from lightly.models.utils import update_momentum
 
@@ -207,7 +212,7 @@ class DINO(nn.Module):
         return loss
 
     @staticmethod
-    def _logits(network: Any, images: Tensor) -> Tensor:
+    def _logits(network: nn.ModuleDict, images: Tensor) -> Tensor:
         logits: Tensor = network["head"](network["backbone"](images))
         return logits
 
@@ -224,11 +229,11 @@ class DINO(nn.Module):
             "dino_loss": {"center": self.loss.center.flatten(0, -2)},
         }
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
-        self.encoder_q.load_state_dict(_below(saved["student"], "module."))
-        self.encoder_k.load_state_dict(saved["teacher"])
-        self.loss.center.data.copy_(saved["dino_loss"]["center"].view_as(self.loss.center))
+        self.encoder_q.load_state_dict(_below(_tensors(saved, "student"), "module."))
+        self.encoder_k.load_state_dict(_tensors(saved, "teacher"))
+        self.loss.center.data.copy_(_tensors(saved, "dino_loss")["center"].view_as(self.loss.center))
 
 
 class MoCoV3(nn.Module):
@@ -266,7 +271,7 @@ class MoCoV3(nn.Module):
             patches.requires_grad_(False)
         self.normalise = Normalise()
 
-    def forward(self, first: Tensor, second: Tensor, autocast: Any) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, autocast: AbstractContextManager[object]) -> Tensor:
         """Symmetric contrastive loss, times 2 tau, of two views in [0, 1] (arXiv:2104.02057, Algorithm 1)."""
         from lightly.models.utils import update_momentum
 
@@ -280,7 +285,7 @@ class MoCoV3(nn.Module):
         return self._match(queries[0], keys[1]) + self._match(queries[1], keys[0])
 
     @staticmethod
-    def _project(network: Any, images: Tensor) -> Tensor:
+    def _project(network: nn.ModuleDict, images: Tensor) -> Tensor:
         """Both views by one pass of the backbone. The heads' batch norms take each view by itself, as in the script."""
         embeddings = network["backbone"](images, ["cls"])[0]["cls"]
         return torch.cat([network["head"](half) for half in embeddings.chunk(2)])
@@ -299,21 +304,29 @@ class MoCoV3(nn.Module):
         """The state dict of the official script: the projector inside the encoder, as its head."""
         state: dict[str, Tensor] = {}
         for name, encoder in (("base_encoder", self.encoder_q), ("momentum_encoder", self.encoder_k)):
-            backbone: Any = encoder["backbone"]
-            state |= {f"module.{name}.{k}": v for k, v in backbone.backbone.state_dict().items()}
+            backbone = encoder["backbone"].get_submodule("backbone")
+            state |= {f"module.{name}.{k}": v for k, v in backbone.state_dict().items()}
             state |= {f"module.{name}.head.{k}": v for k, v in encoder["head"].state_dict().items()}
         state |= {f"module.predictor.{k}": v for k, v in self.encoder_q["predictor"].state_dict().items()}
         return {"state_dict": state}
 
-    def restore(self, saved: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, saved: Mapping[str, object]) -> None:
         """The inverse of `checkpoint`."""
         for name, encoder in (("base_encoder", self.encoder_q), ("momentum_encoder", self.encoder_k)):
-            state = _below(saved["state_dict"], f"module.{name}.")
+            state = _below(_tensors(saved, "state_dict"), f"module.{name}.")
             head = _below(state, "head.")
-            backbone: Any = encoder["backbone"]
-            backbone.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
+            backbone = encoder["backbone"].get_submodule("backbone")
+            backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
             encoder["head"].load_state_dict(head)
-        self.encoder_q["predictor"].load_state_dict(_below(saved["state_dict"], "module.predictor."))
+        self.encoder_q["predictor"].load_state_dict(_below(_tensors(saved, "state_dict"), "module.predictor."))
+
+
+def _tensors(saved: Mapping[str, object], name: str) -> dict[str, Tensor]:
+    """One state dict of a checkpoint; KeyError or TypeError where there is none."""
+    state = saved[name]
+    if not isinstance(state, dict):
+        raise TypeError(f"{name}: expected a state dict, got {type(state).__name__}")
+    return state
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,7 +39,7 @@ from ssl_kd.validation import with_settings
 LIMIT = 1e-3  # largest relative error of features that were written and read back; equal networks have 1e-6
 
 
-def pretrain(config: PretrainConfig | None = None, images: Any = None, **settings: Any) -> Path:
+def pretrain(config: PretrainConfig | None = None, images: object = None, **settings: object) -> Path:
     """Train a teacher on unlabelled images; returns the checkpoint's path. A checkpoint that is there is resumed.
 
     images: whatever `open_images` takes, in place of the config's. Settings are the fields of PretrainConfig; views may
@@ -56,13 +55,13 @@ def pretrain(config: PretrainConfig | None = None, images: Any = None, **setting
     recipes = own_views or recipes_of(config.views)
     if len(recipes) != 2:
         raise UserError(f"views: contrast needs two views of an image, but {config.views!r} gives {len(recipes)}")
-    images = open_images(config.images if images is None else images)
-    loader = ViewLoader(images, recipes, config.size, config.batch_size, config.seed, config.threads)
+    pictures = open_images(config.images if images is None else images)
+    loader = ViewLoader(pictures, recipes, config.size, config.batch_size, config.seed, config.threads)
     steps = loader.batches_per_epoch()
     torch.manual_seed(config.seed)
     fabric, _ = make_fabric(config.accelerator, config.precision)
     model = METHODS[config.method](config).to(fabric.device)
-    settings = _decisive(config, images)
+    settings = _decisive(config, pictures)
     peak = config.lr * config.batch_size / 256
     optimizer = _optimizer(model, config, peak)
     out = Path(config.out)
@@ -70,7 +69,7 @@ def pretrain(config: PretrainConfig | None = None, images: Any = None, **setting
     if first >= config.epochs:
         return out
     _rehearse(config, out)
-    with Progress("pretrain", len(images) * config.epochs, quiet=config.quiet, start=first * len(images)) as bar:
+    with Progress("pretrain", len(pictures) * config.epochs, quiet=config.quiet, start=first * len(pictures)) as bar:
         for epoch in range(first, config.epochs):
             for step, raw in enumerate(loader.epoch(epoch), start=epoch * steps):
                 for group in optimizer.param_groups:
@@ -93,13 +92,14 @@ def pretrain(config: PretrainConfig | None = None, images: Any = None, **setting
 
 
 def _merged(
-    config: PretrainConfig, images: Any, settings: Mapping[str, Any]
+    config: PretrainConfig, images: object, settings: Mapping[str, object]
 ) -> tuple[PretrainConfig, tuple[Recipe, ...] | None]:
     """One config of what was given in three ways, and the views that were given as objects, of which it has the names."""
     given = dict(settings)
     if images is not None:
         path = isinstance(images, str | os.PathLike)
-        given["images"] = images if path else f"<{len(images)} images from Python>"
+        count = f"{len(images)} " if isinstance(images, Sized) else ""
+        given["images"] = images if path else f"<{count}images from Python>"
     views = given.get("views")
     found = as_views(load_object(str(views), "views") if names_code(views) else views)
     if found is not None:
@@ -124,20 +124,23 @@ def _optimizer(model: Pretext, config: PretrainConfig, rate: float) -> torch.opt
     return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=config.weight_decay)
 
 
-def _decisive(config: PretrainConfig, images: ImageSource) -> dict[str, Any]:
+def _decisive(config: PretrainConfig, images: ImageSource) -> dict[str, object]:
     """What decides the result, as plain data: the settings and the images' digest, wherever they lie."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE | {"images"}}
-    plain: dict[str, Any] = json.loads(json.dumps(settings | {"images_digest": images.digest}, default=str))
+    plain: dict[str, object] = json.loads(json.dumps(settings | {"images_digest": images.digest}, default=str))
     return plain
 
 
-def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> int:
+def _resume(path: Path, model: Pretext, optimizer: torch.optim.Optimizer, settings: Mapping[str, object]) -> int:
     """Load a checkpoint of this very method, architecture, settings and images; returns the epochs done."""
     try:
         saved = load_state(path)
         model.restore(saved)
-        optimizer.load_state_dict(saved["optimizer"])
-        done, before = int(saved["epoch"]), dict(saved.get("settings", {}))  # none in checkpoints of earlier versions
+        done, moments = saved["epoch"], saved["optimizer"]
+        before = saved.get("settings", {})  # none in checkpoints of earlier versions
+        if not isinstance(done, int) or not isinstance(moments, dict) or not isinstance(before, Mapping):
+            raise TypeError("expected the epoch, the optimiser and the settings of a checkpoint")
+        optimizer.load_state_dict(moments)
     except Exception as error:
         raise UserError(
             f"out: {path} exists and is not a checkpoint of this method and architecture; choose another name or remove it"

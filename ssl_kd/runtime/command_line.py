@@ -14,12 +14,15 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, TYPE_CHECKING, Literal, NoReturn, TextIO
 
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.registry import admit
 from ssl_kd.runtime.objects import code_in
 from ssl_kd.validation import Settings, about, fits, must_fit, types_of
+
+if TYPE_CHECKING:
+    from yaml import MappingNode
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
@@ -47,7 +50,7 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str], name: str)
 class _Output:
     """A stream of text: what its encoding lacks is spelt out, and what cannot be written is one line, or is dropped."""
 
-    def __init__(self, stream: Any, drops: bool):
+    def __init__(self, stream: TextIO, drops: bool):
         self._stream, self._drops = stream, drops
 
     def write(self, text: str) -> int:
@@ -78,7 +81,7 @@ class _Output:
             raise error
         raise UserError(f"standard output could not be written ({error.strerror}); the command was ended") from error
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
@@ -88,7 +91,7 @@ def _streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as opened:
 
-        def there(stream: Any) -> Any:  # None if the descriptor was closed when Python began
+        def there(stream: TextIO | None) -> TextIO:  # None if the descriptor was closed when Python began
             return opened.enter_context(open(os.devnull, "w")) if stream is None else stream
 
         sys.stdout, sys.stderr = _Output(there(before[0]), drops=False), _Output(there(before[1]), drops=True)
@@ -134,7 +137,7 @@ def parse(
         raise UserError(_unknown(wrong[0], settings, prog))
     known = {f.name: f for f in fields(settings)}
     kinds = types_of(settings)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for file in given.config:
         values |= _from_file(file, known, kinds, prog)
     for name, text in vars(given).items():
@@ -185,9 +188,9 @@ def parser_for(settings: type, prog: str, examples: Sequence[str] = (), words: s
     return parser
 
 
-def _groups(settings: type) -> dict[str, list[Field[Any]]]:
+def _groups(settings: type) -> dict[str, list[Field[object]]]:
     """The fields under the titles of their groups: what people set first, then by the class that has the field."""
-    groups: dict[str, list[Field[Any]]] = {}
+    groups: dict[str, list[Field[object]]] = {}
     for one in fields(settings):
         home = next(kind for kind in settings.__mro__ if one.name in vars(kind).get("__annotations__", {}))
         title = "settings" if home is settings else (home.__doc__ or home.__name__).split("\n")[0].rstrip(".")
@@ -201,14 +204,14 @@ def _docstring(settings: type) -> dict[str, str]:
     return dict(re.findall(r"^ {8}(\w+): (.+)$", settings.__doc__ or "", re.MULTILINE))
 
 
-def _metavar(kind: Any) -> str:
+def _metavar(kind: object) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(str(choice) for choice in typing.get_args(kind) if choice != "") + "}"
-    names = {str: "TEXT", int: "N", float: "X"}
+    names: dict[object, str] = {str: "TEXT", int: "N", float: "X"}
     return names.get(kind, "YAML")
 
 
-def _default(one: Field[Any]) -> str:
+def _default(one: Field[object]) -> str:
     value = one.default_factory() if one.default_factory is not MISSING else one.default
     shown = str(value).lower() if isinstance(value, bool) else value
     return "" if value in ("", None, {}) else f" (default: {shown})"
@@ -244,7 +247,7 @@ def _unknown(arg: str, settings: type, prog: str) -> str:
 # ------------------------------------------------------------------------------------------------ the values
 
 
-def _from_text(text: str, kind: Any) -> Any:
+def _from_text(text: str, kind: object) -> object:
     """An argument as a value: text where text is asked for, else what YAML reads in it."""
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     if kind is str or any(isinstance(choice, str) for choice in choices):
@@ -256,7 +259,9 @@ def _from_text(text: str, kind: Any) -> Any:
     return text if fits(kind, text) and not meant else value
 
 
-def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, Any], prog: str) -> dict[str, Any]:
+def _from_file(
+    path: str, known: Mapping[str, Field[object]], kinds: Mapping[str, object], prog: str
+) -> dict[str, object]:
     """The settings of a YAML file. UserError for one that is none, and for a value that names code to be run."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -280,7 +285,7 @@ def _from_file(path: str, known: Mapping[str, Field[Any]], kinds: Mapping[str, A
     }
 
 
-def _names_must_differ(node: Any) -> None:
+def _names_must_differ(node: MappingNode) -> None:
     """UserError for two equal names in one mapping, of which YAML would take the last in silence."""
     seen = set()
     for key, _ in node.value:
@@ -290,12 +295,12 @@ def _names_must_differ(node: Any) -> None:
         seen.add(key.value)
 
 
-def _yaml(source: str | IO[str], complaint: str, otherwise: Any = None) -> Any:
+def _yaml(source: str | IO[str], complaint: str, otherwise: object = None) -> object:
     """YAML as data, where 1e-3 is a number (to PyYAML it is text). What is no YAML is `otherwise`, or a UserError."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
             _names_must_differ(node)
             return super().construct_mapping(node, deep)
 

@@ -9,7 +9,7 @@ With one process everything here does nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,11 +39,17 @@ def counts(rows: int, device: torch.device) -> list[int]:
     return [int(n) for n in gathered]
 
 
+class _Sizes(Protocol):
+    """What a gathering remembers for its gradient."""
+
+    sizes: list[int]
+
+
 class _Gather(torch.autograd.Function):
     """Rows of all ranks, in rank order; the gradient of a row is the sum of what all ranks say about it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx: _Sizes, x: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
@@ -52,7 +58,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Sizes, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         start = sum(ctx.sizes[: rank()])
@@ -101,13 +107,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: object, x: Tensor) -> Tensor:
         x = x.clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total
@@ -157,10 +163,12 @@ _KNOWN: dict[type, type] = {}
 def _synchronised(kind: type) -> type:
     if kind not in _KNOWN:
 
-        def forward(self: Any, x: Tensor) -> Tensor:
+        def forward(self: _BatchNorm, x: Tensor) -> Tensor:
             x = _normalise(self, x)
             # timm's BatchNormAct2d drops and activates in the same module.
-            return self.act(self.drop(x)) if hasattr(self, "act") and hasattr(self, "drop") else x
+            act, drop = getattr(self, "act", None), getattr(self, "drop", None)
+            out: Tensor = x if act is None or drop is None else act(drop(x))
+            return out
 
         _KNOWN[kind] = type(f"Synchronised{kind.__name__}", (kind,), {"forward": forward})
     return _KNOWN[kind]

@@ -23,11 +23,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ssl_kd.errors import UserError, one_line, shown_name
 from ssl_kd.runtime.files import atomic_text, put_in_place, sealed, sweep, unsealed
 from ssl_kd.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from _hashlib import HASH as Hash  # noqa: N811 - a class
 
 CHUNK = 1 << 20
 TRIES = 4  # connections that bring nothing new before giving up
@@ -152,7 +155,9 @@ def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) ->
         if validator:
             request.add_header("If-Range", str(validator))
     with _connect(request, timeout) as answer:
-        if answer.status == 416:  # nothing behind what we have: all of it, or not a beginning of it
+        if isinstance(
+            answer, urllib.error.HTTPError
+        ):  # 416, nothing behind what we have: all of it, or not a beginning of it
             if answer.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                 return True
             _drop(part)
@@ -183,7 +188,7 @@ def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) ->
 class _Came:
     """What came of a file: its length, its digest where that is known from the first byte on, and the note of both."""
 
-    def __init__(self, part: Path, note: dict[str, str], length: int, digest: Any):
+    def __init__(self, part: Path, note: dict[str, str], length: int, digest: Hash | None):
         self.part, self.note, self.length = part, note, length
         self.digest = hashlib.sha256() if length == 0 else digest
         self.noted = length
@@ -202,11 +207,12 @@ class _Came:
         self.noted = self.length
 
 
-def _trusted(part: Path, note: dict[str, Any], check: Check) -> tuple[int, Any]:
+def _trusted(part: Path, note: dict[str, object], check: Check) -> tuple[int, Hash | None]:
     """How many bytes of a part are a beginning to go on from, and the digest of those, or None where a check will tell."""
     if check.knows_the_bytes:
         return _length(part), None
-    left = int(note.get("bytes", 0))
+    noted = note.get("bytes")
+    sure = left = noted if isinstance(noted, int) else 0
     digest = hashlib.sha256()
     if left and _length(part) >= left:
         with open(part, "rb") as file:
@@ -214,15 +220,16 @@ def _trusted(part: Path, note: dict[str, Any], check: Check) -> tuple[int, Any]:
                 digest.update(file.read(min(CHUNK, left)))
                 left -= min(CHUNK, left)
         if digest.hexdigest() == note.get("sha256"):
-            return int(note["bytes"]), digest
+            return sure, digest
     return 0, hashlib.sha256()
 
 
-def _connect(request: urllib.request.Request, timeout: float) -> Any:
+def _connect(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse | urllib.error.HTTPError:
     """Return the server's answer, also for 416; raise MissingError, DownloadError or _BrokenError for a bad one."""
     url = request.full_url
     try:
-        return _opener().open(request, timeout=timeout)
+        answer: http.client.HTTPResponse = _opener().open(request, timeout=timeout)
+        return answer
     except urllib.error.HTTPError as error:
         if error.code == 416:
             return error
@@ -250,7 +257,9 @@ def _said(error: object) -> str:
     return one_line(error, 160) or type(error).__name__
 
 
-def _pour(answer: Any, file: BinaryIO, came: _Came, total: int | None, title: str, quiet: bool) -> None:
+def _pour(
+    answer: http.client.HTTPResponse, file: BinaryIO, came: _Came, total: int | None, title: str, quiet: bool
+) -> None:
     shown, whole = came.length // MB, -(-total // MB) if total else 0
     with Progress(title, whole, "MB", quiet or not total, start=shown) as bar:
         while True:
@@ -400,7 +409,7 @@ def _note(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read_note(part: Path) -> dict[str, Any]:
+def _read_note(part: Path) -> dict[str, object]:
     """What is known of a part; nothing where there is no note of ours, or a damaged one."""
     with suppress(OSError, ValueError):
         return unsealed(_note(part).read_text(), older=("url", "validator"))

@@ -14,9 +14,12 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, cast
 
 from ssl_kd.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 PART = ".part"
 TRIAL = ".trial"  # in the name of a file that is written only to be read back
@@ -34,14 +37,14 @@ class _Told:
         self._file = file
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         try:
             return self._file.write(data)
         except OSError as error:
             self.error = error
             raise
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._file, name)
 
 
@@ -50,14 +53,14 @@ def part_of(path: Path, kind: str = "", hidden: bool = False) -> Path:
     return path.with_name(f"{'.' if hidden else ''}{path.name}.{os.getpid()}{kind}{PART}")
 
 
-def atomically(path: Path, write: Callable[[Any], object]) -> None:
+def atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write` with a binary file; `path` then holds the whole new content, or still the old one and UserError says why."""
     part = part_of(path)
     told: _Told | None = None
     try:
         with open(part, "wb") as file:
             told = _Told(file)
-            write(told)
+            write(cast(IO[bytes], told))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -197,13 +200,13 @@ def _began(process: int) -> float | None:
 # ----------------------------------------------------------------------------------------------- small sealed records
 
 
-def sealed(record: Mapping[str, Any]) -> str:
+def sealed(record: Mapping[str, object]) -> str:
     """A record as JSON text, with a checksum of its other fields among them."""
     plain = {key: value for key, value in record.items() if key != CHECK}
     return json.dumps(plain | {CHECK: _seal(plain)}, indent=1)
 
 
-def unsealed(text: str, older: Collection[str] = ()) -> dict[str, Any]:
+def unsealed(text: str, older: Collection[str] = ()) -> dict[str, object]:
     """What `sealed` wrote, without the checksum. ValueError for damage.
 
     older: the fields of a record of older versions, which had no checksum.
@@ -218,5 +221,5 @@ def unsealed(text: str, older: Collection[str] = ()) -> dict[str, Any]:
     return record
 
 
-def _seal(record: Mapping[str, Any]) -> str:
+def _seal(record: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

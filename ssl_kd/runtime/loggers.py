@@ -18,10 +18,10 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from ssl_kd.errors import UserError, one_line, one_of
 from ssl_kd.registry import Registry, load_object
@@ -46,10 +46,18 @@ class LogSettings:
     measure_gradients: bool = setting(False, "log each term's gradient norm at the student's features as well")
 
 
+def step_of(record: Mapping[str, object]) -> int:
+    """The step that a record of metrics.jsonl, or the state of a run, is of; TypeError where it is no number."""
+    step = record["step"]
+    if not isinstance(step, int | float):
+        raise TypeError(f"step: expected a number, got {type(step).__name__}")
+    return int(step)
+
+
 class Log(Protocol):
     """Takes records, one per logged step: names to numbers, with `step` among them."""
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, object]) -> None:
         """Take a record that has just been written to metrics.jsonl."""
 
     def close(self) -> None:
@@ -66,7 +74,7 @@ class Table:
         self.home, self.path = home, home.with_suffix(".csv")
         self.columns: list[str] = []
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, object]) -> None:
         """Add a row."""
         if self.columns and set(record) <= set(self.columns):
             append_line(self.path, self._row(record))
@@ -76,14 +84,14 @@ class Table:
         rows = [_csv_line(self.columns), *map(self._row, past)]
         atomically(self.path, lambda file: file.write("".join(f"{row}\n" for row in rows).encode()))
 
-    def _row(self, record: Mapping[str, Any]) -> str:
+    def _row(self, record: Mapping[str, object]) -> str:
         return _csv_line([record.get(name, "") for name in self.columns])
 
     def close(self) -> None:
         """Nothing is held back."""
 
 
-def _csv_line(cells: list[Any]) -> str:
+def _csv_line(cells: Sequence[object]) -> str:
     from io import StringIO
 
     text = StringIO()
@@ -107,10 +115,10 @@ class Lightning:
     def __init__(self, logger: LightningLogger):
         self.logger = logger
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, object]) -> None:
         """Send the numbers of a record."""
         numbers = {k: v for k, v in record.items() if k != "step" and isinstance(v, int | float)}
-        self.logger.log_metrics(numbers, step=int(record["step"]))
+        self.logger.log_metrics(numbers, step=step_of(record))
 
     def close(self) -> None:
         """Tell it that the run is over."""
@@ -163,7 +171,7 @@ def names(log: str) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def logger_of(given: Any) -> LightningLogger:
+def logger_of(given: object) -> LightningLogger:
     """A logger given as an object or as `package.module:name`. UserError for what takes no metrics."""
     found = load_object(given, "log") if isinstance(given, str) else given
     if isinstance(given, str) and (isinstance(found, type) or not hasattr(found, "log_metrics")) and callable(found):
@@ -173,10 +181,10 @@ def logger_of(given: Any) -> LightningLogger:
             f"log: expected names ({', '.join(LOGS)}) and Lightning loggers, got "
             f"{given if isinstance(given, str) else type(given).__name__}"
         )
-    return found  # type: ignore[no-any-return]  # whatever has the two methods is one
+    return cast(LightningLogger, found)  # whatever has the two methods is one
 
 
-def _made(name: str, maker: Callable[[], Any]) -> Any:
+def _made(name: str, maker: Callable[[], object]) -> object:
     try:
         return maker()
     except Exception as error:  # whatever anybody's class or function raises
@@ -188,7 +196,7 @@ def open_logs(log: str, home: Path, first: int) -> list[Log]:
     return [make(home, first) for name in names(log) if (make := LOGS[name]) is not None]
 
 
-def records(home: Path) -> Iterator[dict[str, Any]]:
+def records(home: Path) -> Iterator[dict[str, object]]:
     """The records of metrics.jsonl; a line that a power cut tore, or a hand, is passed over."""
     with open(home, encoding="utf-8", errors="replace") as file:
         for line in file:

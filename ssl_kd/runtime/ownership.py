@@ -109,8 +109,9 @@ def _marked(folder: Path) -> dict[str, list[str]] | None:
         listed = unsealed(path.read_text())
     except ValueError:
         return None
-    whole = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in listed.values())
-    return listed if whole and listed else None
+    lists = {kind: names for kind, names in listed.items() if isinstance(names, list)}
+    found = {kind: [name for name in names if isinstance(name, str)] for kind, names in lists.items()}
+    return found if found and found == listed else None
 
 
 def _in_the_way(folder: Path, kind: Kind, foreign_marker: bool) -> list[str]:

@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 LINE_EVERY = 60.0  # seconds between plain lines when the output is not a terminal
 
@@ -28,7 +31,7 @@ class Progress:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
         self.done, self.start = start, start
         self.began = self.spoke = time.monotonic()
-        self._bar: Any = None
+        self._bar: Bar | None = None
         self._kept: dict[str, object] = {}
 
     def __enter__(self) -> Progress:
@@ -85,7 +88,7 @@ class Progress:
         )
 
 
-def _two_lines(title: str, total: int, unit: str) -> Any:
+def _two_lines(title: str, total: int, unit: str) -> Bar:
     """A bar of rich's whose notes stand on a second line; it has the room that count, rate and times leave."""
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

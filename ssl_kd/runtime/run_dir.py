@@ -26,14 +26,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 import yaml
 
 from ssl_kd.errors import UserError, one_line
 from ssl_kd.runtime.files import append_line, atomic_text, sealed, sweep, unsealed
-from ssl_kd.runtime.loggers import METRICS, Log, Table, names, open_logs, records
+from ssl_kd.runtime.loggers import METRICS, Log, Table, names, open_logs, records, step_of
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.state import load_state, save_state
 
@@ -136,10 +136,10 @@ class RunDir:
     def __init__(
         self,
         path: str | Path,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         overwrite: bool = False,
         writes: bool = True,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, object] | None = None,
         kind: Kind = RUN,
     ):
         self.path, self.kind = Path(path), kind
@@ -182,7 +182,7 @@ class RunDir:
             atomic_text(config, yaml.safe_dump(self.settings, sort_keys=False))
         atomic_text(self.path / "environment.json", json.dumps(environment(), indent=1))
 
-    def _same_question(self, before: Mapping[str, Any]) -> None:
+    def _same_question(self, before: Mapping[str, object]) -> None:
         if changed := self._changed(before):
             raise UserError(
                 f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite"
@@ -191,14 +191,14 @@ class RunDir:
     def _decisive(self) -> str:
         return yaml.safe_dump({k: v for k, v in self.settings.items() if k not in FREE}, sort_keys=False)
 
-    def _changed(self, before: Mapping[str, Any]) -> str:
+    def _changed(self, before: Mapping[str, object]) -> str:
         """The first settings that were others and that decide what is learned, in words; empty if there are none."""
         # A setting that is younger than the run, or that it had no use for, had its default.
         before, now = self.defaults | dict(before), self.defaults | self.settings
         keys = [k for k in now if k not in FREE and not _equal(k, before.get(k), now[k])]
         return ", ".join(f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in keys[:4])
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self) -> dict[str, object] | None:
         """The last saved state, or None for a fresh run. Metric lines of work that was lost since are dropped."""
         path = self.path / LAST
         try:
@@ -208,12 +208,12 @@ class RunDir:
         if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
             raise UserError(f"{path}: expected the saved state of a run, got another's torch file; {BEGIN_ANEW}")
         made_by = state.pop(MADE_BY, None) if state else None  # states of older versions do not say
-        if made_by and (changed := self._changed(yaml.safe_load(made_by))):
+        if isinstance(made_by, str) and (changed := self._changed(yaml.safe_load(made_by))):
             raise UserError(f"{path}: is the state of a run with other settings ({changed}); {BEGIN_ANEW}")
-        self._forget_after(state["step"] if state else 0)
+        self._forget_after(step_of(state) if state else 0)
         return state
 
-    def save(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, object]) -> None:
         """Replace last.ckpt, atomically; it says by which settings it was made."""
         if not self.writes:
             return
@@ -230,7 +230,10 @@ class RunDir:
         if not path.exists():
             return {}
         try:
-            return {str(name): str(reason) for name, reason in unsealed(path.read_text())["images"].items()}
+            images = unsealed(path.read_text())["images"]
+            if not isinstance(images, Mapping):
+                raise TypeError(f"expected images and reasons, got {type(images).__name__}")
+            return {str(name): str(reason) for name, reason in images.items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is damaged ({one_line(error)}); remove it") from error
 
@@ -239,17 +242,17 @@ class RunDir:
         if self.writes:
             (self.path / UNREADABLE_IMAGES).unlink(missing_ok=True)
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl, and to the other logs that were asked for."""
         if not self.writes:
             return
         append_line(self.path / METRICS, json.dumps(dict(record)))
         if self._logs is None:
-            self._logs = open_logs(self.settings.get("log", "jsonl"), self.path / METRICS, int(record["step"]))
+            self._logs = open_logs(str(self.settings.get("log", "jsonl")), self.path / METRICS, step_of(record))
         for log in self._logs:
             log.add(record)
 
-    def note(self, record: Mapping[str, Any]) -> None:
+    def note(self, record: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl alone: words, which the other logs do not take."""
         if self.writes:
             append_line(self.path / METRICS, json.dumps(dict(record)))
@@ -286,17 +289,17 @@ class StudentDir:
         if self.writes:
             forget_after(self.path / METRICS, step)
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """Append one line to the student's metrics.jsonl, and to metrics.csv if the run has one."""
         if not self.writes:
             return
         self.note(record)
         if self._table is None and "csv" in names(self.log_names):
-            self._table = Table(self.path / METRICS, int(record["step"]))
+            self._table = Table(self.path / METRICS, step_of(record))
         if self._table is not None:
             self._table.add(record)
 
-    def note(self, record: Mapping[str, Any]) -> None:
+    def note(self, record: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl alone: words."""
         if self.writes:
             append_line(self.path / METRICS, json.dumps(dict(record)))
@@ -305,7 +308,7 @@ class StudentDir:
 def forget_after(path: Path, step: int) -> None:
     """Drop the lines of a metrics.jsonl later than `step`: they belong to work that was lost and will be done again."""
     if path.exists():
-        kept = [json.dumps(record) for record in records(path) if record["step"] <= step]
+        kept = [json.dumps(record) for record in records(path) if step_of(record) <= step]
         atomic_text(path, "".join(f"{line}\n" for line in kept))
 
 
@@ -340,7 +343,7 @@ def _program() -> list[str]:
     return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Versions, machine and command of this process."""
     import platform
     from importlib.metadata import version
@@ -355,7 +358,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _settings(config: Path) -> Mapping[str, Any]:
+def _settings(config: Path) -> Mapping[str, object]:
     """What a run's config.yaml says; UserError where somebody's hand left something else in it."""
     try:
         found = yaml.safe_load(config.read_text()) or {}

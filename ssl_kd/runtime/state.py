@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, cast
 
 import torch
 
@@ -28,40 +28,40 @@ _NO_COMMENT = b"\0\0"  # the length of the comment, the last two bytes of a zip 
 class _Digested:
     """A file that is written from beginning to end, and the digest of what was written."""
 
-    def __init__(self, file: Any):
+    def __init__(self, file: IO[bytes]):
         self._file = file
         self.digest, self.length = hashlib.sha256(), 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Pass on the bytes."""
         self.digest.update(data)
         self.length += len(data)
-        return int(self._file.write(data))
+        return self._file.write(data)
 
     def flush(self) -> None:
         """Pass on the wish."""
         self._file.flush()
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Path, state: Mapping[str, object]) -> None:
     """Write a torch file so that `path` holds either the old state or the whole new one, never a part."""
 
-    def write(file: Any) -> None:
-        digested: Any = _Digested(file)
-        torch.save(dict(state), digested)
+    def write(file: IO[bytes]) -> None:
+        digested = _Digested(file)
+        torch.save(dict(state), cast(IO[bytes], digested))
         file.seek(digested.length - len(_NO_COMMENT))
         file.write(_LENGTH + _LABEL + digested.digest.hexdigest().encode())
 
     atomically(path, write)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> dict[str, object]:
     """Read back what `save_state` wrote, as plain data on the CPU. Foreign files go through `ssl_kd.checkpoints.loading`.
 
     ValueError, or what torch raises, for a damaged file.
     """
     _check(path)
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 
@@ -81,7 +81,7 @@ def _check(path: Path) -> None:
             _check_members(file)
 
 
-def _digest(file: Any, length: int) -> str:
+def _digest(file: IO[bytes], length: int) -> str:
     """SHA-256 of the next `length` bytes and of what stood behind them before there was a comment."""
     digest = hashlib.sha256()
     while length and (block := file.read(min(CHUNK, length))):
@@ -91,7 +91,7 @@ def _digest(file: Any, length: int) -> str:
     return digest.hexdigest()
 
 
-def _check_members(file: Any) -> None:
+def _check_members(file: IO[bytes]) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()

@@ -31,6 +31,7 @@ import numpy as np
 from ssl_kd.errors import UserError, one_line, shown_name
 from ssl_kd.runtime.files import atomic_text, sealed, sweep, unsealed
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, require_ours
+from ssl_kd.validation import built
 
 VERSION = 1
 HEAD, VECTORS, NAMES, ROWS, JOURNAL, LOCK = (
@@ -321,7 +322,7 @@ def _read_head(folder: Path) -> Head:
                 f"{shown_name(str(folder))}: is an index of version {one_line(found.get('version'), 20)}, and this "
                 f"program reads version {VERSION}; update ssl-kd, or build the index anew"
             )
-        head = Head(**found)
+        head = built(Head, found)
         sizes = {VECTORS: head.rows * head.width * 4, ROWS: head.rows * ROW.itemsize}
         if head.width < 1 or set(head.bytes) != set(GROWING) or any(head.bytes[n] != size for n, size in sizes.items()):
             raise ValueError(f"{HEAD} does not fit itself")

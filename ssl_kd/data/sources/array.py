@@ -6,7 +6,6 @@ import math
 import os
 import tokenize
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -100,7 +99,7 @@ def open_npy(path: str, max_unreadable: float = 0.01) -> ImageSource:
     return NpyImages(path, shape, start, max_unreadable)
 
 
-def _header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
     """Shape, order, kind and first byte of the numbers of a .npy file."""
     try:
         with open(path, "rb") as file:
@@ -117,7 +116,7 @@ def _header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
         raise ImagesError(f"{shown_name(path)}: not a readable .npy array: {reason}") from None
 
 
-def _must_be_pictures(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def _must_be_pictures(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
         hint = "; scale floating-point pixels to 0..255 and round them" if dtype.kind == "f" else ""
         raise ImagesError(

@@ -40,7 +40,7 @@ class ImageSource(Dataset[Image.Image], ABC):
     passed_over: files that were not taken, counted by ending.
     """
 
-    transform: Callable[[Image.Image], Any] | None = None
+    transform: Callable[[Image.Image], object] | None = None
     verify = False
 
     def __init__(
@@ -68,11 +68,11 @@ class ImageSource(Dataset[Image.Image], ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self):,} images)"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without locks, so that a loader's processes can be given it."""
         return {key: value for key, value in self.__dict__.items() if not isinstance(value, type(threading.Lock()))}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state
         self._lock = threading.Lock()
 

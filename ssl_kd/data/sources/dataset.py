@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,14 @@ ALL_BYTES = 4 << 30  # of an array in which a data set holds all its pictures
 EXPECTED = "expected items that are PIL images, tuples with one first, or rows with one under " + " or ".join(KEYS)
 
 
+class MapStyle(Protocol):
+    """A data set whose items are asked for by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> object: ...
+
+
 class DatasetImages(ImageSource):
     """Pictures of a map-style data set: PIL pictures, tuples with one first, or rows (dictionaries); no labels.
 
@@ -30,7 +38,7 @@ class DatasetImages(ImageSource):
     evenly spaced items, so it must not augment by chance.
     """
 
-    def __init__(self, dataset: Any, max_unreadable: float = 0.01, name: str = ""):
+    def __init__(self, dataset: MapStyle, max_unreadable: float = 0.01, name: str = ""):
         self.dataset = _image_column_alone(dataset)
         super().__init__(name or type(dataset).__name__, Numbers(len(dataset)), max_unreadable)
         if not len(self):
@@ -81,7 +89,7 @@ class DatasetImages(ImageSource):
         yield from files_content(_listed_files(self.dataset), full=False)
 
 
-def _image_column_alone(dataset: Any) -> Any:
+def _image_column_alone(dataset: MapStyle) -> MapStyle:
     """A Hugging Face data set without its other columns, so that no label or second picture is decoded for nothing."""
     if isinstance(dataset, Mapping):
         parts = ", ".join(shown_name(str(key)) for key in islice(dataset, 6))
@@ -95,7 +103,7 @@ def _image_column_alone(dataset: Any) -> Any:
     return dataset if key is None else dataset.select_columns([key])
 
 
-def _picture_of(item: Any) -> Any:
+def _picture_of(item: object) -> object:
     """What in an item is the picture, of whatever type."""
     if isinstance(item, tuple | list) and item:
         return item[0]
@@ -109,7 +117,7 @@ def _picture_of(item: Any) -> Any:
     return found["bytes"] if isinstance(found, Mapping) and found.get("bytes") is not None else found
 
 
-def _kind(item: Any, found: Any) -> str:
+def _kind(item: object, found: object) -> str:
     """What came instead of a picture."""
     if not isinstance(item, Mapping):
         return type(found if isinstance(item, tuple | list) and item else item).__name__
@@ -124,7 +132,7 @@ def _unreadable(error: OSError | SyntaxError) -> UnreadableError:
     return UnreadableError(shown_name(" ".join(str(error).split())))
 
 
-def _listed_files(dataset: Any) -> list[str]:
+def _listed_files(dataset: object) -> list[str]:
     """The files of data sets that list them as torchvision's folders do."""
     listed = getattr(dataset, "samples", None)
     if not isinstance(listed, list):

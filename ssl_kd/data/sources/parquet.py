@@ -20,7 +20,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,7 @@ from ssl_kd.errors import ImagesError, UserError, shown_name
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.parquet import FileMetaData
 
 SPELLING = re.compile(r"(?P<files>.*\.parquet\}?)(:(?P<column>[^/\\]*))?", re.DOTALL | re.IGNORECASE)
 HELD_GROUPS = WINDOW + 2  # row groups in memory: those that are shuffled together, and their neighbours
@@ -65,14 +66,14 @@ class ParquetImages(ImageSource):
                 _must_be_bytes(path, schema, self.column)
                 largest = max(largest, _largest_group(path, meta))
         self._window = int(np.clip(HELD_BYTES // max(largest, 1) - 1, 1, WINDOW))
-        self._held: OrderedDict[int, pyarrow.ChunkedArray[Any]] = OrderedDict()
+        self._held: OrderedDict[int, pyarrow.ChunkedArray] = OrderedDict()
         self._holding = threading.Lock()
         super().__init__(name, _RowIds(self.files, self._file_begins), max_unreadable)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return super().__getstate__() | {"_held": OrderedDict()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._holding = threading.Lock()
 
@@ -100,7 +101,7 @@ class ParquetImages(ImageSource):
             raise UnreadableError(f"larger than {MAX_BYTES >> 20} MiB")
         return decode(data, shorter)
 
-    def _group(self, group: int) -> pyarrow.ChunkedArray[Any]:
+    def _group(self, group: int) -> pyarrow.ChunkedArray:
         """The column of one row group, read if it is not among the last ones."""
         with self._holding:
             if group not in self._held:
@@ -112,13 +113,13 @@ class ParquetImages(ImageSource):
             self._held.move_to_end(group)
             return self._held[group]
 
-    def _read(self, file: int, group: int) -> pyarrow.ChunkedArray[Any]:
+    def _read(self, file: int, group: int) -> pyarrow.ChunkedArray:
         import pyarrow
         from pyarrow import parquet
 
         try:  # opened anew, in this thread alone: no file and no thread is shared between processes
             with parquet.ParquetFile(self.files[file], pre_buffer=False) as opened:
-                column: pyarrow.ChunkedArray[Any] = opened.read_row_group(
+                column: pyarrow.ChunkedArray = opened.read_row_group(
                     group, columns=[self.column], use_threads=False
                 ).column(0)
                 return column
@@ -190,7 +191,7 @@ def parquet_in(folder: str) -> list[str]:
     return [f"{folder.rstrip('/')}/{name}" for name in names]
 
 
-def _footer(path: str) -> tuple[Any, Any, str]:
+def _footer(path: str) -> tuple[FileMetaData, pyarrow.Schema, str]:
     """Metadata, Arrow's schema and the SHA-256 of the footer of a file. ImagesError for what is none."""
     try:
         from pyarrow import parquet
@@ -218,7 +219,7 @@ def _readable(path: str) -> Iterator[None]:
         raise ImagesError(f"{shown_name(path)}: not a readable Parquet file: {_one_line(error)}") from None
 
 
-def _picture_column(path: str, schema: Any) -> str:
+def _picture_column(path: str, schema: pyarrow.Schema) -> str:
     """The column that Hugging Face's notes call an image, or the only one that can be; of several the best known name."""
     told = _told_by_hugging_face(schema)
     columns = [n for n in schema.names if n in told] or [n for n in schema.names if _has_bytes(schema.field(n).type)]
@@ -235,7 +236,7 @@ def _picture_column(path: str, schema: Any) -> str:
     raise ImagesError(f"{shown_name(path)}: expected a column of encoded pictures (bytes), but the columns are {shown}")
 
 
-def _told_by_hugging_face(schema: Any) -> set[str]:
+def _told_by_hugging_face(schema: pyarrow.Schema) -> set[str]:
     """The columns whose type is Image in the notes that Hugging Face's `datasets` leaves in a file."""
     try:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -245,7 +246,7 @@ def _told_by_hugging_face(schema: Any) -> set[str]:
         return set()
 
 
-def _must_be_bytes(path: str, schema: Any, column: str) -> None:
+def _must_be_bytes(path: str, schema: pyarrow.Schema, column: str) -> None:
     where = shown_name(path)
     if column not in schema.names:
         shown = ", ".join(map(shown_name, schema.names[:8]))
@@ -257,19 +258,19 @@ def _must_be_bytes(path: str, schema: Any, column: str) -> None:
         )
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_binary(kind: pyarrow.DataType) -> bool:
     from pyarrow import types
 
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _has_bytes(kind: Any) -> bool:
+def _has_bytes(kind: pyarrow.DataType) -> bool:
     from pyarrow import types
 
     return bool(types.is_struct(kind)) and any(f.name == "bytes" and _is_binary(f.type) for f in kind)
 
 
-def _group_sizes(path: str, metadata: Any) -> list[int]:
+def _group_sizes(path: str, metadata: FileMetaData) -> list[int]:
     """Rows of each row group. ImagesError where they are not the rows of the file."""
     rows = [int(metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -279,7 +280,7 @@ def _group_sizes(path: str, metadata: Any) -> list[int]:
     return rows
 
 
-def _largest_group(path: str, metadata: Any) -> int:
+def _largest_group(path: str, metadata: FileMetaData) -> int:
     """Bytes of the largest row group, all columns of it. ImagesError where memory could not hold it.
 
     Not the bytes of the one column: pyarrow ends the process (std::terminate) where it is asked for a column's part of

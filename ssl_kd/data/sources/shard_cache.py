@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -42,17 +41,17 @@ class Fetched:
         self._waiting: deque[int] = deque()
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without its lock, so that a loader's processes can be given it."""
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state
         self._lock = threading.Lock()
 
-    def learn(self, notes: Sequence[Mapping[str, Any] | None]) -> None:
+    def learn(self, notes: Sequence[Mapping[str, object] | None]) -> None:
         """Take over what was noted of each shard that is indexed."""
-        self.known = {i: note["sha256"] for i, note in enumerate(notes) if note and "sha256" in note}
+        self.known = {i: str(note["sha256"]) for i, note in enumerate(notes) if note and "sha256" in note}
 
     def plan(self, shards: np.ndarray) -> None:
         """Say in which order the shards will be read."""

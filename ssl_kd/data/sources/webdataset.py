@@ -24,7 +24,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -81,7 +81,7 @@ class Entries:
         parts = (self.names.block, self.names.ends.astype("<i8").tobytes(), self.sizes.astype("<i4").tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
-    def save(self, path: Path, **notes: Any) -> None:
+    def save(self, path: Path, **notes: str) -> None:
         """Write to `path`, whole or not at all."""
         stated = {"count": len(self), "digest": self.digest, "passed_over": self.passed_over}
         part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
@@ -106,14 +106,23 @@ class Entries:
             return cls(PackedNames.of(file["block"].tobytes(), file["ends"]), file["offsets"], file["sizes"])
 
 
-def notes_of(path: Path) -> dict[str, Any] | None:
+class Notes(TypedDict):
+    """What is noted of a shard beside its entries; sha256: of one that lies at a URL."""
+
+    count: int
+    digest: str
+    passed_over: dict[str, int]
+    sha256: NotRequired[str]
+
+
+def notes_of(path: Path) -> Notes | None:
     """Return what was noted beside the entries (count, digest, passed_over, sha256 of a remote shard), or None.
 
     None: there is no such file, or it is damaged.
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(json.loads(file["notes"].tobytes()))
+            return cast(Notes, dict(json.loads(file["notes"].tobytes())))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: it is made anew
         return None
 
@@ -265,7 +274,7 @@ class ShardImages(ImageSource):
             passed_over.update(note["passed_over"])
         super().__init__(self.name, ShardIds(self), max_unreadable, passed_over)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._holding = threading.Lock()
 
@@ -310,7 +319,7 @@ class ShardImages(ImageSource):
         """The file of a shard, fetched if it lies at a URL."""
         return str(self._fetched.path(shard)) if is_remote(self.shards[shard]) else self.shards[shard]
 
-    def _index(self) -> list[dict[str, Any]]:
+    def _index(self) -> list[Notes]:
         """Return the notes of every shard, reading the headers of those that have none yet."""
         try:
             self._home.mkdir(parents=True, exist_ok=True)
