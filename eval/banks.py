@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.runtime.files import atomically, probe
+from ssl_kd.runtime.files import atomically, probe, unsealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,6 +204,8 @@ def as_held(held: object) -> np.ndarray:
 def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank:
     """Read a bank: our `.npz`, or features in `.npy` (memory-mapped) with labels in a second `.npy`.
 
+    A `.npy` that `ssl-kd embed` wrote brings its ids and key from the files beside it.
+
     A foreign `.npz` needs an array `features` (N, D) and may have `labels`, `ids` and `held`. Pickled arrays are refused.
     What `save` wrote is compared with its checksum. Raises UserError for a file that is none, or damaged.
     """
@@ -213,7 +215,8 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
     try:
         if path.suffix == ".npy":
             parts = {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
-            key = f"{path.name}:{path.stat().st_size}"
+            key, named = _beside(path, len(parts["features"]))
+            parts |= {"ids": named} if len(named) else {}
         else:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 parts = {name: stored[name] for name in stored.files}
@@ -228,6 +231,25 @@ def load_bank(path: str | Path, labels: str | Path | None = None) -> FeatureBank
         parts["labels"] = _load_labels(Path(labels))
     ids = parts["ids"].tolist() if "ids" in parts else ()
     return FeatureBank(parts["features"], parts.get("labels"), ids, key, parts.get("held"))
+
+
+def _beside(path: Path, rows: int) -> tuple[str, np.ndarray]:
+    """The key and the ids of a .npy: those that `ssl-kd embed` left beside it, or its name and size and no ids.
+
+    UserError where they are there and do not fit: features under other pictures' names would look right and be wrong.
+    """
+    ids, about = path.with_suffix(".ids.txt"), path.with_suffix(".json")
+    if not (ids.is_file() and about.is_file()):
+        return f"{path.name}:{path.stat().st_size}", np.empty(0, np.str_)
+    try:
+        found = unsealed(about.read_text(encoding="utf-8"))
+        names = ids.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+        sizes = found["bytes"]
+        if found["rows"] != rows or len(names) != rows or not isinstance(sizes, list) or sizes[1] != ids.stat().st_size:
+            raise ValueError("it is of other rows")
+        return str(found["key"]), np.array(names, np.str_)
+    except (OSError, ValueError, KeyError, TypeError, LookupError) as error:
+        raise UserError(f"{about}: does not fit {path.name} ({error}); write both anew, or move it away") from None
 
 
 def _checksum(parts: Mapping[str, np.ndarray]) -> str:

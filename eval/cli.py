@@ -31,8 +31,8 @@ def _run(argv: Sequence[str], prog: str) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on with what is unfinished") from None
     Console(width=None if sys.stdout.isatty() else 160).print(results.table())
-    for verdict in results.verdicts():
-        print(f"{verdict.sentence(results.reference)}")
+    for said in results.answers():
+        print(said)
     for note in results.notes:
         print(f"note: {note}")
     print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")

@@ -2,16 +2,19 @@
 
     python -m ssl_kd.eval.embed --weights student.safetensors --images photos/ --out photos.npz
 
-The file is a feature bank: `features` (N, D) float32, `ids` (N,), and `key`, which names weights, feature,
-preprocessing, precision and images. `ssl_kd.eval.banks.load_bank` reads it, and so does `numpy.load`.
+An .npz is a feature bank: `features` (N, D) float32, `ids` (N,), and `key`, which names weights, feature,
+preprocessing, precision and images. `ssl_kd.eval.banks.load_bank` reads it, and so does `numpy.load`. A .npy or Parquet file
+holds any number of rows, is resumed and appended to, and is written by several processes as by one (`extraction/tables.py`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
@@ -20,17 +23,23 @@ from ssl_kd.validation import described, setting
 
 from .runner.config import BY_HAND
 
-EXAMPLES = ("ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",)
+if TYPE_CHECKING:
+    from ssl_kd.data.sources.base import ImageSource
+
+EXAMPLES = (
+    "ssl-kd embed --weights runs/x/student.safetensors --images photos/ --out photos.npz",
+    "find photos -name '*.jpg' | ssl-kd embed --weights runs/x/student.safetensors --images - --out photos.parquet",
+)
 
 
 @dataclass
 class EmbedConfig:
-    """Write the features of any pictures to one .npz file.
+    """Write the features of any pictures to a file: .npz, .npy with ids, or Parquet.
 
     Args:
         weights: checkpoint file or folder, or a name such as dino_vits16
-        images: folder, zip or data set of pictures
-        out: .npz file to write
+        images: folder, zip, shards, one picture, a .txt file with one path on each line, or - for such lines on standard input
+        out: file to write: .npz, .npy (with ids and what made them beside it) or .parquet; the last two go on where they were stopped
         feature: which of the network's features (cls, pool, ...); empty: its family's default
         format: checkpoint format, only where it cannot be told from the file
         branch: read only the tensors below this place or prefix of the file, such as state_dict/module.encoder.
@@ -48,6 +57,7 @@ class EmbedConfig:
         max_unreadable: share of images that may fail to decode before it stops, 0 to 1
         verify: read every byte of the images once for the file's key, which names them; without, large sets are known by names, sizes, dates and inodes of all files and samples of some (docs/images.md)
         overwrite: replace a file of features that is there
+        append: put pictures of new names behind the rows of a .npy or .parquet file that is there
         quiet: no progress bar
     """  # noqa: E501  the parser takes each setting's help from one line
 
@@ -71,6 +81,7 @@ class EmbedConfig:
     max_unreadable: float = 0.01
     verify: bool = False
     overwrite: bool = False
+    append: bool = False
     quiet: bool = False
 
 
@@ -80,26 +91,36 @@ def embed_images(config: EmbedConfig) -> Path:
         if not getattr(config, name):
             raise UserError(f"{name}: expected a path; got nothing (see --help)")
     out = Path(config.out)
-    if out.suffix != ".npz":
-        raise UserError(f"out: expected a file that ends in .npz, got {config.out}")
-    if out.exists() and not config.overwrite:
-        raise UserError(f"out: {out} is there already; remove it or pass --overwrite")
-    refuse_replacing("out", out, _is_a_bank)
+    from .extraction.tables import kind_of
+
+    kind = None if out.suffix == ".npz" else kind_of(out)
+    if out.exists() and not (config.overwrite or (config.append and kind)):
+        hint = " or --append" if kind else ""
+        raise UserError(f"out: {out} is there already; remove it or pass --overwrite{hint}")
+    refuse_replacing("out", out, (lambda path: kind.read(path) is not None) if kind else _is_a_bank)
+    if kind is None and (config.append or os.environ.get("WORLD_SIZE", "1") != "1"):
+        raise UserError(
+            "out: .npz is written by one process, in one go; name a .npy or .parquet file to append or share"
+        )
     if min(config.batch_size, config.threads) < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
         raise UserError("expected batch_size and threads of at least 1, size of at least 0 and crop_ratio from 0 to 1")
     from ssl_kd.checkpoints.loading import load_teacher
-    from ssl_kd.data.open import open_images
     from ssl_kd.runtime.files import probe
 
     from .extraction.extract import extract
+    from .extraction.streaming import write_table
 
-    images = open_images(config.images, config.max_unreadable, config.verify)
+    images = _opened(config)
     given = {name: getattr(config, name) or None for name in ("feature", *BY_HAND)}
     encoder = load_teacher(config.weights, **given, size=config.size if config.arch else None)
     if config.size or config.crop_ratio:
         size = config.size or encoder.preprocessing.size
         encoder.preprocessing = encoder.preprocessing.at(size, config.crop_ratio or None)
     probe(out)
+    if kind is not None:
+        how = {name: getattr(config, name) for name in ("batch_size", "device", "precision", "threads", "engine")}
+        write_table(out, encoder, images, config.append, config.quiet, **how)
+        return out
     bank = extract(
         encoder,
         images,
@@ -113,6 +134,18 @@ def embed_images(config: EmbedConfig) -> Path:
         config.engine,
     )
     return bank.save(out)
+
+
+def _opened(config: EmbedConfig) -> ImageSource:
+    """The pictures; "-" are those that standard input names."""
+    from ssl_kd.data.open import open_images
+    from ssl_kd.data.sources.files import FileImages, paths_in
+
+    if config.images != "-":
+        return open_images(config.images, config.max_unreadable, config.verify)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("images: several processes cannot share standard input; write the paths to a .txt file")
+    return FileImages(paths_in(sys.stdin, "standard input"), config.max_unreadable, "standard input")
 
 
 def _is_a_bank(path: Path) -> bool:
@@ -129,7 +162,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m ssl_kd.eval.e
     """Run from a command line; returns the exit code (2 for bad input)."""
 
     def run(words: Sequence[str]) -> int:
-        print(embed_images(parse(EmbedConfig, words, prog, examples=EXAMPLES)))
+        path = embed_images(parse(EmbedConfig, words, prog, examples=EXAMPLES))
+        if os.environ.get("RANK", "0") == "0":
+            print(path)
         return 0
 
     return guarded(run, sys.argv[1:] if argv is None else argv, prog)

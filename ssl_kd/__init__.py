@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ssl_kd.models.preprocessing import Preprocessing
     from ssl_kd.pretraining.config import PretrainConfig
     from ssl_kd.pretraining.trainer import pretrain
+    from ssl_kd.search.index import Index
     from ssl_kd.types import Features
 
     __version__: str
@@ -39,6 +40,7 @@ _HOMES = {
     "inspect": "checkpoints.loading",
     "Encoder": "models.encoder",
     "Features": "types",
+    "Index": "search.index",
     "Preprocessing": "models.preprocessing",
     "build": "models.encoder",
     "open_images": "data.open",
@@ -56,6 +58,7 @@ __all__ = [
     "Distilled",
     "Encoder",
     "Features",
+    "Index",
     "Preprocessing",
     "PretrainConfig",
     "UserError",

@@ -26,7 +26,7 @@ EVAL_FLOORS = (
     ("evaluators",),
     ("runner", "report"),
     ("evaluation", "embed", "scratch"),
-    ("demo", "selfcheck"),
+    ("demo", "certify", "selfcheck"),
     ("cli",),
 )
 ACROSS = {("eval.results", "eval.metrics")}  # within a floor, one module may rest on another
@@ -35,6 +35,7 @@ OPEN_TO_EVAL = {
     "errors",
     "types",
     "rng",
+    "metrics",
     "registry",
     "validation",
     "runtime",

@@ -82,15 +82,15 @@ class Stability:
     k: int = 10
 
     def __call__(self, train: FeatureBank, inside: FeatureBank, outside: FeatureBank) -> Scores:
-        """Return the share with its interval. Photos that could not be read in both forms are left out."""
+        """Return the share with its interval. Photos that could not be read in both forms are left out.
+
+        Without ids the rows of both banks are taken to be the same photos in one order.
+        """
         for name, bank in (("index", train), ("photos", inside), ("damaged photos", outside)):
             if not len(bank):
                 raise UserError(f"stability: no {name}")
             check_finite(bank, name)
-        places = {name: i for i, name in enumerate(outside.ids)}
-        both = np.array([(i, places[name]) for i, name in enumerate(inside.ids) if name in places])
-        if not len(both):
-            raise UserError("stability: the damaged photos are others")
+        both = _pairs(inside, outside)
         k = min(self.k, len(train))
         before, after = (
             neighbours(bank.features[rows], train.features, k)[1]
@@ -110,3 +110,14 @@ class Stability:
             headline_metric="overlap",
             each={("overlap", k): each},
         )
+
+
+def _pairs(inside: FeatureBank, outside: FeatureBank) -> np.ndarray:
+    """Return the rows (n, 2) that are one photo in both banks. UserError where there are none."""
+    if not len(inside.ids) and not len(outside.ids) and len(inside) == len(outside):
+        return np.repeat(np.arange(len(inside))[:, None], 2, 1)
+    places = {name: i for i, name in enumerate(outside.ids)}
+    both = np.array([(i, places[name]) for i, name in enumerate(inside.ids) if name in places])
+    if not len(both):
+        raise UserError("stability: the damaged photos are others")
+    return both

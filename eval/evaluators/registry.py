@@ -99,13 +99,35 @@ def _retrieval(protocol: RetrievalProtocol, given: Given) -> Callable[..., Score
 
 
 def _asymmetric(protocol: RetrievalProtocol, given: Given) -> Callable[..., Scores]:
-    """Query the reference's index with the encoder's test rows, carried over by a bridge that needs no labels."""
+    """Query the reference's index with the encoder's test rows.
+
+    They come through the encoder's own head into the reference's space where it has one, and the ridge bridge that
+    needs no labels is measured beside it; through the bridge alone otherwise.
+    """
     from .retrieval import Retrieval, bridge
 
-    def run(train: FeatureBank, test: FeatureBank, reference: FeatureBank, reference_test: FeatureBank) -> Scores:
+    def run(
+        train: FeatureBank,
+        test: FeatureBank,
+        reference: FeatureBank,
+        reference_test: FeatureBank,
+        led: FeatureBank | None = None,
+    ) -> Scores:
         itself = train.key == reference.key and bool(train.key)
+        judge = Retrieval(protocol, given.quiet, given.folder)
         carried = reference_test if itself else bridge(train, reference, given.seed)(test)
-        return replace(Retrieval(protocol, given.quiet, given.folder)(reference, carried), evaluator="asymmetric")
+        scores = replace(judge(reference, carried), evaluator="asymmetric")
+        if led is None:
+            return scores
+        bridged = scores.score(scores.headline_metric or "map", scores.headline_k)
+        note = f"queries through the encoder's own head; by a ridge bridge {bridged.metric} {100 * bridged.value:.1f} %"
+        direct = judge(reference, led)
+        return replace(
+            direct,
+            evaluator="asymmetric",
+            notes=(*direct.notes, note),
+            details={**direct.details, "bridge": bridged.value},
+        )
 
     return run
 

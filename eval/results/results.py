@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ssl_kd.runtime.files import atomically, probe
 
 from .cell import Cell, paired, share_of
+from .index_verdict import IndexVerdict, index_verdicts
 from .table import Layout
 from .text import Row, escaped, inert, one_line, plain
 from .verdict import Verdict, verdicts
@@ -87,6 +88,15 @@ class Results:
         """Return how much each encoder keeps of the reference, in a sentence each; see `ssl_kd.eval.results.verdict`."""
         return verdicts(self.cells, self.reference, self.headline)
 
+    def index_verdicts(self) -> list[IndexVerdict]:
+        """Return whether to keep an index of the reference or embed again; see `ssl_kd.eval.results.index_verdict`."""
+        return index_verdicts(self.cells, self.reference)
+
+    def answers(self) -> list[str]:
+        """Return all verdicts in words."""
+        kept = [one.sentence(self.reference) for one in self.verdicts()]
+        return kept + [one.sentence(self.reference) for one in self.index_verdicts()]
+
     def table(self) -> Table:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
         from rich.table import Table
@@ -110,7 +120,7 @@ class Results:
         cells = [[one_line(text).replace("|", "\\|") for text in line] for line in [header, rule, *lines]]
         text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
         notes = [f"- {one_line(note)}" for note in self.notes]
-        answer = [f"- **{one_line(verdict.sentence(self.reference))}**" for verdict in self.verdicts()]
+        answer = [f"- **{one_line(said)}**" for said in self.answers()]
         return "\n\n".join(["\n".join(answer), text, one_line(self.caption()), *notes]).lstrip() + "\n"
 
     def latex(self) -> str:

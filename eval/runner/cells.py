@@ -6,6 +6,7 @@ processes of `eval/runner/workers.py`, which leave finished cells on disk for it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -217,6 +218,8 @@ class Bench:
             "precision": self.settings.how,
             "seed": self.settings.seed,
         }
+        if led := self._led(job):
+            parts["head"] = led.digest
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _identity(self, name: str, job: Job) -> tuple[str, str, str]:
@@ -235,7 +238,25 @@ class Bench:
         """Return the banks that an evaluator wants besides train and test."""
         if job.outside:
             return (self.banks(job.outside, job.encoder)[1],)
-        return self.banks(job.task, self.reference)[:2] if self.choice(job).row.paired else ()
+        if not self.choice(job).row.paired:
+            return ()
+        reference = self.banks(job.task, self.reference)[:2]
+        led = self._led(job)
+        if led is None:
+            return reference
+        how = self.settings_for(job.encoder, self.reference)
+        return (*reference, make_banks(f"{job.encoder} in {self.reference}'s space", led, self.tasks[job.task], how)[1])
+
+    def _led(self, job: Job) -> Encoder | None:
+        """Return the encoder as its own head lets it answer in the reference's space, for asymmetric retrieval."""
+        encoder, reference = self.encoders[job.encoder], self.encoders[self.reference]
+        if job.kind != "asymmetric" or isinstance(encoder, OwnFeatures) or isinstance(reference, OwnFeatures):
+            return None
+        for name in encoder.heads:
+            head = encoder.head(name)
+            if head is not None and reference.space.holds(head.space):
+                return copy.copy(encoder).read_as(name)
+        return None
 
     def _missing(self, job: Job) -> list[tuple[str, str, str, list[int]]]:
         """Return row, task, split and numbers of the images that the banks of a cell lack."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ssl_kd.errors import UserError, nearest, shown_name
-from ssl_kd.runtime.command_line import parse
+from ssl_kd.runtime.command_line import OneLineParser, parse, parser_for
 from ssl_kd.search.config import (
     AddConfig,
     BuildConfig,
@@ -141,16 +141,37 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+# By command: its settings, and the field that takes words.
+SETTINGS: dict[str, tuple[type, str]] = {
+    "build": (BuildConfig, ""),
+    "add": (AddConfig, ""),
+    "remove": (RemoveConfig, "names"),
+    "train": (TrainConfig, ""),
+    "info": (LookConfig, "index"),
+    "verify": (LookConfig, "index"),
+}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands of `ssl-kd index`."""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print("usage: ssl-kd index COMMAND [options]        (ssl-kd index COMMAND --help lists every option)\n")
-        print("\n".join(f"  {name:<8}{(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()))
+        _parser().print_help()
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         hint = nearest(argv[0], list(COMMANDS))
         raise UserError(f"index: expected {', '.join(COMMANDS)}; got {shown_name(argv[0])!r}.{hint}")
     return COMMANDS[argv[0]](argv[1:])
+
+
+def _parser() -> OneLineParser:
+    """All commands of `ssl-kd index` at a glance."""
+    parser = OneLineParser("ssl-kd index", description="Index pictures on disk. COMMAND --help lists every option.")
+    verbs = parser.add_subparsers(metavar="COMMAND")
+    for name, (settings, words) in SETTINGS.items():
+        prog, about = f"ssl-kd index {name}", (COMMANDS[name].__doc__ or "").splitlines()[0]
+        # argparse makes its subparsers itself: it is given the options of ours
+        verbs.add_parser(name, help=about, parents=[parser_for(settings, prog, words=words)], add_help=False)
+    return parser
 
 
 def _checked(config: Settings, *needed: str) -> Settings:

@@ -113,10 +113,18 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def embed(argv: Sequence[str]) -> int:
-    """Write the features of any pictures to one .npz file."""
+    """Write the features of any pictures to a file: .npz, .npy or Parquet."""
     from ssl_kd.eval.embed import main
 
     code: int = main(list(argv), prog="ssl-kd embed")
+    return code
+
+
+def certify(argv: Sequence[str]) -> int:
+    """Say how much of its student and teacher a finished file (ONNX, OpenVINO) keeps."""
+    from ssl_kd.eval.certify import main
+
+    code: int = main(list(argv), prog="ssl-kd certify")
     return code
 
 
@@ -150,7 +158,8 @@ def export(argv: Sequence[str]) -> int:
         nargs="+",
         required=True,
         metavar="FORMAT",
-        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8",
+        help="timm, torchvision, safetensors, torchscript, onnx, onnx-fp16, onnx-int8, openvino, openvino-int8, or hub (a folder "
+        "for timm and the Hugging Face hub)",
     )
     parser.add_argument("--out", required=True, help="file to write; a folder where there are several formats")
     parser.add_argument("--feature", help="cls, pool, ...; default: the file's own")
@@ -298,6 +307,7 @@ def named_code(config: DataclassInstance) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "certify": certify,
     "compare": compare,
     "completion": completion,
     "configs": configs,

@@ -20,6 +20,7 @@ from ssl_kd.distillation.module import DistillationModule
 from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.step import Bad
 from ssl_kd.errors import NonFinite
+from ssl_kd.metrics import NEIGHBOURS
 from ssl_kd.models.space_head import SpaceHead
 from ssl_kd.objectives.into_teacher import into_teacher
 from ssl_kd.objectives.multi_teacher import MultiTeacher
@@ -118,6 +119,8 @@ class Learner:
     def heads(self) -> dict[str, SpaceHead]:
         """What leads the student, as it is now, into its teachers' spaces: "teacher", or "teacher/NAME" of several."""
         objective, found = self.module.objective, {}
+        if not self.member.spec.weight:  # it was never trained
+            return {}
         parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
         for name, part in parts.items():
             (teacher,) = [t for key, t in self.member.teachers.items() if not name or key == name]
@@ -152,10 +155,11 @@ class Learner:
         """What the card says of the held-out images."""
         if self.monitor is None:
             return {}
-        course = self.monitor.course
+        course, count = self.monitor.course, len(self.monitor.held.images)
         return {
             "held-out images": (
-                f"{len(self.monitor.held.images)}; most neighbours in common with the teacher at step {course.best_step:,}: "
-                f"{course.best:.1%} of the nearest 10 (`{BEST}`)"
+                f"{count}; most neighbours in common with the teacher at step {course.best_step:,}: "
+                f"{100 * course.best:.1f} ±{100 * course.best_half:.1f} % of the nearest 10, where unrelated networks share "
+                f"{NEIGHBOURS / max(count - 1, 1):.1%} (`{BEST}`)"
             )
         }

@@ -25,7 +25,9 @@ from ssl_kd.errors import Collapsed
 from ssl_kd.metrics import (
     centred_kernel_alignment,
     effective_rank,
+    mean_of,
     neighbour_overlap,
+    shared_neighbours,
     spread,
     uniformity,
 )
@@ -81,6 +83,7 @@ class Course:
     """What is remembered from one measurement to the next; saved with the run's state."""
 
     best: float = -math.inf  # neighbour overlap
+    best_half: float = 0.0  # half its 95 % interval over the held-out images
     best_step: int = 0
     since: int = 0  # measurements without a better one
     ill: int = 0  # measurements in a row of a collapsed student
@@ -155,6 +158,9 @@ class Monitor:
         found["collapsed"] = float(bool(why))
         better = not why and found["neighbour_overlap"] > self.course.best
         self._remember(step, found["neighbour_overlap"], better, bool(why))
+        if better:
+            interval = mean_of(shared_neighbours(ours, theirs))
+            self.course.best_half = (interval.high - interval.low) / 2
         if self.course.ill >= ILL:
             raise Collapsed(
                 f"{whose} has collapsed ({why}) in {ILL} measurements in a row, the last at step {step}; lower lr, or "

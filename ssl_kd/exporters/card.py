@@ -43,7 +43,8 @@ class Exported:
         return self.verdict is None or self.verdict.met
 
     def __str__(self) -> str:
-        first = f"{self.format:<12}{self.path} ({self.path.stat().st_size / 1e6:,.1f} MB): "
+        files = [file for file in self.path.iterdir() if file.is_file()] if self.path.is_dir() else [self.path]
+        first = f"{self.format:<12}{self.path} ({sum(f.stat().st_size for f in files) / 1e6:,.1f} MB): "
         if self.verdict is not None:
             return "\n    ".join([f"{first}smallest cosine {self.cosine:.4f}", *self.verdict.lines()])
         return (

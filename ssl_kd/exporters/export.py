@@ -92,7 +92,7 @@ def export(
     UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
     cannot hold the network or differs by more than BOUND.
     """
-    formats = [one_of("to", name, TARGETS) for name in ([to] if isinstance(to, str) else to)]
+    formats = [one_of("to", name, [*TARGETS, HUB]) for name in ([to] if isinstance(to, str) else to)]
     if not formats or len(set(formats)) != len(formats):
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
@@ -103,6 +103,8 @@ def export(
     encoder = frozen(copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format))
     if bad := not_finite(encoder.backbone.state_dict()):
         raise UserError(f"export: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
+    if HUB in formats:
+        return [_hub(encoder, formats, Path(out), notes, images)]
     lines = {name: TARGETS[name].possible(encoder) for name in formats}
     size = encoder.preprocessing.size
     judge = _judge(encoder, formats, images, teacher, within, keep)
@@ -139,6 +141,22 @@ def export(
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
     return made
+
+
+def _hub(
+    encoder: Encoder,
+    formats: Sequence[str],
+    out: Path,
+    notes: Mapping[str, object],
+    images: Tensor | str | os.PathLike[str] | None,
+) -> Exported:
+    """A folder for timm and the hub, which stands alone."""
+    from ssl_kd.exporters.hub import write_hub
+
+    if len(formats) > 1:
+        raise UserError(f"to: {HUB} is a folder of its own; export it without {', '.join(set(formats) - {HUB})}")
+    relative = write_hub(encoder, out, notes, measured_on(images, encoder), BOUND)
+    return Exported(HUB, out, out / "README.md", relative, relative, 1.0)
 
 
 def _judge(
@@ -311,6 +329,7 @@ def _reload_script(encoder: Encoder, path: Path) -> Ask:
         return program
 
 
+HUB = "hub"  # a folder, not a file: see exporters.hub
 TARGETS: Registry[Target] = Registry(
     "export formats",
     {

@@ -46,5 +46,12 @@ class Space:
             return f"another width ({other.width})"
         return "" if self.pixels == other.pixels else f"other preprocessing ({other.pixels})"
 
+    def holds(self, head: Space) -> bool:
+        """Whether a head that was trained into `head` answers in this space.
+
+        Preprocessing may differ: it is that of the pictures here, and a head's pictures are seen by its student.
+        """
+        return (self.digest, self.feature, self.width) == (head.digest, head.feature, head.width)
+
     def __str__(self) -> str:
         return f"{self.arch}, feature {self.feature}, width {self.width}, weights {self.digest[:12]}"

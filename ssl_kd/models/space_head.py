@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.space import Space
 
 MOST_LAYERS = 16
@@ -78,7 +79,10 @@ class SpaceHead(nn.Module):
 
     @classmethod
     def from_record(cls, record: Mapping[str, object], state: Mapping[str, Tensor]) -> SpaceHead:
-        """The inverse of `record`. ValueError, TypeError, KeyError or RuntimeError where the two do not fit."""
+        """The inverse of `record`. ValueError, TypeError, KeyError or RuntimeError where the two do not fit.
+
+        BrokenCheckpoint where a number has changed.
+        """
         kinds = record["layers"]
         if not isinstance(kinds, list) or not 0 < len(kinds) <= MOST_LAYERS:
             raise ValueError("a head has no layers, or too many")
@@ -89,7 +93,7 @@ class SpaceHead(nn.Module):
         head.layers.load_state_dict(numbers, strict=True, assign=True)
         head.requires_grad_(False)
         if head.digest != record["digest"]:
-            raise ValueError("the head's numbers are not those that were saved")
+            raise BrokenCheckpoint("the head into another space is damaged: its digest is not the recorded one")
         return head
 
     def _kinds(self) -> list[list[object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,16 +139,16 @@ class Correlation(Term):
             return self.divergence(ours, theirs)
 
     @classmethod
-    def options(cls) -> dict[str, object]:
+    def options(cls) -> dict[str, Any]:
         """The options that a config may give, with their defaults; not every relation and divergence knows all."""
         return FLAT | dict.fromkeys(OWN_OPTIONS)
 
     @classmethod
-    def from_options(cls, student_dim: int | Widths, teacher_dim: int | Widths, **options: object) -> Correlation:
+    def from_options(cls, student_dim: int | Widths, teacher_dim: int | Widths, **options: Any) -> Correlation:
         """The term from a config's flat options: each goes to the part whose signature has it."""
         flat = FLAT | {name: options.pop(name) for name in FLAT if name in options}
         relation, comparison = (
-            one_of(w, str(flat[w]), k) for w, k in (("relation", RELATIONS), ("comparison", DIVERGENCES))
+            one_of(w, flat[w], k) for w, k in (("relation", RELATIONS), ("comparison", DIVERGENCES))
         )
         given = {name: value for name, value in options.items() if value is not None}
         known = options_of(relation, comparison)
@@ -158,8 +159,7 @@ class Correlation(Term):
                 )
         taus = {name: flat[name] for name in ("tau_student", "tau_teacher")}
         kind, measure = RELATIONS[relation], DIVERGENCES[comparison]
-        make: Callable[..., Correlation] = cls
-        return make(
+        return cls(
             student_dim,
             teacher_dim,
             kind(**_chosen(given, kind)),
@@ -185,7 +185,7 @@ class Correlation(Term):
 
 
 # What a config may say of every correlation, with its defaults, and what only some relations or divergences know.
-FLAT: dict[str, object] = {
+FLAT: dict[str, Any] = {
     "relation": "queue",
     "comparison": "softmax_kl",
     "projector": "linear",
@@ -240,5 +240,5 @@ def _parameters(call: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(call).parameters
 
 
-def _chosen(given: Mapping[str, object], call: Callable[..., object]) -> dict[str, object]:
+def _chosen(given: Mapping[str, Any], call: Callable[..., object]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in _parameters(call)}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import cast
 
 from ssl_kd.errors import UserError
 
@@ -18,16 +17,22 @@ MOST = 2**31 - 1  # of anything counted: more is a slip, and past it libraries f
 def whole(least: int, most: int = MOST) -> Rule:
     """A whole number within bounds."""
     words = f"a whole number, at least {least} and at most {most:,}"
-    return words, lambda v: _is(v, Integral) and least <= cast(int, v) <= most
+    return words, lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= int(v) <= most
 
 
 def number(words: str, fits: Callable[[float], bool]) -> Rule:
     """A finite number for which `fits` holds."""
-    return words, lambda v: _is(v, Real) and abs(cast(float, v)) < float("inf") and fits(cast(float, v))
 
+    def is_one(value: object) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool):  # to Python a bool is a whole number
+            return False
+        try:
+            exact = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return False
+        return abs(exact) < float("inf") and fits(exact)
 
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)  # to Python a bool is a whole number
+    return words, is_one
 
 
 def _names(value: object) -> bool:
@@ -62,6 +67,7 @@ OPTIONS: dict[str, Rule] = {
     "smoothing": number("a number above 0, at most 1", lambda v: 0 < v <= 1),
     "most_epochs": whole(1),
     "summary": number("a number, 0 or more", lambda v: v >= 0),
+    "steps": whole(1, 100),
     "hidden": whole(1),
     "last_hidden": whole(1),
     "prototypes": whole(2, 65536),

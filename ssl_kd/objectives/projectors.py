@@ -1,4 +1,4 @@
-"""Heads between the student's width and the teacher's. They are trained with the student and thrown away after it.
+"""Heads between the student's width and the teacher's. They are trained with the student; one is kept, see `into_teacher`.
 
 Head capacity beats the choice of the loss (see docs/objectives): a linear head loses several points to a deep one.
 """

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.inputs import Widths
-from ssl_kd.types import Features, ViewBatch
+from ssl_kd.types import Features, Index, ViewBatch
 
 
-def batch_of(rows: int, batch: ViewBatch | None, index: object, min_views: int, what: str) -> ViewBatch:
+def batch_of(rows: int, batch: ViewBatch | None, index: Index | None, min_views: int, what: str) -> ViewBatch:
     """The batch that was given, or one view of each of `rows` images; UserError where more views are needed."""
     if batch is None:
         if min_views > 1:
@@ -37,6 +37,8 @@ class Term(nn.Module):
     teacher_layers: tuple[str, ...] = ()
     student_momentum: float = 0.0
     needs_tokens: bool = False
+    masks: bool = False  # reads what the student says of masked images (see `masked`)
+    at_boundary: bool = False  # reads what both say of images that were moved (see `boundary`)
 
     def forward(
         self,
@@ -44,7 +46,7 @@ class Term(nn.Module):
         teacher: Features | Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: object = None,
+        index: Index | None = None,
     ) -> Tensor:
         """Features, or embeddings (N, Ds) and (N, Dt) -> scalar, float32; 0 at a match unless the class says otherwise.
 

@@ -129,9 +129,10 @@ def parse(
         argv = _flagged(argv, settings)
     if argv and argv[0].endswith((".yaml", ".yml")) and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    parser = _parser(settings, prog, examples, words)
+    parser = parser_for(settings, prog, examples, words)
     given, unknown = parser.parse_known_args(argv)
-    alone = [word for word in unknown if not word.startswith("--")] if words else []
+    # argparse takes words into the field only where they stand in one place
+    alone = [*vars(given).pop(words, []), *(word for word in unknown if not word.startswith("--"))] if words else []
     if wrong := [word for word in unknown if not words or word.startswith("--")]:
         raise UserError(_unknown(wrong[0], settings, prog))
     known = {f.name: f for f in fields(settings)}
@@ -155,7 +156,8 @@ def parse(
 # ----------------------------------------------------------------------------------------------- the options
 
 
-def _parser(settings: type, prog: str, examples: Sequence[str], words: str) -> OneLineParser:
+def parser_for(settings: type, prog: str, examples: Sequence[str] = (), words: str = "") -> OneLineParser:
+    """The parser of a settings dataclass: every field is an option, and `words` takes what stands alone."""
     parser = OneLineParser(
         prog=prog,
         usage=f"{prog} [CONFIG.yaml] [--setting value ...]" + (f" [{words.upper()} ...]" if words else ""),
@@ -175,7 +177,9 @@ def _parser(settings: type, prog: str, examples: Sequence[str], words: str) -> O
             text = about(one).help or described.get(one.name, "")
             text = f"{text}{_default(one)}".replace("%", "%%")
             names = [f"--{one.name}", *([f"--{about(one).also}"] if about(one).also else [])]
-            if about(one).several:
+            if one.name == words:
+                place.add_argument(one.name, metavar=words.upper(), nargs="*", help=text)
+            elif about(one).several:
                 place.add_argument(*names, dest=one.name, metavar="X", nargs="+", help=text)
             elif kinds[one.name] is bool:
                 place.add_argument(f"--{one.name}", metavar="true|false", nargs="?", const="true", help=text)

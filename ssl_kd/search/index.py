@@ -12,6 +12,7 @@ answer in the very coordinates of the index (a drop-in, see `ssl_kd.models.space
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -289,10 +290,9 @@ class Index:
             raise UserError(
                 f"k: expected at least 1, got {k}" if k < 1 else f"{self.store.folder}: the index holds no pictures"
             )
-        self._must_answer(self.encoder)
-        source = opened(images, 0.0)
+        asking, source = self.asking(self.encoder), opened(images, 0.0)
         found: list[Found] = []
-        for _, numbers, rows in embedded(self.encoder, source, np.arange(len(source)), **settings):
+        for _, numbers, rows in embedded(asking, source, np.arange(len(source)), **settings):
             near, where = self.nearest(rows, k)
             names = [str(source.ids[i]) for i in numbers]
             found += [Found(*one) for one in zip(names, self._hits(near, where, within), strict=True)]
@@ -353,12 +353,23 @@ class Index:
                 "the index's own encoder"
             )
 
-    def _must_answer(self, encoder: Encoder) -> None:
-        if why := self.space.difference(encoder.space):
-            raise UserError(
-                f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}: distances between the "
-                "two would mean nothing; query by the index's own encoder, or build an index of this one"
-            )
+    def asking(self, encoder: Encoder) -> Encoder:
+        """The encoder as it answers in the index's space: itself, or read through its head into that space.
+
+        UserError for an encoder of another space.
+        """
+        why = self.space.difference(encoder.space)
+        if not why:
+            return encoder
+        for name in encoder.heads:
+            head = encoder.head(name)
+            if head is not None and self.space.holds(head.space):
+                return copy.copy(encoder).read_as(name)  # the given one keeps its own feature
+        led = f" (nor has it a head into that space: {', '.join(encoder.heads)})" if len(encoder.heads) else ""
+        raise UserError(
+            f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}{led}: distances between the "
+            "two would mean nothing; query by the index's own encoder, or build an index of this one"
+        )
 
     def verify(self) -> None:
         """Compare every byte of the index with its check sums. UserError where one has changed."""

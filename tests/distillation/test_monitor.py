@@ -13,7 +13,14 @@ from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.data.subset import Subset, hold_out
 from ssl_kd.distillation.monitor import Monitor, collapsed, figures, head_cosine, plain_views
 from ssl_kd.errors import Collapsed, ImagesError
-from ssl_kd.metrics import centred_kernel_alignment, effective_rank, neighbour_overlap, spread, uniformity
+from ssl_kd.metrics import (
+    centred_kernel_alignment,
+    effective_rank,
+    neighbour_overlap,
+    shared_neighbours,
+    spread,
+    uniformity,
+)
 from ssl_kd.models.encoder import at_rest
 from ssl_kd.objectives import build_objective
 
@@ -340,7 +347,11 @@ def test_a_run_looks_every_epoch_and_keeps_its_best_student(teacher, tmp_path):
     assert best["health/cka"] == pytest.approx(want["cka"], abs=1e-4)
     card = (tmp_path / "run/README.md").read_text()
     assert "\n- `student_best.safetensors`: " in card
-    assert f"at step {best['step']}: {best['health/neighbour_overlap']:.1%}" in card
+    each = shared_neighbours(student(pixels).embedding, teacher(pixels).embedding)
+    half = 100 * 1.96 * float(each.std()) / len(each) ** 0.5
+    shared = f"{100 * best['health/neighbour_overlap']:.1f} ±{half:.1f} %"
+    assert f"at step {best['step']}: {shared} of the nearest 10" in card
+    assert f"unrelated networks share {10 / (len(each) - 1):.1%}" in card
 
 
 def test_looking_more_often_changes_no_bit_of_the_student(teacher, tmp_path):

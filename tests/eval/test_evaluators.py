@@ -18,6 +18,8 @@ KNOWN = {
     "retrieval": retrieval.PROTOCOLS,
     "asymmetric": retrieval.PROTOCOLS,
     "agreement": ("neighbours",),
+    "cka": ("linear",),
+    "stability": ("neighbours",),
     "ood": ood.PROTOCOLS,
 }
 EVERY = [(kind, protocol) for kind in KINDS for protocol in KNOWN[kind]]
@@ -39,6 +41,8 @@ def judged(kind, protocol, train, test):
     evaluator = row.make(row.find(protocol), Given("top1", 0, "cpu", True, None))
     if kind == "ood":
         return evaluator(train, test, FeatureBank(test.features[::-1] * 1.5 + 0.2))
+    if kind == "stability":
+        return evaluator(train, test, FeatureBank(test.features + 0.2))
     if row.paired:
         turn = np.linalg.qr(np.random.default_rng(5).normal(size=(train.width, 32)))[0].astype(np.float32)
         return evaluator(train, test, *(FeatureBank(bank.features @ turn, bank.labels) for bank in (train, test)))
@@ -70,7 +74,7 @@ def test_the_order_of_test_rows_changes_no_figure(kind, protocol):
 
 
 @pytest.mark.parametrize(
-    ("kind", "protocol"), [it for it in EVERY if it[0] in ("knn", "retrieval", "agreement", "ood")]
+    ("kind", "protocol"), [it for it in EVERY if it[0] in ("knn", "retrieval", "agreement", "cka", "stability", "ood")]
 )
 def test_the_order_of_train_rows_changes_no_figure_where_nothing_is_drawn(kind, protocol):
     train, test = banks()
@@ -80,7 +84,7 @@ def test_the_order_of_train_rows_changes_no_figure_where_nothing_is_drawn(kind, 
         assert other.value == pytest.approx(one.value, abs=1e-9), one.metric
 
 
-@pytest.mark.parametrize(("kind", "protocol"), [it for it in EVERY if it[0] not in ("agreement", "ood")])
+@pytest.mark.parametrize(("kind", "protocol"), [it for it in EVERY if KINDS[it[0]].labels])
 def test_blobs_far_apart_give_the_best_figure_and_shuffled_labels_chance(kind, protocol):
     sure = judged(kind, protocol, *banks(apart=40))
     if kind == "calibration":

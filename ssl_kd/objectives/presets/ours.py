@@ -30,6 +30,18 @@ OURS: dict[str, Preset] = {
         "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
         "-",
     ),
+    "drop_in": Preset(
+        (
+            alignment("mlp", "cosine", head="query"),
+            correlation("cross", "mlp", comparison="top_k", neighbours=256, tau=(1.0, 0.01), weight=10.0, head="query"),
+        ),
+        "for a student that asks its teacher's index; `csd` beside an alignment, one head for both",
+        "ours",
+        "-",
+        "2 - 2 cos(g(s), t) + 10 KL(softmax(t T / 0.01), softmax(g(s) T / 1)), T: the 256 teacher embeddings of the batch nearest to t; "
+        "g: two layers",
+        "not among those of the comparison; g stays in the student's file, and is what leads into the teacher's space",
+    ),
     "simreg_queue": Preset(
         (SIMREG, QUEUE),
         "our combination of `simreg` and `queue`",

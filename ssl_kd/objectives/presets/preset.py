@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
-Spec = Mapping[str, object]
-
-
-class Layers(TypedDict):
-    """What a term on cells or layers reads of both networks."""
-
-    student_layers: tuple[str, ...]
-    teacher_layers: tuple[str, ...]
-
+Spec = Mapping[str, Any]
 
 # How well a source is known to us. Only the first kind may be called faithful to the published formula.
 EVIDENCE = {
@@ -39,13 +31,13 @@ class Preset:
     mix: str = "none"  # likewise, of the inputs of both networks
 
 
-def alignment(projector: str, distance: str = "cosine", weight: object = 1.0, **more: object) -> Spec:
+def alignment(projector: str, distance: str = "cosine", weight: float | str = 1.0, **more: object) -> Spec:
     """A row's alignment term."""
     return {"term": "alignment", "projector": projector, "distance": distance, "weight": weight, **more}
 
 
 def correlation(
-    relation: str, projector: str, weight: object = 1.0, tau: float | tuple[float, float] = 0.07, **more: object
+    relation: str, projector: str, weight: float | str = 1.0, tau: float | tuple[float, float] = 0.07, **more: object
 ) -> Spec:
     """A row's correlation term; tau: student's and teacher's, or one for both."""
     tau_student, tau_teacher = tau if isinstance(tau, tuple) else (tau, tau)
@@ -60,7 +52,7 @@ def correlation(
     }
 
 
-def stage(*numbers: int) -> Layers:
+def stage(*numbers: int) -> Spec:
     """Where these of the four stages end, in both networks: what a term on cells or layers reads."""
     names = tuple(f"stage.{k}" for k in numbers)
     return {"student_layers": names, "teacher_layers": names}
