@@ -92,8 +92,8 @@ def test_four_teachers_from_one_config_by_the_command_line(files, tmp_path, caps
 def test_the_only_line_of_several_teaches_as_a_single_teacher_does(tmp_path):
     one = ssl_kd.distill(tiny(1), images=images(), out=tmp_path / "one", **QUICK)
     line = ssl_kd.distill(teachers={"only": tiny(1)}, images=images(), out=tmp_path / "line", **QUICK)
-    for name, tensor in one.student.state_dict().items():
-        assert torch.allclose(tensor.float(), line.student.state_dict()[name].float(), atol=1e-6), name
+    for name, tensor in one.student.backbone.state_dict().items():
+        assert torch.allclose(tensor.float(), line.student.backbone.state_dict()[name].float(), atol=1e-6), name
 
 
 class Witness(torch.nn.Module):
