@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import cast
 
 from torch import nn
 
@@ -39,12 +39,12 @@ class Objects:
     between: a module with the terms between students, or what makes one.
     """
 
-    student: Any = None
-    objectives: Mapping[str, Any] = field(default_factory=dict)
+    student: object = None
+    objectives: Mapping[str, object] = field(default_factory=dict)
     views: tuple[Recipe, ...] | None = None
     loggers: tuple[LightningLogger, ...] = ()
     students: Mapping[str, Objects] = field(default_factory=dict)
-    between: Any = None
+    between: object = None
 
     def of(self, name: str, own_objective: bool) -> Objects:
         """Those of one of several students. own_objective: it has one of its own, which takes the place of the run's."""
@@ -57,7 +57,7 @@ NOTHING = Objects()
 
 
 def merge(
-    config: DistillConfig | None, teacher: Any, student: Any, images: Any, settings: Mapping[str, Any]
+    config: DistillConfig | None, teacher: object, student: object, images: object, settings: Mapping[str, object]
 ) -> tuple[DistillConfig, Objects]:
     """One config of what was given in three ways, and the objects among it.
 
@@ -87,7 +87,7 @@ def _must_be_plain(students: object) -> None:
                 )
 
 
-def _objects(given: dict[str, Any]) -> Objects:
+def _objects(given: dict[str, object]) -> Objects:
     """The objects among the settings of a call, which are replaced there by their names."""
     student, objectives = None, {}
     if names_code(given.get("student")):
@@ -112,9 +112,9 @@ def _objects(given: dict[str, Any]) -> Objects:
     return Objects(student, objectives, found, tuple(loggers), members, between)
 
 
-def _own_objects(name: str, line: Any, members: dict[str, Objects]) -> dict[str, Any]:
+def _own_objects(name: str, line: object, members: dict[str, Objects]) -> dict[str, object]:
     """A student's line; objects in it, of which their names stay, go to the others."""
-    line_of: dict[str, Any] = dict(line) if isinstance(line, Mapping) else {"arch": line}
+    line_of: dict[str, object] = dict(line) if isinstance(line, Mapping) else {"arch": line}
     student: object = None
     objectives = {}
     if isinstance(arch := line_of.get("arch"), nn.Module):
@@ -128,7 +128,7 @@ def _own_objects(name: str, line: Any, members: dict[str, Objects]) -> dict[str,
     return line_of
 
 
-def _objective(given: Any, what: str = "objective") -> tuple[Any, str]:
+def _objective(given: object, what: str = "objective") -> tuple[object, str]:
     """A criterion or what makes one, and its name."""
     if isinstance(given, str):
         found, name = load_object(given, what), given
@@ -139,22 +139,24 @@ def _objective(given: Any, what: str = "objective") -> tuple[Any, str]:
     return found, name
 
 
-def _own_objective(teacher: str, line: Any, objectives: dict[str, Any]) -> Any:
+def _own_objective(teacher: str, line: object, objectives: dict[str, object]) -> object:
     """A teacher's line; an object as its objective goes to the objects."""
-    own = line.get("objective") if isinstance(line, Mapping) else None
+    if not isinstance(line, Mapping):
+        return line
+    own = line.get("objective")
     if own is None or not (callable(own) or names_code(own)):
         return line
     objectives[teacher], name = _objective(own)
     return {**line, "objective": name}
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(given: object) -> list[object]:
     if isinstance(given, str):
         return [one.strip() for one in given.split(",")]
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _log(one: Any, loggers: list[LightningLogger]) -> str:
+def _log(one: object, loggers: list[LightningLogger]) -> str:
     """The name of a log; a logger from Python goes to the others."""
     if isinstance(one, str) and not names_code(one):
         return one
@@ -162,7 +164,7 @@ def _log(one: Any, loggers: list[LightningLogger]) -> str:
     return one if isinstance(one, str) else record_of(one)
 
 
-def _must_be_given(name: str, value: Any, given: bool) -> None:
+def _must_be_given(name: str, value: object, given: bool) -> None:
     """UserError where a config names an object, or code to import, that this call has not given itself."""
     if is_record(value) and not given:
         raise UserError(f"{name}: {value} was an object from Python; give it again, as ssl_kd.distill({name}=...)")
@@ -172,7 +174,7 @@ def _must_be_given(name: str, value: Any, given: bool) -> None:
         )
 
 
-def criterion_of(found: Any, name: str, student_width: int, teacher_width: int) -> nn.Module:
+def criterion_of(found: object, name: str, student_width: int, teacher_width: int) -> nn.Module:
     """A criterion that was given as an object: itself, or what a class or function makes, of both widths if it takes them.
 
     UserError where no module comes out.
@@ -180,16 +182,17 @@ def criterion_of(found: Any, name: str, student_width: int, teacher_width: int) 
     return _made("objective", found, name, student_width, teacher_width)
 
 
-def made_of(found: Any, name: str, widths: Mapping[str, int], teacher_width: int) -> nn.Module:
+def made_of(found: object, name: str, widths: Mapping[str, int], teacher_width: int) -> nn.Module:
     """Terms between students that were given as an object: itself, or what makes one of everyone's width."""
     return _made("between", found, name, dict(widths), teacher_width)
 
 
-def _made(what: str, found: Any, name: str, student: object, teacher_width: int) -> nn.Module:
+def _made(what: str, found: object, name: str, student: object, teacher_width: int) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     try:
-        made = found(student, teacher_width) if _takes(found, student, teacher_width) else found()
+        make = cast(Callable[..., object], found)
+        made = make(student, teacher_width) if _takes(make, student, teacher_width) else make()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{what}: {name} cannot be built for widths {student} and {teacher_width}: {one_line(error, 160)}"
@@ -199,7 +202,7 @@ def _made(what: str, found: Any, name: str, student: object, teacher_width: int)
     return made
 
 
-def _takes(function: Any, *arguments: Any) -> bool:
+def _takes(function: Callable[..., object], *arguments: object) -> bool:
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
@@ -207,12 +210,12 @@ def _takes(function: Any, *arguments: Any) -> bool:
     return True
 
 
-def is_path(source: Any) -> bool:
+def is_path(source: object) -> bool:
     """Whether images are given by a path, which the config holds."""
     return isinstance(source, str | os.PathLike)
 
 
-def _teacher(given: Any) -> str | dict[str, Any]:
+def _teacher(given: object) -> str | dict[str, object]:
     if isinstance(given, nn.Module):
         return given.origin if isinstance(given, Encoder) else record_of(given)
     if isinstance(given, Mapping):
@@ -222,7 +225,7 @@ def _teacher(given: Any) -> str | dict[str, Any]:
     raise UserError(f"teacher: expected a file, a name, a mapping, an Encoder or a module, got {type(given).__name__}")
 
 
-def _student(given: Any) -> str:
+def _student(given: object) -> str:
     if isinstance(given, nn.Module):
         return given.arch if isinstance(given, Encoder) else f"{MODULE}{type(given).__name__}"
     if given is None or isinstance(given, str):
@@ -230,7 +233,7 @@ def _student(given: Any) -> str:
     raise UserError(f"student: expected an architecture's name, an Encoder or a module, got {type(given).__name__}")
 
 
-def _images(given: Any) -> str:
+def _images(given: object) -> str:
     """A path as it is; of objects how many pictures they hold. What cannot be opened is left for `open_images` to say."""
     if given is None or is_path(given):
         return str(given or "")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +67,11 @@ class Between(nn.Module):
         return {name: (total, told[name]) for name, total in totals.items()}
 
 
-def specs_of(between: str | Sequence[Mapping[str, Any]], students: Iterable[str]) -> list[dict[str, Any]]:
+def specs_of(between: str | Sequence[Mapping[str, object]], students: Iterable[str]) -> list[dict[str, object]]:
     """The terms of the setting `between`, each option checked by itself; before anything is loaded. UserError."""
-    specs = [{"term": between}] if isinstance(between, str) else [dict(spec) for spec in between]
+    specs: list[dict[str, object]] = (
+        [{"term": between}] if isinstance(between, str) else [dict(spec) for spec in between]
+    )
     if not specs:
         raise UserError("between: expected a term's name or a list of terms, got an empty list")
     names = list(students)
@@ -90,7 +91,7 @@ def specs_of(between: str | Sequence[Mapping[str, Any]], students: Iterable[str]
     return specs
 
 
-def defaults_of(kind: str) -> dict[str, Any]:
+def defaults_of(kind: str) -> dict[str, object]:
     """The options that a term takes behind the two widths, with their defaults."""
     return {p.name: p.default for p in list(inspect.signature(BETWEEN[kind].make).parameters.values())[2:]}
 
@@ -118,7 +119,7 @@ def _words(default: object) -> str:
     return "true or false" if isinstance(default, bool) else "text"
 
 
-def _weight_of(spec: dict[str, Any]) -> Weight:
+def _weight_of(spec: dict[str, object]) -> Weight:
     """What a term's spec says of weight and schedule, which is taken out of it."""
     try:
         weight = Weight.taken_from(spec)
@@ -129,11 +130,13 @@ def _weight_of(spec: dict[str, Any]) -> Weight:
     return weight
 
 
-def build_between(between: str | Sequence[Mapping[str, Any]], widths: Mapping[str, int], teacher_width: int) -> Between:
+def build_between(
+    between: str | Sequence[Mapping[str, object]], widths: Mapping[str, int], teacher_width: int
+) -> Between:
     """The terms of a setting for students of these embedding widths. UserError names what is wrong."""
     terms, weights, kinds, titles = [], [], [], []
     for spec in specs_of(between, widths):
-        kind = spec.pop("term")
+        kind = str(spec.pop("term"))
         weights.append(_weight_of(spec))
         terms.append(BETWEEN[kind].make(widths, teacher_width, **spec))
         kinds.append(kind)

@@ -5,10 +5,10 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ssl_kd.checkpoints.reading import HELP, reading
 from ssl_kd.distillation.student_specs import student_specs
@@ -17,6 +17,9 @@ from ssl_kd.runtime import loggers
 from ssl_kd.runtime.loggers import LogSettings
 from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import SEEDS, Rule, check_settings, described, must_hold, setting
+
+if TYPE_CHECKING:
+    from ssl_kd.models.encoder import Encoder
 
 BY_HAND = ("branch", "arch", "arch_args", "mean", "std")  # of a teacher's line, as `load_teacher` takes them
 OPTIONAL = (*BY_HAND, "prune")  # what config.yaml keeps only where it was given
@@ -31,14 +34,14 @@ OBJECTIVES = {
     "comparison": ["ssl_kd.objectives:DIVERGENCES"],
 }
 # A preset's name or its terms; a scheme's name or its recipes.
-NameOrRows = str | list[dict[str, Any]]
+NameOrRows = str | list[dict[str, object]]
 
 
 @dataclass
 class TeacherSettings:
     """Teacher."""
 
-    teacher: str | dict[str, Any] = field(
+    teacher: str | dict[str, object] = field(
         default="",
         metadata=described(
             "checkpoint file or folder, a name such as dino_vits16 or hf-hub:ORG/NAME, or a mapping {path, arch, mean, std, "
@@ -53,7 +56,7 @@ class TeacherSettings:
     )
     teacher_branch: str = setting("", HELP["branch"], also="branch")
     teacher_arch: str = setting("", HELP["arch"], also="arch")
-    teacher_arch_args: dict[str, Any] = field(
+    teacher_arch_args: dict[str, object] = field(
         default_factory=dict, metadata=described(HELP["arch_args"], expects="a mapping", also="arch_args")
     )
     teacher_mean: str | float | list[float] = field(
@@ -63,7 +66,7 @@ class TeacherSettings:
         default="", metadata=described(HELP["std"], expects="one or three numbers", also="std", several=True)
     )
     teacher_size: int = setting(0, "input size of the teacher, in pixels; 0: the views' size, or its own", least=0)
-    teachers: dict[Any, Any] = field(
+    teachers: dict[object, object] = field(
         default_factory=dict,
         metadata=described(
             "several teachers instead of one, {NAME: FILE} or {NAME: {path, objective, weight, feature, size, arch, ...}}",
@@ -91,7 +94,7 @@ class StudentSettings:
         code=True,
         tables={"": ["ssl_kd.models.factory:SOURCES"]},
     )
-    student_args: dict[str, Any] = field(
+    student_args: dict[str, object] = field(
         default_factory=dict,
         metadata=described(
             "extra arguments of the architecture, e.g. {small_stem: true} or {img_size: 32, patch_size: 4}",
@@ -99,7 +102,7 @@ class StudentSettings:
         ),
     )
     student_weights: str = setting("", "a student file to start from; empty: random weights")
-    students: dict[Any, Any] | Literal[""] = field(
+    students: dict[object, object] | Literal[""] = field(
         default="",
         metadata=described(
             "several students that share each pass of the teacher, {NAME: ARCH} or {NAME: {arch, args, weights, objective, "
@@ -280,7 +283,7 @@ class TeacherSpec:
     prune: share of its weights, the smallest of all layers together, that are set to 0 (R2KD's pruned copy).
     """
 
-    file: Any  # a checkpoint file, a name of the zoo, or from Python an Encoder or a module
+    file: object  # a checkpoint file, a name of the zoo, or from Python an Encoder or a module
     objective: NameOrRows = "default"
     weight: float = 1.0
     feature: str = ""
@@ -290,16 +293,16 @@ class TeacherSpec:
     prune: float = 0.0
     branch: str = ""
     arch: str = ""
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
-    mean: Any = ""
-    std: Any = ""
+    arch_args: Mapping[str, object] = field(default_factory=dict)
+    mean: object = ""
+    std: object = ""
 
-    def by_hand(self) -> dict[str, Any]:
+    def by_hand(self) -> dict[str, object]:
         """What `load_teacher` is given beside the file."""
         given = {name: getattr(self, name) for name in ("feature", "format", *BY_HAND)}
         return {name: value for name, value in given.items() if value not in ("", {}, None)}
 
-    def recorded(self, encoder: Any) -> dict[str, Any]:
+    def recorded(self, encoder: Encoder) -> dict[str, object]:
         """The line as config.yaml keeps it, with the digest of the encoder that it led to."""
         line = {f.name: getattr(self, f.name) for f in fields(self)}
         line = {name: value for name, value in line.items() if name not in OPTIONAL or value not in ("", {}, None, 0)}
@@ -309,7 +312,7 @@ class TeacherSpec:
 def teacher_specs(config: DistillConfig) -> dict[str, TeacherSpec]:
     """The teachers of a config by name; a single one has the name "". UserError for a line that cannot be right."""
     if config.teachers:
-        return {name: _line(name, given, config) for name, given in config.teachers.items()}
+        return {str(name): _line(name, given, config) for name, given in config.teachers.items()}
     given = {name: getattr(config, f"teacher_{name}") for name in ("feature", "format", "size", "digest", *BY_HAND)}
     given = {name: value for name, value in given.items() if value not in ("", {}, 0)}
     if not isinstance(config.teacher, Mapping):
@@ -320,7 +323,7 @@ def teacher_specs(config: DistillConfig) -> dict[str, TeacherSpec]:
     return {"": _checked("", {f.name: getattr(line, f.name) for f in fields(line)} | given)}
 
 
-def _line(name: str, given: Any, config: DistillConfig) -> TeacherSpec:
+def _line(name: object, given: object, config: DistillConfig) -> TeacherSpec:
     line = dict(given) if isinstance(given, Mapping) else {"file": given}
     known, who = [f.name for f in fields(TeacherSpec)], f"teachers: {name}" if config.teachers else "teacher:"
     if config.teachers and (not isinstance(name, str) or not name or "." in name):
@@ -336,10 +339,10 @@ def _line(name: str, given: Any, config: DistillConfig) -> TeacherSpec:
     if not file or not (isinstance(file, (str, PathLike)) or hasattr(type(file), "state_dict")):
         example = f"{{{name}: FILE}}" if config.teachers else "{path: FILE}"
         raise UserError(f"{who} needs a file, as in {example}; got {given!r}")
-    return _checked(name, {"objective": config.objective} | line)
+    return _checked(str(name), {"objective": config.objective} | line)
 
 
-def _checked(name: str, line: Mapping[str, Any]) -> TeacherSpec:
+def _checked(name: str, line: Mapping[str, object]) -> TeacherSpec:
     """The line, with UserError for a value that cannot be right."""
     for key in ("feature", "format", "digest", "branch", "arch"):
         if not isinstance(line.get(key, ""), str):
@@ -351,7 +354,8 @@ def _checked(name: str, line: Mapping[str, Any]) -> TeacherSpec:
     share = line.get("prune", 0)
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
         raise UserError(f"teachers: prune of {name}: expected a share from 0 to below 1, got {share!r}")
-    spec = TeacherSpec(**line)
+    make: Callable[..., TeacherSpec] = TeacherSpec
+    spec = make(**line)
     try:
         reading(**spec.by_hand())
     except UserError as error:

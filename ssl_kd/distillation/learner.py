@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 
@@ -26,6 +26,19 @@ from ssl_kd.objectives.into_teacher import into_teacher
 from ssl_kd.objectives.multi_teacher import MultiTeacher
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.run_dir import BEST, LAST, STUDENT, StudentDir
+
+
+class LearnerState(TypedDict):
+    """What is saved of one student of several."""
+
+    step: int
+    skipped: int
+    ended: bool
+    last: dict[str, float]
+    pair: dict[str, torch.Tensor]
+    optimizer: dict[str, object]
+    random: Mapping[str, torch.Tensor | None]
+    health: dict[str, object] | None
 
 
 class Learner:
@@ -48,7 +61,7 @@ class Learner:
         self.ended = False  # patience is out
         self.last: dict[str, float] = {}
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """A line of the student's own metrics, if it has any."""
         if self.folder:
             self.folder.log(record)
@@ -81,7 +94,7 @@ class Learner:
             f"new run folder"
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> LearnerState:
         """What a run with several students saves of this one."""
         return {
             "step": self.step,
@@ -94,16 +107,19 @@ class Learner:
             "health": self.monitor.state() if self.monitor else None,
         }
 
-    def restore(self, saved: Mapping[str, Any], step: int) -> None:
+    def restore(self, saved: Mapping[str, object], step: int) -> None:
         """The inverse of `state`, also of what a run with a single student saved after so many steps."""
-        self.module.load_state_dict(saved["pair"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.skipped, self.last = saved.get("step", step), saved["skipped"], saved["last"]
-        self.ended = saved.get("ended", False)
+        kept = cast(LearnerState, saved)  # what does not fit raises where it goes
+        self.module.load_state_dict(kept["pair"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.step, self.skipped, self.last = kept.get("step", step), kept["skipped"], kept["last"]
+        self.ended = kept.get("ended", False)
         if self.monitor is not None:
-            self.monitor.restore(saved["health"])
-        if "random" in saved:
-            self.member.randomness.restore(saved["random"])
+            if (health := kept["health"]) is None:
+                raise ValueError("it holds nothing of the run's health")
+            self.monitor.restore(health)
+        if "random" in kept:
+            self.member.randomness.restore(kept["random"])
 
     def write_student(self, path: Path, images: int) -> None:
         """The student as it is now, with where it comes from; of a module from Python the state alone."""

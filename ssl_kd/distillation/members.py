@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_kd.distillation.arguments import Objects, made_of
 from ssl_kd.distillation.between import AnyBetween, Between, build_between, specs_of
-from ssl_kd.distillation.config import DistillConfig, TeacherSpec, teacher_specs
+from ssl_kd.distillation.config import DistillConfig, NameOrRows, TeacherSpec, teacher_specs
 from ssl_kd.distillation.module import Objective
 from ssl_kd.distillation.student_specs import StudentSpec, alone, refuse_twins, student_specs
 from ssl_kd.distillation.teachers import Teacher
@@ -134,7 +133,7 @@ def asked_students(config: DistillConfig, objects: Objects) -> dict[str, Asked]:
 
 
 def tied(
-    config: DistillConfig, given: Any, members: Mapping[str, Member], teachers: Mapping[str, Teacher], views: int
+    config: DistillConfig, given: object, members: Mapping[str, Member], teachers: Mapping[str, Teacher], views: int
 ) -> Tie | None:
     """The terms between students that a config asks for, or None. given: an object in place of their names.
 
@@ -177,7 +176,7 @@ def _all_must_be_led(members: Mapping[str, Member], terms: Between | None) -> No
             )
 
 
-def _objective_must_be_known(name: str, objective: Any) -> None:
+def _objective_must_be_known(name: str, objective: NameOrRows) -> None:
     try:
         taps(objective)
     except UserError as error:

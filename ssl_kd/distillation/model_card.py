@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ssl_kd.checkpoints.formats.student import LOAD
 from ssl_kd.checkpoints.licences import UNSTATED, warning
@@ -99,9 +98,9 @@ object from Python.
 """
 
 
-def provenance(teachers: Mapping[str, Teacher]) -> dict[str, Any]:
+def provenance(teachers: Mapping[str, Teacher]) -> dict[str, object]:
     """What the student's file keeps of its teachers: plain values for one, a mapping by name for several."""
-    origins = {
+    origins: dict[str, dict[str, object]] = {
         name: {
             "teacher": t.encoder.origin,
             "teacher_digest": t.encoder.digest,

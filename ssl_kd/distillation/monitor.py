@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -185,13 +184,14 @@ class Monitor:
         with at_rest(student):
             return _embed(held.pixels, lambda x: student(x).embedding, device), held.teacher
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """For the run's saved state."""
         return dict(vars(self.course))
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, object]) -> None:
         """The inverse of `state`."""
-        self.course = Course(**state)
+        make: Callable[..., Course] = Course
+        self.course = make(**state)
 
 
 @torch.no_grad()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from ssl_kd.distillation.config import DistillConfig
 
@@ -31,6 +31,17 @@ def make_optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Opti
     return torch.optim.AdamW(lists, lr=config.lr, fused=True)
 
 
+class Rules(TypedDict):
+    """What holds for a group of parameters."""
+
+    lr: float
+    momentum: float
+    ratio: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is made orthogonal: every direction of a weight matrix moves equally far.
 
@@ -46,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Any],
+        parameters: ParamsT,
         lr: float = 2e-2,
         momentum: float = 0.95,
         ratio: float = 0.2,
@@ -57,14 +68,14 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, rules)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    (self._matrix if parameter.ndim > 1 else self._vector)(parameter, group)
+                    (self._matrix if parameter.ndim > 1 else self._vector)(parameter, cast(Rules, group))
 
-    def _matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _matrix(self, parameter: Tensor, group: Rules) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
@@ -75,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
-    def _vector(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _vector(self, parameter: Tensor, group: Rules) -> None:
         state, gradient, (first, second) = self.state[parameter], parameter.grad, group["betas"]
         assert gradient is not None
         if not state:

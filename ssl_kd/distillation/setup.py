@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.runtime.devices import device_kind
 from ssl_kd.types import Features, ViewBatch
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 DRY_IMAGES = 2
 OF_SEVERAL = ("students", "between")  # settings that a run with a single student does not have
 Layers = tuple[tuple[str, ...], tuple[str, ...]]  # of student and teacher
@@ -56,7 +59,7 @@ class Parts:
     held: ImageSource | None
     contract: Preprocessing
     mix: str
-    settings: dict[str, Any]  # what config.yaml keeps
+    settings: dict[str, object]  # what config.yaml keeps
     tie: Tie | None = None  # what is between the students
 
     @property
@@ -70,7 +73,9 @@ class Parts:
         return next(iter(self.members.values())).objective
 
 
-def prepare(config: DistillConfig, teacher: Any, student: Any, images: Any, objects: Objects = NOTHING) -> Parts:
+def prepare(
+    config: DistillConfig, teacher: object, student: object, images: object, objects: Objects = NOTHING
+) -> Parts:
     """Load, build and try out everything. UserError for whatever cannot work; nothing is written.
 
     config and objects: as `merge` makes them of these very arguments.
@@ -158,7 +163,7 @@ class Bench:
 
 
 def _member(
-    name: str, asked: Asked, given: Mapping[str, Any], student: Encoder, randomness: Randomness, bench: Bench
+    name: str, asked: Asked, given: Mapping[str, object], student: Encoder, randomness: Randomness, bench: Bench
 ) -> Member:
     """One student with its objective, tried out on made-up images."""
     reads = _layers_read(asked.lines, given)
@@ -180,9 +185,9 @@ def _member(
 def _settings(
     config: DistillConfig,
     asked: Mapping[str, Asked],
-    named: Mapping[str, Mapping[str, Any]],
+    named: Mapping[str, Mapping[str, object]],
     teachers: Mapping[str, Teacher],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What config.yaml keeps. A run with a single student does not speak of several."""
     # Overwriting is for today, not a setting: whoever repeats the run elsewhere must not wipe what lies there.
     settings = asdict(replace(config, teachers={}, students="", overwrite=False)) | recorded(teachers)
@@ -200,7 +205,7 @@ def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preproc
     return contract
 
 
-def _views(config: DistillConfig, lines: Iterable[TeacherSpec]) -> str | list[dict[str, Any]]:
+def _views(config: DistillConfig, lines: Iterable[TeacherSpec]) -> str | list[dict[str, object]]:
     """What was asked for, else the scheme with the most views among those the objectives were published with."""
     if config.views != "":
         return config.views
@@ -220,11 +225,13 @@ def _try_functions(loader: ViewLoader) -> None:
             f"stored; use replay 0, or recipes as views"
         )
     picture = next((p for p in map(loader.images.read, range(len(loader.images))) if p is not None), None)
-    for recipe in functions if picture is not None else ():
+    if picture is None:
+        return
+    for recipe in functions:
         _try_function(recipe, picture, loader.size)
 
 
-def _try_function(recipe: Transform, picture: Any, size: int) -> None:
+def _try_function(recipe: Transform, picture: Image.Image, size: int) -> None:
     try:
         recipe.apply(picture, size)
     except UserError:
@@ -292,7 +299,7 @@ def _must_fit(
         )
 
 
-def _given_objectives(asked: Asked) -> dict[str, Any]:
+def _given_objectives(asked: Asked) -> dict[str, object]:
     """The objects that teachers' objectives are, their own or the one of all; None where a preset or terms are named."""
     objects, of_all = asked.objects.objectives, asked.config.objective
     return {
@@ -301,7 +308,7 @@ def _given_objectives(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _layers_read(lines: Mapping[str, TeacherSpec], given: Mapping[str, Any]) -> dict[str, Layers]:
+def _layers_read(lines: Mapping[str, TeacherSpec], given: Mapping[str, object]) -> dict[str, Layers]:
     """Which layers of student and teacher each teacher's objective reads."""
     return {
         name: taps(line.objective) if given[name] is None else layers_of(given[name]) for name, line in lines.items()
@@ -315,7 +322,7 @@ def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
 def _objective(
     config: DistillConfig,
     lines: Mapping[str, TeacherSpec],
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     seen: Features,
     teacher_outputs: Mapping[str, Features],
 ) -> Objective:
@@ -384,7 +391,7 @@ def _open_attention(backbone: nn.Module, layers: Sequence[str]) -> None:
     for name in layers:
         parent, _, leaf = name.rpartition(".")
         if leaf == "attn_drop":
-            attention: Any = submodule(backbone, parent)
+            attention: object = submodule(backbone, parent)
             if hasattr(attention, "fused_attn"):
                 attention.fused_attn = False
 

@@ -10,9 +10,9 @@ Nothing heavy is imported here: the command line checks the lines before anythin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssl_kd.errors import UserError, nearest, one_line
 
@@ -59,7 +59,7 @@ def student_specs(config: DistillConfig) -> dict[str, StudentSpec]:
             raise UserError(
                 f"{name}: expected a single student or several as students, not both; got {given} and students"
             )
-    specs = {_name(name): _spec(name, given) for name, given in config.students.items()}
+    specs = {(known := _name(name)): _spec(known, given) for name, given in config.students.items()}
     _must_differ(specs)
     return specs
 
@@ -90,7 +90,7 @@ def _name(name: object) -> str:
 
 
 def _spec(name: str, given: object) -> StudentSpec:
-    line: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"arch": given}
+    line: dict[str, object] = dict(given) if isinstance(given, Mapping) else {"arch": given}
     known = [f.name for f in fields(StudentSpec)]
     for key in line:
         if key not in known:
@@ -104,7 +104,8 @@ def _spec(name: str, given: object) -> StudentSpec:
             good = good and 0 <= value < 2**63 and (key != "lr" or value > 0)
         if not good:
             raise UserError(f"students: {key} of {name}: expected {what}, got {one_line(repr(value), 60)}")
-    return StudentSpec(**line)
+    make: Callable[..., StudentSpec] = StudentSpec
+    return make(**line)
 
 
 _NUMBER = (int, float)

@@ -4,10 +4,9 @@ and `package.module:name`, which is such a module or what makes one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from ssl_kd.validation import plain
 DEFAULT = "resnet18"
 
 
-def find_student(config: DistillConfig, given: Any, contract: Preprocessing) -> tuple[Encoder, dict[str, Any]]:
+def find_student(config: DistillConfig, given: object, contract: Preprocessing) -> tuple[Encoder, dict[str, object]]:
     """The network to be trained, and what config.yaml keeps of it.
 
     given: an Encoder or a module from Python, which are trained in place; what makes a module of `student_args`; or
@@ -44,10 +43,11 @@ def find_student(config: DistillConfig, given: Any, contract: Preprocessing) -> 
     name = config.student or DEFAULT
     if name.startswith(MODULE):
         raise UserError(f"student: {name} was a module from Python; give it again, as ssl_kd.distill(student=...)")
-    return build(name, preprocessing=eyes, **config.student_args), {"student": name}
+    make: Callable[..., Encoder] = build
+    return make(name, preprocessing=eyes, **config.student_args), {"student": name}
 
 
-def _made(maker: Any, config: DistillConfig) -> nn.Module:
+def _made(maker: Callable[..., object], config: DistillConfig) -> nn.Module:
     """The module that a class or function makes of `student_args`."""
     try:
         made = maker(**config.student_args)
@@ -118,7 +118,7 @@ def _learns(student: Encoder) -> Encoder:
     return student
 
 
-def _from_file(config: DistillConfig, contract: Preprocessing) -> tuple[Encoder, dict[str, Any]]:
+def _from_file(config: DistillConfig, contract: Preprocessing) -> tuple[Encoder, dict[str, object]]:
     """A saved network that gets this run's pixels by its own mean and std; UserError where it is not what was asked."""
     found = load_teacher(config.student_weights)
     must_be("student_weights", config.student_digest, config.student_weights, found.digest)

@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ class TargetCache:
     UserError, and nothing touched, for a folder that holds anything else.
     """
 
-    def __init__(self, folder: str | Path, question: Any, views: int, images: int, width: int):
+    def __init__(self, folder: str | Path, question: object, views: int, images: int, width: int):
         everything = repr((VERSION, versions(), question, views, images, width))
         self.key = hashlib.sha256(everything.encode()).hexdigest()[:16]
         self.folder = Path(folder)

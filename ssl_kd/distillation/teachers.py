@@ -78,7 +78,8 @@ def _encoder(given: object, line: TeacherSpec, size: int) -> Encoder:
         return wrapped(given, Preprocessing().at(line.size or size or 224), "teacher")
     if is_record(line.file):
         raise UserError(f"teacher: {line.file} was a module from Python; give it again, as ssl_kd.distill(teacher=...)")
-    return load_teacher(line.file, **line.by_hand(), size=(line.size or None) if line.arch else None)
+    load: Callable[..., Encoder] = load_teacher
+    return load(line.file, **line.by_hand(), size=(line.size or None) if line.arch else None)
 
 
 def pruned(encoder: Encoder, share: float) -> Encoder:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, cast, overload
 
 import torch
 from lightning_fabric import Fabric
@@ -42,7 +42,7 @@ from ssl_kd.models.encoder import Encoder
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.devices import make_fabric
 from ssl_kd.runtime.files import atomic_text
-from ssl_kd.runtime.loggers import Lightning
+from ssl_kd.runtime.loggers import Lightning, step_of
 from ssl_kd.runtime.ownership import require_ours
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import BEGIN_ANEW, LAST, RUN, RUN_OF_STUDENTS, RunDir, environment
@@ -78,32 +78,32 @@ class DistilledGroup:
 
 @overload
 def distill(
-    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, object] | nn.Module | None = None,
     student: None = None,
-    images: Any = None,
+    images: object = None,
     config: DistillConfig | None = None,
     *,
     students: Mapping[str, object],
-    **settings: Any,
+    **settings: object,
 ) -> DistilledGroup: ...
 
 
 @overload
 def distill(
-    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, object] | nn.Module | None = None,
     student: str | nn.Module | None = None,
-    images: Any = None,
+    images: object = None,
     config: DistillConfig | None = None,
     **settings: Any,
 ) -> Distilled: ...
 
 
 def distill(
-    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, object] | nn.Module | None = None,
     student: str | nn.Module | None = None,
-    images: Any = None,
+    images: object = None,
     config: DistillConfig | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Distilled | DistilledGroup:
     """Distil `teacher` into `student` on unlabelled `images`; returns the trained student.
 
@@ -124,11 +124,11 @@ def distill(
 
 
 def fill_targets(
-    teacher: str | Path | Mapping[str, Any] | nn.Module | None = None,
+    teacher: str | Path | Mapping[str, object] | nn.Module | None = None,
     student: str | nn.Module | None = None,
-    images: Any = None,
+    images: object = None,
     config: DistillConfig | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> dict[str, TargetStore]:
     """Store the teachers' outputs on all replayed views ahead of `distill` with the same settings, in the same run folder.
 
@@ -143,7 +143,7 @@ def fill_targets(
 
 @contextmanager
 def _trainer(
-    config: DistillConfig, teacher: Any, student: Any, images: Any, objects: Objects = NOTHING
+    config: DistillConfig, teacher: object, student: object, images: object, objects: Objects = NOTHING
 ) -> Iterator[_Trainer]:
     """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
     parts = prepare(config, teacher, student, images, objects)
@@ -187,6 +187,27 @@ def _try_again(unreadable: Mapping[str, str], *sources: ImageSource | None) -> N
                 source.read(i)
 
 
+class TieState(TypedDict):
+    """What is saved of the terms between students."""
+
+    terms: dict[str, torch.Tensor]
+    optimizer: dict[str, object] | None
+    random: Mapping[str, torch.Tensor | None]
+
+
+class RunState(TypedDict, total=False):
+    """What is saved of a run beside its single student."""
+
+    step: int
+    seconds: float
+    waited: float
+    students: dict[str, dict[str, object]]
+    between: TieState
+    torch_rng: torch.Tensor
+    cuda_rng: torch.Tensor
+    unreadable: dict[str, str]
+
+
 class _Trainer:
     """One run from its first (or next) step to the saved student."""
 
@@ -197,7 +218,7 @@ class _Trainer:
         config: DistillConfig,
         run: RunDir,
         parts: Parts,
-        saved: dict[str, Any] | None,
+        saved: dict[str, object] | None,
     ):
         self._saved = saved
         self.loggers: list[Lightning] = []  # those from Python; the run folder has those that are named
@@ -245,7 +266,7 @@ class _Trainer:
             monitor = Monitor(self.held, parts.contract, every, self.total, config.patience, config.threads)
         learner = Learner(member, module, self.run_folder.path, monitor, self.run_folder.writes)
         learner.epochs = self._epochs
-        learner.forget_after(self._saved["step"] if self._saved else 0)
+        learner.forget_after(step_of(self._saved) if self._saved else 0)
         return learner
 
     def _cohorts(self) -> list[Cohort]:
@@ -434,7 +455,7 @@ class _Trainer:
                 bar.warn(f"at step {self.step} of {self.total}: patience{of} is out, step {best} was the best")
             self.seconds += time.monotonic() - began
 
-    def _tie_state(self, tie: Tie) -> dict[str, Any]:
+    def _tie_state(self, tie: Tie) -> TieState:
         optimizer = self.stepper.cohorts[0].optimizers.get(BETWEEN)
         return {
             "terms": tie.terms.state_dict(),
@@ -442,10 +463,12 @@ class _Trainer:
             "random": tie.randomness.saved(),
         }
 
-    def _restore_tie(self, tie: Tie, saved: Mapping[str, Any]) -> None:
+    def _restore_tie(self, tie: Tie, saved: TieState) -> None:
         tie.terms.load_state_dict(saved["terms"])
         if optimizer := self.stepper.cohorts[0].optimizers.get(BETWEEN):
-            optimizer.load_state_dict(saved["optimizer"])
+            if (moments := saved["optimizer"]) is None:
+                raise ValueError("it holds no optimiser of the terms between students")
+            optimizer.load_state_dict(moments)
         tie.randomness.restore(saved["random"])
 
     @property
@@ -454,7 +477,7 @@ class _Trainer:
 
     def _save(self) -> None:
         single = self.learners.get("")
-        state: dict[str, Any] = {
+        state: dict[str, object] = {
             "step": self.step,
             "precision": self.precision,
             "seconds": self.seconds,
@@ -462,7 +485,8 @@ class _Trainer:
         }
         if single:
             kept = single.state()
-            state |= {key: kept[key] for key in ("skipped", "last", "pair", "optimizer")}
+            state |= {"skipped": kept["skipped"], "last": kept["last"]}
+            state |= {"pair": kept["pair"], "optimizer": kept["optimizer"]}
         else:
             state["students"] = {name: learner.state() for name, learner in self.learners.items()}
         if self.tie is not None:
@@ -481,7 +505,7 @@ class _Trainer:
         if saved is not None:
             self._load(saved)
 
-    def _load(self, saved: dict[str, Any]) -> None:
+    def _load(self, saved: dict[str, object]) -> None:
         try:
             self._restore(saved)
         except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -490,18 +514,19 @@ class _Trainer:
                 f"{BEGIN_ANEW}"
             ) from error
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.loader.images.recall(saved.get("unreadable", {}))
-        self.step, self.seconds, self.waited = (saved[k] for k in ("step", "seconds", "waited"))
+    def _restore(self, saved: dict[str, object]) -> None:
+        kept = cast(RunState, saved)  # what does not fit raises where it goes
+        self.loader.images.recall(kept.get("unreadable", {}))
+        self.step, self.seconds, self.waited = kept["step"], kept["seconds"], kept["waited"]
         for name, learner in self.learners.items():
-            learner.restore(saved["students"][name] if name else saved, self.step)
+            learner.restore(kept["students"][name] if name else saved, self.step)
         if self.tie is not None:
-            self._restore_tie(self.tie, saved["between"])
+            self._restore_tie(self.tie, kept["between"])
         for cohort in self.stepper.cohorts:
             cohort.ended = all(self.learners[name].ended for name in cohort.bare.names)
-        torch.set_rng_state(saved["torch_rng"])
-        if "cuda_rng" in saved and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"])
+        torch.set_rng_state(kept["torch_rng"])
+        if "cuda_rng" in kept and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(kept["cuda_rng"])
 
     def _networks_are_compiled(self, compiled: bool) -> None:
         """Compile all networks in place (their parameters keep their names), or undo it."""
