@@ -55,7 +55,7 @@ class Bench:
     def distilled(self, students: dict[str, Encoder]) -> float:
         """Seconds per step of a run, from one look of the first student to the next."""
         self.runs += 1
-        marks = Marks(next(iter(students.values())).backbone, self.device)
+        marks = Marks(next(iter(students.values())), self.device)
         distill(
             self.teacher,
             images=self.images,

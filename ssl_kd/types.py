@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Index = Tensor | np.ndarray | Sequence[int]  # numbers of images
 _NAMELESS = itertools.count(2**62)  # numbers for images that nobody has numbered: no two are the same image
 
 
@@ -46,7 +47,7 @@ class ViewBatch:
         return sum(pixels.shape[-1] == self.pixels[0].shape[-1] for pixels in self.pixels)
 
     @classmethod
-    def of_rows(cls, rows: int, views: int = 1, index: Any = None, epoch: int = 0) -> ViewBatch:
+    def of_rows(cls, rows: int, views: int = 1, index: Index | None = None, epoch: int = 0) -> ViewBatch:
         """The batch that `rows` feature rows come from, when no pixels are at hand: view-major, rows = views x images.
 
         index: (rows / views,) numbers of the images, for memory banks that must not show an image an older view of
@@ -71,7 +72,8 @@ class Criterion(Protocol):
     It gets the features of student and teacher on the same rows and the batch that they come from, and returns a scalar
     to be minimised, or that and its parts by name. Attributes that it may have, with what is assumed where it has none:
     `needs_tokens` (False), `student_layers` and `teacher_layers` (none are tapped), `student_momentum` (0: no moving
-    average of the student), `min_views` (1), `divisible` (False: its value over a batch is not the mean over parts).
+    average of the student), `masks` (False: no second look at half-hidden images), `min_views` (1), `divisible` (False: its value
+    over a batch is not the mean over parts).
     """
 
     def __call__(

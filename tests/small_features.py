@@ -37,12 +37,16 @@ def everything(n, width, seed=0, side=4, scale=1.0):
         "stage.4": scale * rand(n, width + 1, 2, 2, seed=seed + 3),
         ATTENTION: rand(n, 2, 1 + side * side, 1 + side * side, seed=seed + 4),
         "ema": rand(n, width, seed=seed + 5),
+        "masked tokens": scale * rand(n, side * side, width, seed=seed + 8),
+        "boundary": scale * rand(n, width, seed=seed + 9),
     }
 
 
 def as_features(leaves):
     layers = {k: v for k, v in leaves.items() if k not in ("embedding", "tokens", ATTENTION)}
-    return Features(leaves["embedding"], leaves["tokens"], layers | {ATTENTION: leaves[ATTENTION].softmax(3)})
+    mask = (torch.arange(leaves["tokens"].shape[1]) % 2 == 0).float().repeat(len(leaves["tokens"]), 1)
+    layers |= {ATTENTION: leaves[ATTENTION].softmax(3), "mask": mask}
+    return Features(leaves["embedding"], leaves["tokens"], layers)
 
 
 def widths(width):

@@ -35,6 +35,7 @@ OPEN_TO_EVAL = {
     "errors",
     "types",
     "rng",
+    "metrics",
     "registry",
     "validation",
     "runtime",

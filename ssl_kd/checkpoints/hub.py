@@ -20,6 +20,7 @@ from ssl_kd.checkpoints.folders import CONFIG, PROCESSOR, README, WEIGHTS, snaps
 from ssl_kd.checkpoints.shards import INDEX, read_json
 from ssl_kd.errors import CheckpointError, one_line
 from ssl_kd.runtime.download import offline
+from ssl_kd.runtime.files import atomic_text
 
 NAME = re.compile(r"hf[-_]hub:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 CHUNK = 1 << 20
@@ -115,7 +116,7 @@ def bring(repo: str, revision: str | None, endpoint: str | None) -> Path:
     main = Path(places[0].parents[2], "refs", revision or "main")
     if not main.exists() and info.sha and revision != info.sha:
         main.parent.mkdir(parents=True, exist_ok=True)
-        main.write_text(info.sha)
+        atomic_text(main, info.sha)
     return places[0].parent
 
 

@@ -33,6 +33,7 @@ from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 
 __all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
 
+BY_HAND = " Any other network of timm or torchvision is read by arch=, mean= and std= (docs/teachers.md)."
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -138,7 +139,8 @@ def weights_of(opened: Source, given: Reading, method: str = "", values: bool = 
 def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
     """The format, and the file as it claims it: as it lies, or without wrappers that change no weight.
 
-    A format of a lab that claims the file without its wrappers is preferred to one that only knows the network's kind.
+    A format that claims the file without its wrappers, as the bare file, is preferred to one that only knows the
+    network's kind.
     """
     try:
         row = recognise(file, name)
@@ -157,7 +159,7 @@ def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
         if row is None or within.name not in LAST:
             return one.file, within
     if row is None:
-        raise trouble
+        raise UnknownCheckpoint(f"{trouble}{BY_HAND if name is None else ''}") from trouble
     return file, row
 
 

@@ -9,13 +9,17 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ssl_kd.cli import index
 from ssl_kd.cli.main import COMMANDS
 from ssl_kd.runtime.command_line import OneLineParser
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+
+
+GROUPS = {"index": index.COMMANDS}  # commands of commands, each with a parser of its own
 
 
 class _Found(Exception):
@@ -24,9 +28,15 @@ class _Found(Exception):
         self.parser = parser
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser that a command builds for its `--help`."""
+def parsers_of(command: str) -> dict[str, argparse.ArgumentParser]:
+    """The parsers that a command builds for its `--help`, by the words that lead to each."""
+    if command in GROUPS:
+        return {f"{command} {verb}": _parser_of(run) for verb, run in GROUPS[command].items()}
+    parser = _parser_of(COMMANDS[command])
+    return {command: parser} | {f"{command} {name}": verb for name, verb in _verbs(parser)}
 
+
+def _parser_of(run: Callable[[Sequence[str]], int]) -> argparse.ArgumentParser:
     def found(self: argparse.ArgumentParser, file: object = None) -> None:
         raise _Found(self)
 
@@ -34,23 +44,25 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     OneLineParser.print_help = found  # type: ignore[method-assign, assignment]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            COMMANDS[command](["--help"])
+            run(["--help"])
     except _Found as answer:
         return answer.parser
     finally:
         OneLineParser.print_help = shown  # type: ignore[method-assign]
-    raise AssertionError(f"{command} --help printed no help")
+    raise AssertionError("a command printed no help")
 
 
 def page(command: str) -> str:
     """Markdown: what the command does, its settings in groups, its examples."""
-    parser = parser_of(command)
     lines = [f"# ssl-kd {command}", "", (COMMANDS[command].__doc__ or "").splitlines()[0], ""]
-    lines += _tables(parser)
-    for name, verb in _verbs(parser):
-        lines += [f"## ssl-kd {command} {name}", "", *_tables(verb)]
-    if parser.epilog:
-        lines += ["## Examples", "", "```", *(line.strip() for line in parser.epilog.splitlines()[1:]), "```", ""]
+    examples: list[str] = []
+    for words, parser in parsers_of(command).items():
+        if words != command:
+            lines += [f"## ssl-kd {words}", "", *([parser.description, ""] if parser.description else [])]
+        lines += _tables(parser)
+        examples += [line.strip() for line in (parser.epilog or "").splitlines()[1:]]
+    if examples:
+        lines += ["## Examples", "", "```", *examples, "```", ""]
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from ssl_kd.runtime.settings import MachineSettings
 from ssl_kd.validation import SEEDS, Rule, check_settings, described, must_hold, setting
 
 BY_HAND = ("branch", "arch", "arch_args", "mean", "std")  # of a teacher's line, as `load_teacher` takes them
+OPTIONAL = (*BY_HAND, "prune")  # what config.yaml keeps only where it was given
 # Where `module:name`, typed on the command line, becomes a row.
 FORMATS = "ssl_kd.checkpoints.formats:FORMATS"
 OBJECTIVES = {
@@ -274,7 +275,10 @@ class DistillConfig(  # dataclasses begin with the fields of the last base
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """One teacher of a run. `size` is its input size in pixels; 0: the run's size, or its own."""
+    """One teacher of a run. `size` is its input size in pixels; 0: the run's size, or its own.
+
+    prune: share of its weights, the smallest of all layers together, that are set to 0 (R2KD's pruned copy).
+    """
 
     file: Any  # a checkpoint file, a name of the zoo, or from Python an Encoder or a module
     objective: NameOrRows = "default"
@@ -283,6 +287,7 @@ class TeacherSpec:
     format: str = ""
     size: int = 0
     digest: str = ""
+    prune: float = 0.0
     branch: str = ""
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
@@ -297,7 +302,7 @@ class TeacherSpec:
     def recorded(self, encoder: Any) -> dict[str, Any]:
         """The line as config.yaml keeps it, with the digest of the encoder that it led to."""
         line = {f.name: getattr(self, f.name) for f in fields(self)}
-        line = {name: value for name, value in line.items() if name not in BY_HAND or value not in ("", {}, None)}
+        line = {name: value for name, value in line.items() if name not in OPTIONAL or value not in ("", {}, None, 0)}
         return line | {"file": self.file if isinstance(self.file, str) else encoder.origin, "digest": encoder.digest}
 
 
@@ -343,6 +348,9 @@ def _checked(name: str, line: Mapping[str, Any]) -> TeacherSpec:
         value = line.get(key, 1)
         if not isinstance(value, kind) or isinstance(value, bool) or value < 0 or (key == "weight" and not value):
             raise UserError(f"teachers: {key} of {name}: expected a number above 0, got {value!r}")
+    share = line.get("prune", 0)
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+        raise UserError(f"teachers: prune of {name}: expected a share from 0 to below 1, got {share!r}")
     spec = TeacherSpec(**line)
     try:
         reading(**spec.by_hand())

@@ -118,6 +118,8 @@ class Learner:
     def heads(self) -> dict[str, SpaceHead]:
         """What leads the student, as it is now, into its teachers' spaces: "teacher", or "teacher/NAME" of several."""
         objective, found = self.module.objective, {}
+        if not self.member.spec.weight:  # it was never trained
+            return {}
         parts = objective.parts if isinstance(objective, MultiTeacher) else {"": objective}
         for name, part in parts.items():
             (teacher,) = [t for key, t in self.member.teachers.items() if not name or key == name]

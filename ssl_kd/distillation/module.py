@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.distillation.second_looks import hidden_look, moved, terms_at_boundary
 from ssl_kd.errors import UserError
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.objectives import WeightedSum
+from ssl_kd.objectives.boundary import BOUNDARY
 from ssl_kd.objectives.multi_teacher import MultiTeacher
 from ssl_kd.objectives.weighted_sum import gradient_norm
 from ssl_kd.runtime import distributed
@@ -44,6 +46,8 @@ class AnyCriterion(nn.Module):
         self.student_layers, self.teacher_layers = layers_of(criterion)
         self.student_momentum = float(getattr(criterion, "student_momentum", 0.0))
         self.reads_tokens = bool(getattr(criterion, "needs_tokens", False))
+        self.masks = bool(getattr(criterion, "masks", False))
+        self.at_boundary = False  # it takes prototypes of ours
         self.indivisible = () if getattr(criterion, "divisible", False) else (self.name,)
         self.measure_gradients = False
         self._takes_batch = _takes(criterion.forward, 3)
@@ -111,10 +115,19 @@ class Whole:
 
 
 class Batch:
-    """The input of one step. A plain class: Fabric would take a dataclass apart to cast its tensors."""
+    """The input of one step. A plain class: Fabric would take a dataclass apart to cast its tensors.
 
-    def __init__(self, views: ViewBatch, teacher_outputs: Mapping[str, Features]):
+    look: what each teacher says of any views (N, 3, S, S), for terms that make images of their own.
+    """
+
+    def __init__(
+        self,
+        views: ViewBatch,
+        teacher_outputs: Mapping[str, Features],
+        look: Callable[[Tensor], Mapping[str, Features]] | None = None,
+    ):
         self.views, self.teacher_outputs = views, teacher_outputs  # of each teacher, on the same rows
+        self.look = look
 
     @cached_property
     def whole(self) -> Whole:
@@ -165,13 +178,36 @@ class DistillationModule(nn.Module):
         outputs = batch.whole.teacher_outputs
         if self.reads is not None:
             outputs = {name: only(output, *self.reads[name]) for name, output in outputs.items()}
+        if self.objective.at_boundary:
+            student, outputs = self._at_boundary(student, outputs, batch)
         total, terms = ask(self.objective, student, outputs, batch.whole.views)
         return (total if self.weight == 1 else self.weight * total), terms
+
+    def _at_boundary(
+        self, student: Features, outputs: Mapping[str, Features], batch: Batch
+    ) -> tuple[Features, dict[str, Features]]:
+        """The same, with what both networks say of the first views moved to the student's boundaries."""
+        (term,) = terms_at_boundary(self.objective)
+        pixels = moved(self.student, batch.views.pixels[0], term)
+        if batch.look is None:
+            raise UserError("objective: it moves images to a boundary, and this loop cannot show them to the teacher")
+        sizes = batch.whole.sizes
+        ours = distributed.whole_batch(Features(self.student(pixels).embedding), 1, sizes).embedding
+        theirs = {
+            name: distributed.whole_batch(Features(output.embedding), 1, sizes).embedding
+            for name, output in batch.look(pixels).items()
+        }
+        return with_layer(student, BOUNDARY, ours), {
+            name: with_layer(output, BOUNDARY, theirs[name]) for name, output in outputs.items()
+        }
 
     def embed(self, views: ViewBatch) -> Features:
         """The student's outputs on all views, view-major; its tokens only where the objective reads them."""
         large, small = views.pixels[: views.teacher_views], views.pixels[views.teacher_views :]
         seen = self._forward(torch.cat(large))
+        if self.objective.masks and seen.tokens is not None:
+            hidden = hidden_look(self.student, views, seen.tokens.shape[1])
+            seen = replace(seen, layers={**seen.layers, **hidden})
         if small:  # another size: a pass of their own, of which only the embedding is compared
             beside = self._forward(torch.cat(small))
             average = {
@@ -195,6 +231,11 @@ class DistillationModule(nn.Module):
             rate = 1 - self.objective.student_momentum
             for own, new in zip(self.average.parameters(), self.student.parameters(), strict=True):
                 own.lerp_(new, rate)
+
+
+def with_layer(features: Features, name: str, values: Tensor) -> Features:
+    """The same features and one more layer."""
+    return replace(features, layers={**features.layers, name: values})
 
 
 def finite(features: Features) -> bool:

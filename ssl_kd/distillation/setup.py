@@ -25,7 +25,7 @@ from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_pat
 from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
 from ssl_kd.distillation.members import Asked, Member, Randomness, Tie, asked_students, tied
-from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of, only
+from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of, only, with_layer
 from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
 from ssl_kd.distillation.teachers import Teacher, TeacherGroup, load_teachers, recorded
@@ -34,6 +34,8 @@ from ssl_kd.models.encoder import Encoder, submodule
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.objectives import Widths, build_objective, taps
+from ssl_kd.objectives.boundary import BOUNDARY
+from ssl_kd.objectives.masked import MASK, MASKED
 from ssl_kd.objectives.multi_teacher import MultiTeacher
 from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.runtime.devices import device_kind
@@ -403,7 +405,13 @@ def _try_out_tie(tie: Tie, members: Mapping[str, Member], outputs: Mapping[str, 
 def _try_out(objective: Objective, seen: Features, teacher_outputs: Mapping[str, Features], views: ViewBatch) -> None:
     """Compute the objective once, in eval mode, so that what does not fit together is an error now."""
     if objective.student_momentum:
-        seen = replace(seen, layers={**seen.layers, AVERAGE: seen.embedding})
+        seen = with_layer(seen, AVERAGE, seen.embedding)
+    if objective.masks and seen.tokens is not None:
+        mask = torch.ones(seen.tokens.shape[:2])
+        seen = with_layer(with_layer(seen, MASKED, seen.tokens), MASK, mask)
+    if objective.at_boundary:
+        seen = with_layer(seen, BOUNDARY, seen.embedding)
+        teacher_outputs = {name: with_layer(t, BOUNDARY, t.embedding) for name, t in teacher_outputs.items()}
     try:
         ask(objective.eval(), seen, teacher_outputs, views)
     except UserError:

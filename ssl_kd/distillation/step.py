@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from lightning_fabric import Fabric
@@ -76,7 +77,9 @@ class Stepper:
         views = mixed(
             self.loader.finish_all(raw, self.fabric.device), self.mix, self.config.mix_probability, self.config.seed
         )
-        return Batch(views, self.teacher_group.outputs(views, self.fabric.autocast))
+        autocast = self.fabric.autocast
+        look = partial(self.teacher_group.look, autocast=autocast)
+        return Batch(views, self.teacher_group.outputs(views, autocast), look)
 
     def _shares(self, parts: Sequence[ViewBatch]) -> list[float]:
         """Which share of the whole batch's images each part has."""

@@ -5,6 +5,7 @@ A single teacher is one of several whose name is empty.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ def load_teachers(config: DistillConfig, given: nn.Module | None) -> dict[str, T
     found = {}
     for name, line in teacher_specs(config).items():
         encoder = _encoder(given if given is not None else line.file, line, config.size)
+        if line.prune:
+            encoder = pruned(encoder, line.prune)
         must_be(f"teachers: {name}" if name else "teacher", line.digest, line.file, encoder.digest)
         size = line.size or config.size or encoder.preprocessing.size
         found[name] = Teacher(frozen(encoder), line, size)
@@ -76,6 +79,19 @@ def _encoder(given: object, line: TeacherSpec, size: int) -> Encoder:
     if is_record(line.file):
         raise UserError(f"teacher: {line.file} was a module from Python; give it again, as ssl_kd.distill(teacher=...)")
     return load_teacher(line.file, **line.by_hand(), size=(line.size or None) if line.arch else None)
+
+
+def pruned(encoder: Encoder, share: float) -> Encoder:
+    """A copy of which that share of the weights is 0: the smallest in all linear and convolutional layers together."""
+    from torch.nn.utils import prune
+
+    encoder = copy.deepcopy(encoder).requires_grad_()
+    weights = [(part, "weight") for part in encoder.network.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=share)
+    for part, name in weights:
+        prune.remove(part, name)  # type: ignore[no-untyped-call]
+    encoder.origin = f"{encoder.origin}, {share:.0%} of its weights pruned"
+    return encoder
 
 
 def recorded(teachers: Mapping[str, Teacher]) -> dict[str, object]:
@@ -134,6 +150,12 @@ class TeacherGroup:
     def outputs(self, views: ViewBatch, autocast: Autocast) -> dict[str, Features]:
         """Each teacher's features of its views, view-major: from its store where all are there, else computed."""
         return {name: self._one(name, teacher, views, autocast) for name, teacher in self.teachers.items()}
+
+    @torch.no_grad()
+    def look(self, pixels: Tensor, autocast: Autocast) -> dict[str, Features]:
+        """Each teacher's features of any views (N, 3, S, S) in [0, 1], which no store keeps."""
+        with autocast():
+            return {name: teacher.embed(pixels) for name, teacher in self.teachers.items()}
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings of images (B, 3, S, S) in [0, 1]; of several teachers the unit rows side by side."""

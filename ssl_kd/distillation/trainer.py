@@ -410,7 +410,8 @@ class _Trainer:
                 continue
             began = time.monotonic()
             whose = f"student {name}" if name else "the student"
-            one = len(self.teacher_group.teachers) == 1  # a head leads to one teacher
+            # A head leads to one teacher, and of a student that does not follow it nowhere.
+            one = len(self.teacher_group.teachers) == 1 and learner.member.spec.weight
             found = learner.monitor.measure(
                 self.step,
                 learner.module.student,

@@ -150,7 +150,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, layers: Sequence[str] = (), until: str = "") -> Features:
         """Images (B, 3, H, W) in [0, 1] to Features. `layers` names submodules of the backbone to tap (see `submodule`).
 
-        until: one of these, behind which nothing is computed; the embedding is then (B, 0), and only what was tapped is there.
+        until: one of these, behind which nothing is computed; the embedding is then (B, 1) zeros, and only what was tapped is there.
         """
         taps: dict[str, Tensor] = {}
         with ExitStack() as stack:
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
             try:
                 embeddings, tokens = self._read(self.normalise(images), (self.feature,))
             except _Reached:
-                embeddings, tokens = {self.feature: images.new_zeros(len(images), 0)}, None
+                embeddings, tokens = {self.feature: images.new_zeros(len(images), 1)}, None
         for name in taps:
             if _STAGE.fullmatch(name) and taps[name].ndim == 4 and getattr(self.network, "channels_last", False):
                 taps[name] = taps[name].permute(0, 3, 1, 2)  # a stage is (B, C, H, W), however its network lays it out

@@ -11,6 +11,7 @@ Everything here works in anybody's training loop, on plain (B, D) tensors, and n
 
 from ssl_kd.objectives.alignment import DISTANCES, Alignment
 from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.boundary import Boundary
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import RELATIONS, Correlation
 from ssl_kd.objectives.divergences import (
@@ -30,6 +31,7 @@ from ssl_kd.objectives.divergences import (
 from ssl_kd.objectives.factory import PRESETS, TERMS, build_objective, taps
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.masked import MaskedTokens
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
 from ssl_kd.objectives.progression import Progression
@@ -50,6 +52,7 @@ __all__ = [
     "TARGET_NORMS",
     "TERMS",
     "Alignment",
+    "Boundary",
     "Centre",
     "ClassLevel",
     "Compressed",
@@ -61,6 +64,7 @@ __all__ = [
     "Features",
     "HardPairs",
     "Ladder",
+    "MaskedTokens",
     "MemoryBank",
     "MultiTeacher",
     "NearestNeighbours",

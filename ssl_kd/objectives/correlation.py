@@ -236,9 +236,9 @@ def divergence_by(name: str) -> Divergence:
     return DIVERGENCES[one_of("comparison", name, DIVERGENCES)]()
 
 
-def _parameters(call: Any) -> Mapping[str, inspect.Parameter]:
+def _parameters(call: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(call).parameters
 
 
-def _chosen(given: Mapping[str, Any], call: Any) -> dict[str, Any]:
+def _chosen(given: Mapping[str, Any], call: Callable[..., object]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in _parameters(call)}

@@ -9,17 +9,18 @@ objective:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.objectives.alignment import Alignment
 from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
+from ssl_kd.objectives.boundary import Boundary
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.masked import MaskedTokens
 from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
@@ -41,6 +42,8 @@ TERMS: Registry[type[Term]] = Registry(
         "compressed": Compressed,
         "progression": Progression,
         "ladder": Ladder,
+        "masked_tokens": MaskedTokens,
+        "boundary": Boundary,
     },
     group="ssl_kd.terms",
 )
@@ -110,8 +113,9 @@ def taps(objective: str | Sequence[Spec]) -> tuple[tuple[str, ...], tuple[str, .
     found: tuple[dict[str, None], dict[str, None]] = ({}, {})
     for spec in terms_of(objective):
         for whose, seen in zip(("student", "teacher"), found, strict=True):
-            default = defaults_of(spec["term"]).get(f"{whose}_layers")
-            seen |= dict.fromkeys(spec.get(f"{whose}_layers") or default or ())
+            key = f"{whose}_layers"
+            named = spec.get(key) or defaults_of(spec["term"]).get(key)
+            seen |= dict.fromkeys(named if isinstance(named, (list, tuple)) else ())
     return tuple(found[0]), tuple(found[1])
 
 
@@ -143,12 +147,12 @@ def _check(spec: Spec) -> None:
             raise UserError(f"objective: term {kind} has no {key!r}; it knows {', '.join(shown)}.{nearest(key, shown)}")
 
 
-def defaults_of(kind: str) -> dict[str, Any]:
+def defaults_of(kind: str) -> dict[str, object]:
     """The options that a term's constructor takes, as a config spells them, with their defaults."""
     return TERMS[kind].options()
 
 
-def _name(kind: str, options: Mapping[str, Any], taken: Sequence[str]) -> str:
+def _name(kind: str, options: Mapping[str, object], taken: Sequence[str]) -> str:
     name = f"{kind}_{options['relation']}" if "relation" in options else kind
     count = sum(t == name or t.startswith(f"{name}_") for t in taken)
     return f"{name}_{count + 1}" if count else name

@@ -107,7 +107,8 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
+    # Without first weights: drawing them would move the random numbers of a run that keeps its best student.
+    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta", dtype=torch.float64).to_empty(device="cpu")
     made.weight.copy_(weight)
     made.bias.copy_(bias)
     return made

@@ -5,8 +5,6 @@ Empty slots never take part, and no image meets an older view of itself: the own
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from ssl_kd.errors import UserError, one_of
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.relations import Relation, Tables, unit
 from ssl_kd.objectives.term import batch_of
-from ssl_kd.types import ViewBatch
+from ssl_kd.types import Index, ViewBatch
 
 # Where the batch itself stands when it meets the queue. In all cases it is in the queue for the next batch.
 BATCH_PLACES = {
@@ -150,7 +148,7 @@ class TwoMemoryBanks(MemoryBank):
         t: Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: Index | None = None,
         keys: Tensor | None = None,
     ) -> Tables:
         """As of every relation; keys: (N, Ds) of the student's moving average, to be remembered in the student's place."""

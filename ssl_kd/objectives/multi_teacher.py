@@ -53,6 +53,8 @@ class MultiTeacher(nn.Module):
         self.student_momentum = max(part.student_momentum for part in parts)
         self.indivisible = tuple(f"{name}.{term}" for name, part in objectives.items() for term in part.indivisible)
         self.reads_tokens = any(part.reads_tokens for part in parts)
+        self.masks = any(part.masks for part in parts)
+        self.at_boundary = any(part.at_boundary for part in parts)
         self.student_layers = tuple(dict.fromkeys(name for part in parts for name in part.student_layers))
         self.teacher_layers = {name: part.teacher_layers for name, part in objectives.items()}
 

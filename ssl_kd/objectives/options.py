@@ -7,32 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any
 
 from ssl_kd.errors import UserError
 
-Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
+Rule = tuple[str, Callable[[object], bool]]  # what is expected, in words, and whether a value is that
 MOST = 2**31 - 1  # of anything counted: more is a slip, and past it libraries fail each in their own way
 
 
 def whole(least: int, most: int = MOST) -> Rule:
     """A whole number within bounds."""
     words = f"a whole number, at least {least} and at most {most:,}"
-    return words, lambda v: _is(v, Integral) and least <= v <= most
+    return words, lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= int(v) <= most
 
 
-def number(words: str, fits: Callable[[Any], bool]) -> Rule:
+def number(words: str, fits: Callable[[float], bool]) -> Rule:
     """A finite number for which `fits` holds."""
-    return words, lambda v: _is(v, Real) and abs(v) < float("inf") and fits(v)
+
+    def is_one(value: object) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool):  # to Python a bool is a whole number
+            return False
+        try:
+            exact = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return False
+        return abs(exact) < float("inf") and fits(exact)
+
+    return words, is_one
 
 
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)  # to Python a bool is a whole number
-
-
-def _names(value: Any) -> bool:
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    return listed and all(isinstance(name, str) and name for name in value)
+def _names(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return all(isinstance(name, str) and name for name in value)
 
 
 NAME: Rule = ("a name", lambda v: isinstance(v, str))
@@ -61,6 +67,7 @@ OPTIONS: dict[str, Rule] = {
     "smoothing": number("a number above 0, at most 1", lambda v: 0 < v <= 1),
     "most_epochs": whole(1),
     "summary": number("a number, 0 or more", lambda v: v >= 0),
+    "steps": whole(1, 100),
     "hidden": whole(1),
     "last_hidden": whole(1),
     "prototypes": whole(2, 65536),
@@ -84,7 +91,7 @@ OPTIONS: dict[str, Rule] = {
 }
 
 
-def must_fit(option: str, value: Any) -> None:
+def must_fit(option: str, value: object) -> None:
     """UserError unless the value is what the option's row says."""
     words, fits = OPTIONS[option]
     if not fits(value):

@@ -9,7 +9,6 @@ Here: relations within the batch. Memories are in `queues`, patches and layers i
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.term import batch_of
-from ssl_kd.types import Features, ViewBatch
+from ssl_kd.types import Features, Index, ViewBatch
 
 Tables = tuple[Tensor, Tensor]  # student's (R, C), teacher's (R, C)
 
@@ -37,7 +36,7 @@ class Relation(nn.Module):
     def fit(self, student: Widths, teacher: Widths) -> None:
         """Learn the widths, which are those after the projector; memories are laid out here."""
 
-    def forward(self, s: Tensor, t: Tensor, batch: ViewBatch | None = None, *, index: Any = None) -> Tables:
+    def forward(self, s: Tensor, t: Tensor, batch: ViewBatch | None = None, *, index: Index | None = None) -> Tables:
         """Rows (N, Ds) and (N, Dt) -> the student's and the teacher's table (see `tables` of each relation).
 
         batch: the views that the rows show; without it each row is another image, named by `index` (N,) if given.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.inputs import Widths
-from ssl_kd.types import Features, ViewBatch
+from ssl_kd.types import Features, Index, ViewBatch
 
 
-def batch_of(rows: int, batch: ViewBatch | None, index: Any, min_views: int, what: str) -> ViewBatch:
+def batch_of(rows: int, batch: ViewBatch | None, index: Index | None, min_views: int, what: str) -> ViewBatch:
     """The batch that was given, or one view of each of `rows` images; UserError where more views are needed."""
     if batch is None:
         if min_views > 1:
@@ -38,6 +37,8 @@ class Term(nn.Module):
     teacher_layers: tuple[str, ...] = ()
     student_momentum: float = 0.0
     needs_tokens: bool = False
+    masks: bool = False  # reads what the student says of masked images (see `masked`)
+    at_boundary: bool = False  # reads what both say of images that were moved (see `boundary`)
 
     def forward(
         self,
@@ -45,7 +46,7 @@ class Term(nn.Module):
         teacher: Features | Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: Index | None = None,
     ) -> Tensor:
         """Features, or embeddings (N, Ds) and (N, Dt) -> scalar, float32; 0 at a match unless the class says otherwise.
 
@@ -61,11 +62,11 @@ class Term(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def options(cls) -> dict[str, Any]:
+    def options(cls) -> dict[str, object]:
         """The options that a config may give, with their defaults."""
         return {p.name: p.default for p in list(inspect.signature(cls.__init__).parameters.values())[3:]}
 
     @classmethod
-    def from_options(cls, student_dim: int | Widths, teacher_dim: int | Widths, **options: Any) -> Term:
+    def from_options(cls, student_dim: int | Widths, teacher_dim: int | Widths, **options: object) -> Term:
         """The term from a config's flat options."""
         return cls(student_dim, teacher_dim, **options)

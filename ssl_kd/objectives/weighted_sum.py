@@ -8,7 +8,7 @@ start, until, warmup: epochs; a term counts from `start` up to (not with) `until
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ssl_kd.errors import UserError
 from ssl_kd.objectives.term import Term, batch_of
-from ssl_kd.types import Features, ViewBatch
+from ssl_kd.types import Features, Index, ViewBatch
 
 CALIBRATION = 100  # steps over which gradients are averaged before automatic weights stay
 
@@ -87,6 +87,8 @@ class WeightedSum(nn.Module):
         # Terms whose value over a batch is not the mean of its values over parts of the batch.
         self.indivisible = tuple(n for n, term in zip(names, terms, strict=True) if not term.divisible)
         self.reads_tokens = any(term.needs_tokens for term in terms)
+        self.masks = any(term.masks for term in terms)
+        self.at_boundary = any(term.at_boundary for term in terms)
         self._check_schedule()
         self.balanced = [name for name, rule in self.weights.items() if rule.value == "auto"]
         if self.balanced:
@@ -107,7 +109,7 @@ class WeightedSum(nn.Module):
         teacher: Features | Tensor,
         batch: ViewBatch | None = None,
         *,
-        index: Any = None,
+        index: Index | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features, or embeddings (N, Ds) and (N, Dt), rows view-major -> scalar total, {term: detached scalar}.
 
@@ -186,5 +188,5 @@ def gradient_norm(value: Tensor, student: Features) -> Tensor:
     return seen[0].detach().float().norm() if seen else value.new_zeros(())
 
 
-def _union(names: Any) -> tuple[str, ...]:
+def _union(names: Iterable[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in names for name in group))

@@ -1,11 +1,14 @@
 """Terms between students: a walk through the table, and what each of them asks for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_runs import SMALL, logged, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.distillation.between import BETWEEN, build_between, neighbour_logits
+from ssl_kd.distillation.between import build_between
+from ssl_kd.distillation.between_terms import BETWEEN, neighbour_logits
 from ssl_kd.errors import UserError
 from ssl_kd.types import Features, ViewBatch
 
@@ -150,6 +153,8 @@ def test_a_batch_of_one_is_one_line(name):
 def test_each_row_says_where_it_comes_from_and_what_differs(row):
     assert row.evidence in ("abstract", "recalled")
     assert min(map(len, (row.source, row.idea, row.differs))) > 10
+    page = (Path(__file__).parents[2] / "docs/students.md").read_text()
+    assert f"| {row.source} | {row.evidence} | {row.idea} | {row.differs} |" in page
 
 
 @pytest.mark.parametrize(
@@ -196,10 +201,10 @@ def teacher():
 
 
 ASSISTANTS = [spec("assistant"), spec("residual_assistant")]
-SLOW = [pytest.param(one, marks=pytest.mark.slow) for one in ("mutual", "online_neighbours", ASSISTANTS)]
 
 
-@pytest.mark.parametrize("between", ["ensemble", *SLOW], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("between", ["ensemble", "mutual", "online_neighbours", ASSISTANTS], ids=str)
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(between, teacher, tmp_path):
     settings = RUN | {"students": STUDENTS, "between": between, "images": small_images(16)}
     whole = ssl_kd.distill(teacher, out=tmp_path / "whole", **settings)
@@ -223,6 +228,8 @@ def test_a_student_of_weight_0_follows_its_assistant_alone(teacher, tmp_path):
     small = done["small"].last
     assert small["loss"] == pytest.approx(small["between.assistant"])
     assert {name for name in small if name not in ("loss", "lr", "gradient_norm")} == {"between.assistant"}
+    assert not done["small"].student.heads  # into the teacher's space: its own objective was never trained
+    assert done["middle"].student.heads
     with pytest.raises(
         UserError, match="students: small has weight 0 and no term between students leads it in epoch 0"
     ):

@@ -71,7 +71,8 @@ def test_the_teacher_looks_once_at_each_batch_whoever_learns(teacher, tmp_path, 
     counts = []
     for out, students in (("two", STUDENTS), ("one", {"small": STUDENTS["small"]})):
         looks.clear()
-        ssl_kd.distill(teacher, images=small_images(), out=tmp_path / out, students=students, health_every=0, **RUN)
+        once = RUN | {"health_every": 0, "epochs": 1}
+        ssl_kd.distill(teacher, images=small_images(), out=tmp_path / out, students=students, **once)
         counts.append(sum(looks))
     assert counts[0] == counts[1]
 
@@ -248,7 +249,7 @@ def test_a_student_that_collapses_is_named(teacher, tmp_path):
             return super().forward(x) * 0
 
     students = {"fine": STUDENTS["small"], "flat": {"arch": Same(), "objective": "simreg"}}
-    settings = RUN | {"images": small_images(64), "health_images": 32, "epochs": 3}
+    settings = RUN | {"images": small_images(64), "health_images": 32, "epochs": 3, "batch_size": 16}
     with pytest.raises(Collapsed, match="student flat has collapsed"):
         ssl_kd.distill(teacher, out=tmp_path / "run", students=students, **settings)
 
@@ -270,3 +271,21 @@ def test_a_bad_step_of_one_student_is_not_one_of_the_other(teacher, tmp_path, mo
     skipped = [line for line in logged(tmp_path / "run/students/bad") if "skipped" in line]
     assert [line["step"] for line in skipped] == [2]
     assert "bad/loss" not in logged(tmp_path / "run")[2]
+
+
+@pytest.mark.slow
+def test_a_student_whose_patience_is_out_stops_as_it_would_alone(teacher, tmp_path):
+    """The other goes on; a run that is given again leaves the first where it stopped."""
+    still = STUDENTS["small"] | {"lr": 1e-9}
+    more = {"images": small_images(64), "health_images": 32, "health_every": 0.5, "patience": 1, "epochs": 3}
+    students = {"still": still, "drops": STUDENTS["drops"]}
+    done = ssl_kd.distill(teacher, out=tmp_path / "group", students=students, **RUN | more)
+    line = {"student": still["arch"], "student_args": still["args"], "objective": still["objective"], "lr": still["lr"]}
+    one = ssl_kd.distill(teacher, out=tmp_path / "alone", **RUN | more | line)
+    assert same(done["still"].student, one.student)
+    assert figures(tmp_path / "group/students/still") == figures(tmp_path / "alone")
+    assert done["still"].path.read_bytes() == one.path.read_bytes()
+    steps = {name: figures(tmp_path / "group/students" / name)[-1]["step"] for name in students}
+    assert steps["still"] < 12
+    again = ssl_kd.distill(teacher, out=tmp_path / "group", students=students, **RUN | more)
+    assert all(same(done[name].student, again[name].student) for name in students)

@@ -23,7 +23,7 @@ def test_an_encoder_stops_behind_a_layer_with_the_same_numbers_in_it(teacher):
     whole, part = teacher(pixels, layers=names), teacher(pixels, layers=names, until="stage.2")
     assert set(part.layers) == {"stage.1", "stage.2"}
     assert all(torch.equal(part.layers[name], whole.layers[name]) for name in part.layers)
-    assert part.embedding.shape == (2, 0)
+    assert part.embedding.shape == (2, 1)
     assert torch.equal(teacher(pixels).embedding, whole.embedding)  # nothing stays behind
 
 

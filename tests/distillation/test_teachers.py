@@ -12,7 +12,7 @@ import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check, teacher_specs
 from ssl_kd.distillation.setup import prepare
-from ssl_kd.distillation.teachers import at_size, load_teachers
+from ssl_kd.distillation.teachers import at_size, load_teachers, pruned
 from ssl_kd.errors import UserError
 
 QUICK = SMALL | {"batch_size": 4, "epochs": 1}
@@ -168,6 +168,42 @@ def test_a_wrong_line_is_one_line(settings, words):
 def test_lines_take_the_runs_objective_unless_they_name_their_own():
     config = DistillConfig(objective="seed", teachers={"a": "x.pth", "b": {"file": "y.pth", "objective": "rkd"}})
     assert teacher_specs(config) == {"a": TeacherSpec("x.pth", "seed"), "b": TeacherSpec("y.pth", "rkd")}
+
+
+def test_a_pruned_copy_lacks_the_smallest_weights_of_all_layers_and_leaves_the_teacher_alone():
+    torch.manual_seed(1)
+    teacher = ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    copy = pruned(teacher, 0.3)
+    weights = [m.weight for m in copy.network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    mine = torch.cat(
+        [m.weight.flatten() for m in teacher.network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    )
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    gone = flat == 0
+    assert gone.float().mean().item() == pytest.approx(0.3, abs=1e-3)
+    assert mine[gone].abs().max() <= mine[~gone].abs().min()
+    assert torch.equal(flat[~gone], mine[~gone])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert copy.digest != teacher.digest
+    assert set(copy.state_dict()) == set(before)
+
+
+def test_a_teacher_and_its_pruned_copy_teach_together(tmp_path):
+    torch.manual_seed(1)
+    teacher = ssl_kd.build("resnet18", channels=[8, 8, 8, 16]).eval()
+    teachers = {"whole": teacher, "pruned": {"file": teacher, "prune": 0.3}}
+    done = ssl_kd.distill(images=small_images(), out=tmp_path / "run", teachers=teachers, objective="r2kd", **SMALL)
+    assert {"whole.alignment", "pruned.alignment"} <= set(done.last)
+    assert "pruned" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("share", [1, -0.1, "0.3", True])
+def test_a_share_to_prune_that_cannot_be_is_one_line(share, tmp_path):
+    with pytest.raises(UserError, match="prune of one: expected a share from 0 to below 1"):
+        ssl_kd.distill(
+            images=small_images(), out=tmp_path / "run", teachers={"one": {"file": "x.pth", "prune": share}}, **SMALL
+        )
 
 
 def test_a_mapping_names_any_architecture_by_hand_in_both_spellings(tmp_path):

@@ -15,6 +15,7 @@ from ssl_kd.objectives.divergences import Differences, TopK
 from ssl_kd.objectives.hadamard import even_rotation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.masked import MaskedTokens, drawn, hide
 from ssl_kd.objectives.progression import Progression, linear_cka
 from ssl_kd.objectives.target_norms import PhiS
 from ssl_kd.types import Features
@@ -257,7 +258,7 @@ def test_leap_is_lowest_at_a_match_of_its_target():
 
 
 def test_unic_ladder_adds_up_what_every_layer_says():
-    """`unic_loss` of naver/unic for one teacher: see test_presets; the sum of heads is its ladder of projectors."""
+    """Against naver/unic's ladder and loss for one teacher, with its heads in ours: value and gradients equal to the bit."""
     case = Case("unic_ladder")
     (s, t), (whole, patches) = case.batch(0), case.terms
     with torch.no_grad():
@@ -286,3 +287,38 @@ def test_a_ladder_of_one_layer_is_lowest_at_a_match():
     student = Features(rand(4, 6), None, {"stage.4": tap})
     assert term(student, Features(tap.mean((2, 3)))).abs() < 1e-5
     assert term(student, Features(tap.mean((2, 3)) + 0.3)) > 0.01
+
+
+# ------------------------------------------------------------------------------------------------ Proteus' third term
+
+
+def test_proteus_masked_asks_for_what_was_hidden():
+    """Against the patch objective of BeSpontaneous/Proteus-pytorch on the same masked patches: value equal to the bit."""
+    case = Case("proteus_masked")
+    total, (whole, patches, hidden) = case.answer(0)
+    s, t = case.batch(0)
+    where = s.layers["mask"].bool()
+    with torch.no_grad():
+        ours = case.terms[2].projector(s.layers["masked tokens"][where]).numpy()
+    assert hidden == pytest.approx(np.mean((ours - t.tokens[where].numpy()) ** 2), rel=1e-4)
+    assert total == pytest.approx(whole + patches + hidden, rel=1e-5)
+
+
+def test_half_of_the_patches_of_half_of_the_images_are_hidden_by_their_numbers():
+    masks = drawn(np.arange(400), 3, 0, 16)
+    assert set(masks.sum(1).tolist()) == {0.0, 8.0}
+    assert 0.4 < (masks.sum(1) > 0).float().mean() < 0.6
+    assert torch.equal(masks[7:9], drawn(np.array([7, 8]), 3, 0, 16))
+    assert not torch.equal(masks, drawn(np.arange(400), 4, 0, 16))
+    pixels = hide(torch.ones(400, 3, 8, 8), masks, torch.full((1, 3, 1, 1), 0.25))
+    assert torch.equal(pixels[:, 0, ::2, ::2].flatten(1) == 0.25, masks > 0)
+
+
+def test_masked_tokens_is_zero_at_a_match_and_where_nothing_is_hidden():
+    term = MaskedTokens(6, 6, projector="identity")
+    patches, mask = rand(4, 9, 6), (torch.arange(9) % 2).float().repeat(4, 1)
+    seen = Features(rand(4, 6), patches, {"masked tokens": patches + (1 - mask)[:, :, None], "mask": mask})
+    teacher = Features(rand(4, 6), patches)
+    assert term(seen, teacher) == 0
+    assert term(Features(rand(4, 6), patches, {"masked tokens": patches + 1, "mask": mask}), teacher) == 1
+    assert term(Features(rand(4, 6), patches, {"masked tokens": patches + 1, "mask": mask * 0}), teacher) == 0

@@ -10,7 +10,7 @@ from ssl_kd.objectives.factory import TERMS, defaults_of, terms_of
 from ssl_kd.objectives.options import OPTIONS, must_fit
 
 QUEUE = {"term": "correlation", "relation": "queue"}
-NUMBERS = ["0.5", [1], {"a": 1}, float("nan"), float("inf"), -1, True]
+NUMBERS = ["0.5", [1], {"a": 1}, float("nan"), float("inf"), -(10**400), -1, True]
 # By how a row's words begin: what it takes, and what it does not.
 SAMPLES = {
     "a name": ("mse", [3, ["mse"], {"a": 1}, True]),

@@ -178,3 +178,23 @@ def test_a_head_that_does_not_fit_and_none_at_all_are_one_line():
         term.train()(rand(4, 6), rand(4, 10))
     with pytest.raises(UserError, match="does not read its 10 numbers"):
         term.relation.give(Head(torch.nn.Linear(7, 3), rand(5, 3), 0.1))
+
+
+# ------------------------------------------------------------------------------------------------ boundaries
+
+
+def test_boundary_adds_the_same_kl_where_two_prototypes_are_equally_near():
+    case = Case("boundary")
+    moved, plain = case.terms
+    assert moved.projector is plain.projector
+    total, values = case.answer(0)
+    (s, t), by_hand = case.batch(0), []
+    for ours, theirs in ((s.layers["boundary"], t.layers["boundary"]), (s.embedding, t.embedding)):
+        with torch.no_grad():
+            tables = [
+                unit(z.double().numpy()) @ plain.relation.anchors.double().numpy().T
+                for z in (moved.projector(ours), theirs)
+            ]
+        by_hand.append(kl(softmax(tables[1] / 0.1), softmax(tables[0] / 0.1)))
+    assert values == pytest.approx(by_hand, rel=1e-3)
+    assert total == pytest.approx(sum(by_hand), rel=1e-3)

@@ -90,7 +90,7 @@ SYSTEMS: dict[str, Preset] = {
         "abstract",
         "a correlation distance, value-based (Pearson) and rank-based, between predictions; a pruned copy of the teacher",
         "1 - rho(g(s), t) + 1 - rho of soft ranks of each row of the batch's cosines",
-        "weights 1 and 1 and the soft rank are ours; no pruned teacher",
+        "weights 1 and 1 and the soft rank are ours; the pruned copy is a second teacher, `prune: 0.3` (below)",
     ),
     "ckd": Preset(
         (alignment("simreg", "difference", space="standardised"),),

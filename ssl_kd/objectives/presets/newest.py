@@ -72,4 +72,17 @@ NEWEST: dict[str, Preset] = {
         differs="heads on four stages, not on every block (name more with `student_layers`); running statistics of constant momentum; "
         "one teacher; `unic` is the form with heads on the last features alone",
     ),
+    "proteus_masked": Preset(
+        (
+            alignment("layernorm", "mse"),
+            alignment("layernorm", "mse", of="tokens"),
+            {"term": "masked_tokens", "projector": "layernorm", "distance": "mse", "weight": 1.0},
+        ),
+        "Proteus, CVPR 2025; BeSpontaneous/Proteus-pytorch",
+        "code",
+        "MSE(class token) + MSE(all tokens) + MSE(masked tokens), heads LayerNorm + Linear; half of the patches of half of the images",
+        differs="single patches instead of blocks, hidden as grey pixels instead of by a mask token, so that any student with patches "
+        "can take them; the mean over all tokens leaves the class token out. One more pass of the student a step; "
+        "`proteus` is the form without",
+    ),
 }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ssl_kd.objectives.presets.preset import Preset, Spec
 
 MDISTILLER = "megvii-research/mdistiller"
 ANCHORS = "1,024 prototypes (spherical k-means) instead of classes"
 
 
-def on_prototypes(comparison: str, **more: Any) -> Spec:
+def on_prototypes(comparison: str, **more: object) -> Spec:
     """A row's term on prototypes."""
     shared = {"term": "correlation", "relation": "prototypes", "projector": "simreg", "prototypes": 1024}
     return shared | {"comparison": comparison} | more
@@ -81,5 +79,18 @@ ON_PROTOTYPES: dict[str, Preset] = {
         "KL(sinkhorn(head_t(t) / tau_t) || softmax(head_s(s) / 0.1)), head_t from the teacher's file, tau_t its own",
         "KL instead of CE (the same gradient); no iBOT term: the files that can be had (DINO, SwAV) have no head for patches, and "
         "DINOv3's are not published; no KoLeo, which pushes images apart; not zero at a match, as Sinkhorn moves the teacher",
+    ),
+    "boundary": Preset(
+        (
+            {"term": "boundary", "projector": "simreg", "prototypes": 1024, "tau": 0.1, "steps": 1, "head": "boundary"},
+            {**on_prototypes("softmax_kl", **_taus(0.1)), "head": "boundary"},
+        ),
+        "boundary supporting samples, BSS, AAAI 2019",
+        "abstract",
+        "images are moved by an adversarial attack to a boundary between two classes, and the student matches the teacher there",
+        "KL of softmaxes of cosines to prototypes / 0.1, on the images and on the same moved to where the student's two nearest "
+        "prototypes are equally near",
+        f"{ANCHORS}; no labels and all images; one Newton step along the student's gradient. A step costs one more pass of the student "
+        "forward and backward, one more in training and one more of the teacher",
     ),
 }

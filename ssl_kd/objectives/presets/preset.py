@@ -31,13 +31,13 @@ class Preset:
     mix: str = "none"  # likewise, of the inputs of both networks
 
 
-def alignment(projector: str, distance: str = "cosine", weight: Any = 1.0, **more: Any) -> Spec:
+def alignment(projector: str, distance: str = "cosine", weight: float | str = 1.0, **more: object) -> Spec:
     """A row's alignment term."""
     return {"term": "alignment", "projector": projector, "distance": distance, "weight": weight, **more}
 
 
 def correlation(
-    relation: str, projector: str, weight: Any = 1.0, tau: float | tuple[float, float] = 0.07, **more: Any
+    relation: str, projector: str, weight: float | str = 1.0, tau: float | tuple[float, float] = 0.07, **more: object
 ) -> Spec:
     """A row's correlation term; tau: student's and teacher's, or one for both."""
     tau_student, tau_teacher = tau if isinstance(tau, tuple) else (tau, tau)
