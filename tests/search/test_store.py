@@ -150,3 +150,15 @@ def test_an_index_of_a_later_version_says_so(store):
     with pytest.raises(UserError, match="version 99"):
         Store(store.folder)
     assert NAMES in GROWING
+
+
+def test_names_that_share_a_hash_are_told_apart_by_their_text(tmp_path, monkeypatch):
+    from ssl_kd.search import store as module
+
+    monkeypatch.setattr(module, "name_hash", lambda name: len(name))
+    made = create(tmp_path / "i", 4, {})
+    with made.writing() as writer:
+        writer.add(["aa", "bb", "c"], rows(3))
+        writer.commit()
+    assert made.rows_of(["bb", "cc", "c", "aa", "bb"]).tolist() == [1, -1, 2, 0, 1]
+    assert made.rows_of([]).tolist() == []
