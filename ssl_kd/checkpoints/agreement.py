@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
 from ssl_kd.models.backbones import VisionTransformerNet
 from ssl_kd.models.factory import make
 
+if TYPE_CHECKING:
+    from timm.models import VisionTransformer
+
 GATED = "vit_giant_patch14_dinov2"  # timm's ViT whose MLPs are SwiGLU
 # Settings of timm that decide no tensor, or that are set here.
 NOT_OURS = ("num_classes", "dynamic_img_size", "pretrained", "features_only", "drop_rate", "drop_path_rate")
@@ -24,14 +27,14 @@ POOLED = {"fc_norm", "attn_pool"}  # behind a pool over the patches, where timm'
 CODE = ("mlp_layer", "act_layer", "norm_layer", "embed_layer", "block_fn")  # named as code, which is not run
 
 
-def agreed(weights: Weights, config: Mapping[str, Any]) -> Weights:
+def agreed(weights: Weights, config: Mapping[str, object]) -> Weights:
     """The weights with the heads and the epsilon of transformers' config. BrokenCheckpoint where they disagree."""
     args = dict(weights.arch_args)
     with torch.device("meta"):
         network = make(weights.arch, args)
     if isinstance(network, VisionTransformerNet):
         heads, epsilon = config.get("num_attention_heads"), config.get("layer_norm_eps")
-        if type(heads) is int and heads != _attention(network.backbone, "num_heads"):
+        if type(heads) is int and heads != _attention(network.backbone.blocks[0], "num_heads"):
             args["num_heads"] = heads
         if isinstance(epsilon, float) and epsilon != _epsilon(network.backbone):
             args["norm_eps"] = epsilon
@@ -44,20 +47,20 @@ def agreed(weights: Weights, config: Mapping[str, Any]) -> Weights:
     return replace(weights, arch_args=args)
 
 
-def facts(backbone: Any) -> Iterator[tuple[str, int | None]]:
+def facts(backbone: nn.Module) -> Iterator[tuple[str, int | None]]:
     """What a transformers config calls the facts about a ViT."""
-    blocks = getattr(backbone, "blocks", None)
+    blocks, patches = getattr(backbone, "blocks", None), getattr(backbone, "patch_embed", None)
     yield "num_channels", 3
-    if blocks is None or not hasattr(backbone, "patch_embed"):
+    if blocks is None or patches is None:
         return
     yield "hidden_size", getattr(backbone, "embed_dim", None)
     yield "num_hidden_layers", len(blocks)
-    yield "num_attention_heads", _attention(backbone, "num_heads")
-    yield "patch_size", int(backbone.patch_embed.patch_size[0])
+    yield "num_attention_heads", _attention(blocks[0], "num_heads")
+    yield "patch_size", int(patches.patch_size[0])
 
 
-def _attention(backbone: Any, name: str) -> int | None:
-    return getattr(getattr(backbone.blocks[0], "attn", None), name, None)
+def _attention(block: object, name: str) -> int | None:
+    return getattr(getattr(block, "attn", None), name, None)
 
 
 def _epsilon(backbone: nn.Module) -> float | None:
@@ -73,7 +76,7 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
     args = {name: value for name, value in args.items() if name not in (*NOT_OURS, *CODE, "global_pool")}
     try:
         with torch.device("meta"):
-            plain: Any = make(arch, dict(args)).backbone
+            plain = make(arch, dict(args)).backbone
     except UserError as error:
         raise type(error)(f"{CONFIG}: {error}") from error
     found = best(file, plain.state_dict()).file
@@ -95,8 +98,8 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
 
 
 def _with_gates(
-    plain: Any, arch: str, args: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[str, dict[str, Any]]:
+    plain: VisionTransformer, arch: str, args: Mapping[str, object], state: Mapping[str, Tensor]
+) -> tuple[str, dict[str, object]]:
     """The architecture, or the same with SwiGLU layers where the weights have them and the config could not name code.
 
     Virchow's and UNI 2's cards pass `mlp_layer=SwiGLUPacked` to timm by hand.
@@ -110,7 +113,7 @@ def _with_gates(
         "patch_size": int(plain.patch_embed.patch_size[0]),
         "embed_dim": dim,
         "depth": len(plain.blocks),
-        "num_heads": int(plain.blocks[0].attn.num_heads),
+        "num_heads": cast(int, _attention(plain.blocks[0], "num_heads")),
         "mlp_ratio": _ratio(into.shape[0], dim),
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "reg_tokens": 0 if plain.reg_token is None else int(plain.reg_token.shape[1]),

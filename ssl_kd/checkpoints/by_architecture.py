@@ -6,11 +6,10 @@ classifier that the network has in its library. What a bare state dict cannot sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_kd.checkpoints.formats.weights import Contents, State, Weights, shown
 from ssl_kd.checkpoints.pixels_record import recorded
@@ -27,7 +26,7 @@ UNSAID = Preprocessing(interpolation="bicubic")
 def by_architecture(
     file: Contents,
     arch: str,
-    args: Mapping[str, Any],
+    args: Mapping[str, object],
     given: Reading,
     pixels: Preprocessing | None = None,
     origin: str = "",
@@ -78,20 +77,22 @@ def best(file: Contents, wanted: Mapping[str, Tensor]) -> Unwrapped:
     return max(candidates, key=count)
 
 
-def classifier(arch: str, args: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> set[str]:
+def classifier(arch: str, args: Mapping[str, object], wanted: Mapping[str, Tensor]) -> set[str]:
     """The names that the network's library adds for its classifier."""
     source, _, name = arch.rpartition("/")
     with torch.device("meta"):
         if source == "torchvision":
             from torchvision import models
 
-            whole: Any = models.get_model(name, weights=None, **args)
+            get: Callable[..., nn.Module] = models.get_model
+            whole = get(name, weights=None, **args)
         elif source in ("", "timm"):
             import timm
 
             own = {key: value for key, value in args.items() if key not in OUR_ARGUMENTS}
-            plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
-            whole = timm.create_model(name, pretrained=False, **plain)
+            plain = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+            create: Callable[..., nn.Module] = timm.create_model
+            whole = create(name, pretrained=False, **plain)
         else:
             return set()
     return set(whole.state_dict()) - set(wanted)
@@ -118,11 +119,12 @@ def _of_tag(arch: str) -> Preprocessing | None:
         return None
     import timm
 
-    config: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
     if name not in tags or config is None:
         raise UserError(f"arch: timm knows no tag {one_line(name)}; it has {', '.join(tags[:6]) or 'none'}")
-    return timm_pixels(config.to_dict())
+    plain: Callable[[], Mapping[str, object]] = config.to_dict
+    return timm_pixels(plain())
 
 
 def _hint(arch: str) -> str:

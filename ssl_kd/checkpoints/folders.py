@@ -12,10 +12,10 @@ the folder is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from ssl_kd.checkpoints.licences import stated
 from ssl_kd.checkpoints.shards import INDEX, read_json
@@ -36,9 +36,9 @@ class Folder:
 
     path: Path
     weights: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
-    processor: Mapping[str, Any] | None = None
-    front: Mapping[str, Any] = field(default_factory=dict)  # of the README
+    config: Mapping[str, object] = field(default_factory=dict)
+    processor: Mapping[str, object] | None = None
+    front: Mapping[str, object] = field(default_factory=dict)  # of the README
     name: str = ""  # ORG/NAME on the hub, where that is known
 
     @property
@@ -47,7 +47,7 @@ class Folder:
         return isinstance(self.config.get("architecture"), str)
 
     @property
-    def pretrained(self) -> Mapping[str, Any]:
+    def pretrained(self) -> Mapping[str, object]:
         """timm's pretrained_cfg, which older files keep flat."""
         found = self.config.get("pretrained_cfg", self.config)
         return found if isinstance(found, Mapping) else {}
@@ -103,7 +103,7 @@ def snapshot(path: Path) -> Path:
     raise CheckpointError(f"holds {len(commits)} snapshots and none called main; name one of the folders in snapshots/")
 
 
-def named(path: Path, config: Mapping[str, Any], front: Mapping[str, Any]) -> str:
+def named(path: Path, config: Mapping[str, object], front: Mapping[str, object]) -> str:
     """ORG/NAME, from the cache folder's name or what the config says."""
     for part in (path.name, path.parent.parent.name):
         if match := re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", part):
@@ -115,7 +115,7 @@ def named(path: Path, config: Mapping[str, Any], front: Mapping[str, Any]) -> st
     return ""
 
 
-def front_matter(readme: Path) -> dict[str, Any]:
+def front_matter(readme: Path) -> dict[str, object]:
     """The YAML between the two lines of dashes at a README's begin; nothing where there is none that can be read."""
     try:
         with open(readme, encoding="utf-8", errors="replace") as file:
@@ -134,18 +134,21 @@ def front_matter(readme: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def processor_pixels(given: Mapping[str, Any]) -> Preprocessing:
+def processor_pixels(given: Mapping[str, object]) -> Preprocessing:
     """What transformers' image processor does. UserError for what is not done here, BrokenCheckpoint for nonsense."""
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "ViTImageProcessor")
-    if given.get("do_rescale", True) is False or not 254 < 1 / float(given.get("rescale_factor") or 1 / 255) < 256:
+    if (
+        given.get("do_rescale", True) is False
+        or not 254 < 1 / float(cast(float, given.get("rescale_factor") or 1 / 255)) < 256
+    ):
         raise UserError(f"{PROCESSOR}: pixels are not scaled to [0, 1] by it; such networks are not read here")
     if "crop_pct" in given:
         raise UserError(f"{PROCESSOR}: its crop_pct ({kind}) is not done here; give mean, std and size by hand")
     try:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if given.get("do_normalize", True):
-            mean, std = tuple(given["image_mean"]), tuple(given["image_std"])  # type: ignore[assignment]
-        resample = int(given.get("resample", 3 if "Bit" in kind else 2))
+            mean, std = _three(given["image_mean"]), _three(given["image_std"])
+        resample = int(cast(int, given.get("resample", 3 if "Bit" in kind else 2)))
         how = RESAMPLING[resample]
         side, square = _side(given.get("size"), kind) if given.get("do_resize", True) else (None, False)
         crop = _crop(given) if given.get("do_center_crop", False) else None
@@ -157,7 +160,12 @@ def processor_pixels(given: Mapping[str, Any]) -> Preprocessing:
         raise BrokenCheckpoint(f"{PROCESSOR}: cannot be used: {one_line(repr(error), 100)}") from error
 
 
-def _side(size: Any, kind: str) -> tuple[int, bool]:
+def _three(given: object) -> tuple[float, float, float]:
+    """Three numbers; TypeError for what is no list. What they are is `Preprocessing`'s to say."""
+    return cast(tuple[float, float, float], tuple(cast(Iterable[float], given)))
+
+
+def _side(size: object, kind: str) -> tuple[int, bool]:
     """The side that images are resized to, and whether both sides are. A number alone is a square for ViTs."""
     if isinstance(size, Mapping):
         if "shortest_edge" in size:
@@ -165,13 +173,13 @@ def _side(size: Any, kind: str) -> tuple[int, bool]:
         if size["height"] != size["width"]:
             raise UserError(f"size is {size['height']} x {size['width']}; only squares are read here")
         return int(size["height"]), True
-    return int(size), "ViT" in kind or "DINO" in kind
+    return int(cast(int, size)), "ViT" in kind or "DINO" in kind
 
 
-def _crop(given: Mapping[str, Any]) -> int:
+def _crop(given: Mapping[str, object]) -> int:
     crop = given.get("crop_size", 224)
     if isinstance(crop, Mapping):
         if crop["height"] != crop["width"]:
             raise UserError(f"crop_size is {crop['height']} x {crop['width']}; only squares are read here")
         crop = crop["height"]
-    return int(crop)
+    return int(cast(int, crop))

@@ -6,8 +6,9 @@ SSL_KD_OFFLINE forbids the network, only what their caches hold is read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -44,7 +45,7 @@ def licence_of(source: str, name: str) -> str:
         return "not stated by torchvision"
     import timm
 
-    config: Any = timm.get_pretrained_cfg(name)
+    config = timm.get_pretrained_cfg(name)
     return stated(getattr(config, "license", None)) or "not stated by timm"
 
 
@@ -56,9 +57,9 @@ def timm_weights(network: Network, name: str) -> Preprocessing:
     if not (name in tags or any(tag.startswith(f"{name}.") for tag in tags)):
         raise CheckpointError(f"timm/{name}: timm publishes no weights for it.{nearest(name, tags)}")
     file = {"file": timm_file(name), "custom_load": False} if offline() else None
-    published: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, num_classes=0)
+    published = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, num_classes=0)
     network.backbone.load_state_dict(published.state_dict())
-    return timm_pixels(published.pretrained_cfg)
+    return timm_pixels(cast(Mapping[str, object], published.pretrained_cfg))
 
 
 def timm_file(name: str) -> str:
@@ -66,12 +67,14 @@ def timm_file(name: str) -> str:
     import timm
     from huggingface_hub import try_to_load_from_cache
 
-    config: Any = timm.get_pretrained_cfg(name)
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None  # timm publishes weights of that name
     files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    for file in files if config.hf_hub_id else ():
-        if isinstance(found := try_to_load_from_cache(config.hf_hub_id, file), str):
+    repository = config.hf_hub_id or ""
+    for file in files if repository else ():
+        if isinstance(found := try_to_load_from_cache(repository, file), str):
             return found
-    raise CheckpointError(f"timm/{name}: {NOT_HERE.format(config.hf_hub_id or config.url)}")
+    raise CheckpointError(f"timm/{name}: {NOT_HERE.format(repository or config.url)}")
 
 
 def torchvision_weights(network: Network, name: str) -> Preprocessing:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -53,7 +52,7 @@ def load_teacher(
     *,
     branch: str | None = None,
     arch: str | None = None,
-    arch_args: Mapping[str, Any] | None = None,
+    arch_args: Mapping[str, object] | None = None,
     mean: object = None,
     std: object = None,
     size: int | None = None,
@@ -247,7 +246,7 @@ def inspect(
     opened = source(path, name)
     file = opened.file
     seen = tuple(path for path, _ in file.leaves())
-    about: dict[str, Any] = {"path": str(path), "container": file.container, "bytes": opened.bytes}
+    report: Callable[..., Report] = partial(Report, path=str(path), container=file.container, bytes=opened.bytes)
     row, values = None, opened.bytes <= LARGE
     try:
         if not (given.arch or (opened.folder and opened.folder.timms)):
@@ -257,11 +256,10 @@ def inspect(
         weights, _ = weights_of(opened, given, values=values)
         blueprint(weights)
     except UserError as error:
-        about |= {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
-        return Report(**about, dropped=seen, problem=str(error))
-    if row:
-        about |= {"format": row.name, "family": row.family, "wrote": row.wrote}
-    return Report(
+        about = {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
+        return report(**about, dropped=seen, problem=str(error))
+    about = {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}
+    return report(
         **about,
         origin=weights.origin,
         branch=weights.branch,

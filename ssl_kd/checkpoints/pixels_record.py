@@ -6,9 +6,10 @@ Its files of earlier versions hold the size among their settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from functools import partial
+from typing import cast
 
 from ssl_kd.checkpoints.formats.weights import Contents
 from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
@@ -30,12 +31,13 @@ def recorded(file: Contents, family: Preprocessing) -> Preprocessing:
         raise BrokenCheckpoint(f"its record of the pixels cannot be used: {one_line(error, 160)}") from error
 
 
-def _with(family: Preprocessing, own: Mapping[str, Any]) -> Preprocessing:
+def _with(family: Preprocessing, own: Mapping[str, object]) -> Preprocessing:
     """The record's fields, and the family's for what it does not say; a size alone takes the whole of the image."""
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     if "size" in given and "resize" not in given and "crop" not in given:
-        family = family.at(given["size"], crop_ratio=1.0)
-    return replace(family, **given)
+        family = family.at(cast(int, given["size"]), crop_ratio=1.0)
+    with_these: Callable[..., Preprocessing] = partial(replace, family)
+    return with_these(**given)
 
 
 def _trained_at(file: Contents) -> int | None:

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -68,13 +68,12 @@ def load_program(path: Path, feature: str | None = None) -> Encoder:
 def describe_program(path: Path) -> Report:
     """What a program is, or in `problem` why it cannot be an Encoder."""
     kind = KINDS[path.suffix.lower()]
-    about: dict[str, Any] = {"path": str(path), "container": kind, "bytes": path.stat().st_size}
+    report: Callable[..., Report] = partial(Report, path=str(path), container=kind, bytes=path.stat().st_size)
     try:
         encoder = load_program(path)
     except CheckpointError as error:
-        return Report(**about, problem=str(error))
-    return Report(
-        **about,
+        return report(problem=str(error))
+    return report(
         format=kind,
         family="program",
         wrote="a finished program, run on the CPU",
@@ -89,7 +88,7 @@ def describe_program(path: Path) -> Report:
     )
 
 
-def origin(path: Path, card: Mapping[str, Any]) -> str:
+def origin(path: Path, card: Mapping[str, object]) -> str:
     """Where a program came from, in words."""
     made_of = one_line(card.get("arch", ""))
     return f"{path.name}, {one_line(card.get('format', path.suffix[1:]))}" + (f" of {made_of}" if made_of else "")
@@ -98,7 +97,7 @@ def origin(path: Path, card: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------- cards
 
 
-def card_of(path: Path, runner: Runner) -> dict[str, Any]:
+def card_of(path: Path, runner: Runner) -> dict[str, object]:
     """What is known of a program: FILE.json beside it, else the card inside the file. CheckpointError where there is none."""
     beside = path.with_name(f"{path.name}.json")
     text = _text(beside) if beside.is_file() else inner_card(path, runner.file)
@@ -135,10 +134,12 @@ def inner_card(path: Path, file: bytes) -> str:
     return next((entry.value for entry in model.metadata_props if entry.key == "card"), "")
 
 
-def _pixels(card: Mapping[str, Any], size: int) -> Preprocessing:
+def _pixels(card: Mapping[str, object], size: int) -> Preprocessing:
     """The card's preprocessing; mean and std are left to the file where it applies them itself."""
     try:
         given = card["preprocessing"]
+        if not isinstance(given, Mapping):
+            raise TypeError(f"preprocessing: {given!r}")
         needed = {name: given[name] for name in ("mean", "std", "size", "resize", "crop", "interpolation")}
         others = {one.name: given[one.name] for one in fields(Preprocessing) if one.name in given}
         eyes = Preprocessing.from_dict(needed | others)
@@ -187,15 +188,16 @@ def start_onnx(path: Path) -> Runner:
     return Runner(ask, file, width, size, parameters, batch)
 
 
-def _sides(shape: Iterable[Any], floats: bool) -> tuple[int, int]:
+def _sides(shape: Iterable[object], floats: bool) -> tuple[int, int]:
     """Batch (0: any) and side of an input. CheckpointError for other shapes than (B, 3, S, S) of float32."""
     shape = list(shape)
-    square = len(shape) == 4 and shape[1] == 3 and isinstance(shape[2], int) and shape[2] == shape[3]
-    if not square or not floats or not 0 < shape[2] < 2**14:
+    side = shape[2] if len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] else None
+    if not isinstance(side, int) or not floats or not 0 < side < 2**14:
         raise CheckpointError(
             f"takes {one_line(shape)}{'' if floats else ', not float32'}; expected float32 images (B, 3, S, S)"
         )
-    return (shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0), shape[2]
+    batch = shape[0]
+    return (batch if isinstance(batch, int) and batch > 0 else 0), side
 
 
 def _rows(answer: np.ndarray) -> np.ndarray:

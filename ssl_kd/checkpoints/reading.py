@@ -33,7 +33,7 @@ class Reading:
     format: str | None = None
     branch: str | None = None
     arch: str | None = None
-    arch_args: Mapping[str, Any] | None = None
+    arch_args: Mapping[str, object] | None = None
     mean: Colours | None = None
     std: Colours | None = None
     size: int | None = None
@@ -129,7 +129,7 @@ def from_options(options: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def spelled(given: Mapping[str, Any]) -> list[str]:
+def spelled(given: Mapping[str, object]) -> list[str]:
     """The same as words for `ssl-kd distill`."""
     words = []
     for name, value in given.items():

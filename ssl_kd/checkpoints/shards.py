@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ def refuse_a_part(path: Path) -> None:
         )
 
 
-def read_json(path: Path, most: int = LARGEST_INDEX) -> dict[str, Any]:
+def read_json(path: Path, most: int = LARGEST_INDEX) -> dict[str, object]:
     """A JSON file that holds a mapping. BrokenCheckpoint, by the file's name, for anything else."""
     try:
         with open(path, "rb") as file:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -36,8 +35,8 @@ def unwrapped(file: Contents) -> Iterator[Unwrapped]:
     nodes = _clean(file.nodes, off, 0)
     if off:
         yield Unwrapped(replace(file, nodes=nodes), tuple(sorted(off)))
-    while True:
-        levels = [name for name in LEVELS if isinstance(nodes, Mapping) and isinstance(nodes.get(name), Mapping)]
+    while isinstance(nodes, Mapping):
+        levels = [name for name in LEVELS if isinstance(nodes.get(name), Mapping)]
         if len(levels) != 1 or not nodes[levels[0]]:
             return
         nodes = nodes[levels[0]]
@@ -45,7 +44,7 @@ def unwrapped(file: Contents) -> Iterator[Unwrapped]:
         yield Unwrapped(replace(file, nodes=nodes), tuple(sorted(off)))
 
 
-def _clean(node: Any, off: set[str], depth: int) -> Any:
+def _clean(node: object, off: set[str], depth: int) -> object:
     """Mappings with cleaned names; anything else as it is."""
     if not isinstance(node, Mapping) or depth > DEEPEST:
         return node
@@ -84,9 +83,9 @@ def branch_of(file: Contents, branch: str) -> Contents:
     )
 
 
-def _nested(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _nested(state: Mapping[str, Tensor]) -> dict[str, object]:
     """Tensors by path as nested mappings."""
-    tree: dict[str, Any] = {}
+    tree: dict[str, object] = {}
     for path, tensor in state.items():
         *above, leaf = path.split("/")
         node = tree
