@@ -17,7 +17,7 @@ from torch import nn
 from ssl_kd.data.augment import Recipe
 from ssl_kd.data.open import normal_path
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.data.views import as_views, views_record
+from ssl_kd.data.view_settings import as_views, views_record
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError, one_line
 from ssl_kd.models.encoder import MODULE, Encoder

@@ -19,7 +19,7 @@ from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import hold_out
-from ssl_kd.data.views import recipes_of
+from ssl_kd.data.view_settings import recipes_of
 from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
 from ssl_kd.distillation.between import one_teacher

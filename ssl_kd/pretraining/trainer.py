@@ -22,7 +22,7 @@ from ssl_kd.data.augment import Recipe
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.data.views import as_views, recipes_of, views_record
+from ssl_kd.data.view_settings import as_views, recipes_of, views_record
 from ssl_kd.errors import NonFinite, UserError, one_line
 from ssl_kd.models.factory import BAD_ARGUMENTS
 from ssl_kd.pretraining.config import PretrainConfig, check

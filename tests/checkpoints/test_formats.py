@@ -10,7 +10,8 @@ import rebuild
 import torch
 from PIL import Image
 
-from ssl_kd.checkpoints.formats import FORMATS, Weights, dino, plain, recognise, resnets, simclr, swav, table
+from ssl_kd.checkpoints.formats import FORMATS, Weights, dino, plain, recognise, resnets, simclr, swav
+from ssl_kd.checkpoints.formats import docs_table as table
 from ssl_kd.checkpoints.loading import assemble, contents, inspect, load_teacher
 from ssl_kd.models.factory import make
 from ssl_kd.models.preprocessing import Preprocessing

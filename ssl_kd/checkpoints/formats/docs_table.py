@@ -1,7 +1,7 @@
 """The table of supported files in docs/formats.md.
 
-python -m ssl_kd.checkpoints.formats.table          # print it
-python -m ssl_kd.checkpoints.formats.table --write  # put it into the page
+python -m ssl_kd.checkpoints.formats.docs_table          # print it
+python -m ssl_kd.checkpoints.formats.docs_table --write  # put it into the page
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 from ssl_kd.checkpoints.formats import ROWS
 
 PAGE = Path(__file__).parents[3] / "docs" / "formats.md"
-BEGIN, END = "<!-- table: begin (python -m ssl_kd.checkpoints.formats.table --write) -->\n", "<!-- table: end -->\n"
+BEGIN, END = (
+    "<!-- table: begin (python -m ssl_kd.checkpoints.formats.docs_table --write) -->\n",
+    "<!-- table: end -->\n",
+)
 
 
 def table() -> str:
