@@ -65,6 +65,6 @@ def test_every_command_line_of_the_docs_is_one_that_its_command_takes(line):
 def test_the_docs_navigation_names_every_page():
     text = (ROOT / ".ci/mkdocs.yml").read_text(encoding="utf-8")
     nav = yaml.safe_load(text)["nav"]
-    named = set(re.findall(r"[\w/]+\.md", str(nav)))
+    named = set(re.findall(r"[\w/-]+\.md", str(nav)))
     there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert named == {name for name in there if not name.startswith("reference/")}
