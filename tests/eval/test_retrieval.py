@@ -193,5 +193,6 @@ def test_agreement_refuses_what_is_not_a_number_and_says_where_k_was_clamped():
     with pytest.raises(NonFinite, match=r"encoder, index: row 3 .3.png."):
         agreement(train, test, broken, test)
     few = train.rows(np.arange(30))
-    assert Agreement()(few, test, few, test).notes == ("k = 100 clamped to the 30 rows of the index",)
-    assert not Agreement((1, 10))(few, test, few, test).notes
+    chance = "unrelated networks would share 33.3 % of 10 neighbours among 30 images"
+    assert Agreement()(few, test, few, test).notes == (chance, "k = 100 clamped to the 30 rows of the index")
+    assert Agreement((1, 10))(few, test, few, test).notes == (chance,)

@@ -255,6 +255,23 @@ def test_the_pull_on_the_target_follows_the_ratio_of_teacher_and_student():
     assert row_softmax_kl(student, teacher, 1, 1).item() == pytest.approx((binary + (1 - p) * without).item(), rel=1e-4)
 
 
+def test_drop_in_is_a_cosine_to_the_teacher_and_csd_through_one_head():
+    from ssl_kd.objectives import Alignment, build_objective
+    from ssl_kd.types import ViewBatch
+
+    torch.manual_seed(0)
+    objective = build_objective("drop_in", 6, 10).eval()
+    align, relate = objective.terms.values()
+    assert isinstance(align, Alignment)
+    assert align.projector is relate.projector
+    s, t = rand(8, 6), rand(8, 10, seed=1)
+    moved = torch.nn.functional.normalize(align.projector(s), dim=1)
+    cosine = (2 - 2 * (moved * torch.nn.functional.normalize(t, dim=1)).sum(1)).mean()
+    batch = ViewBatch.of_rows(8)
+    assert align(s, t).item() == pytest.approx(cosine.item(), rel=1e-5)
+    assert objective(s, t, batch)[0].item() == pytest.approx((cosine + 10 * relate(s, t)).item(), rel=1e-5)
+
+
 def test_every_preset_is_named_in_a_test_of_its_formula():
     files = (
         Path(__file__).with_name(f"test_{which}.py")

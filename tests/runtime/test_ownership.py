@@ -14,16 +14,20 @@ from PIL import Image
 import ssl_kd
 from ssl_kd.checkpoints import zoo
 from ssl_kd.cli.main import COMMANDS, main
+from ssl_kd.compare.shelf import COMPARISON
 from ssl_kd.distillation.target_cache import TARGETS
 from ssl_kd.errors import UserError
+from ssl_kd.eval.certify import FOLDER as CERTIFICATE
 from ssl_kd.eval.runner.place import EVALUATION
 from ssl_kd.exporters.export import TARGETS as FORMATS
+from ssl_kd.exporters.hub import FOLDER as HUB
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.run_dir import RUN
+from ssl_kd.search.store import INDEX
 
 DEAD = 2**22 + 1  # no process has this number
 KEY = "0123456789abcdef"
-READERS = {"inspect"}  # commands that write nothing
+READERS = {"inspect", "doctor", "completion"}  # commands that write nothing
 HIDDEN = (".lock", ".gitignore")
 
 
@@ -34,7 +38,10 @@ def concrete(pattern):
 
 def names_of_ours():
     """Every name that any command writes into a folder, and what killed writers of these leave."""
-    runs = {concrete(name) for name in (*RUN.names, *TARGETS.names)}
+    plain = [name for name in COMPARISON.names if name not in ("cells", "judged", "features", "targets")]
+    runs = {
+        concrete(name) for name in (*RUN.names, *TARGETS.names, *INDEX.names, *HUB.names, *CERTIFICATE.names, *plain)
+    }
     evaluations = {*EVALUATION.names} - {"cells", "features"} | {
         f"cells/{KEY}{KEY[:8]}.json",
         f"features/{KEY}/state.txt",
@@ -98,6 +105,12 @@ def pretraining(things, out):
             "--size", "32", "--epochs", "1", "--batch_size", "10", "--out", str(out), "--quiet"]  # fmt: skip
 
 
+def comparing(things, out):
+    task = f"[{things / 'task'}]"
+    return ["compare", "--teachers", f"{{t: {things / 'w.safetensors'}}}", "--images", str(things / "i.npy"), "--tasks", task,
+            "--budgets", "{short: 20}", "--seeds", "[0]", "--size", "32", "--out", str(out), "--quiet"]  # fmt: skip
+
+
 # What is typed, given the things and the place; each is refused.
 COMMAND_LINES = {
     "distill": lambda things, place: ["distill", *distil(things, out=place)],
@@ -119,7 +132,17 @@ COMMAND_LINES = {
     "embed --overwrite": lambda things, place: [*embedding(things, place / "o.npz"), "--overwrite"],
     "eval": lambda things, place: evaluation(things, place),
     "demo": lambda things, place: ["demo", "--out", str(place), "--quiet"],
-}
+    "compare": lambda things, place: comparing(things, place),
+    "certify": lambda things, place: ["certify", "--file", str(things / "w.safetensors"), "--student",
+        str(things / "w.safetensors"), "--images", str(things / "i.npy"), "--out", str(place), "--quiet"],
+    "configs copy": lambda things, place: ["configs", "copy", "distill/four_teachers", str(place / "config.yaml")],
+    "index build": lambda things, place: ["index", "build", "--weights", str(things / "w.safetensors"), "--images",
+        str(things / "task"), "--out", str(place), "--quiet"],
+    "index add": lambda things, place: ["index", "add", "--index", str(place), "--images", str(things / "task")],
+    "index remove": lambda things, place: ["index", "remove", "--index", str(place), "train/cat/0.png"],
+    "index train": lambda things, place: ["index", "train", "--index", str(place), "--factory", "Flat"],
+    "search": lambda things, place: ["search", "--index", str(place), str(things / "task/train/cat/0.png")],
+}  # fmt: skip
 # How the stranger's folder looks, beside all the names.
 FOLDERS = {
     "without a marker": {},
