@@ -44,8 +44,8 @@ KINDS = [  # annotation, its words, what fits, what does not
     (Literal["", "a", "b", "c"], "a, b or c, or nothing", ["", "c"], ["d"]),
     (Literal[1, 2], "1 or 2", [1], [True, "1", 1.0]),
     (dict[object, object] | Literal[""], "a mapping or nothing", [{}, {1: "a"}, ""], ["a", [1]]),
-    (object, "anything", [1, None, object()], []),
-    (Any, "anything", [1, None, object()], []),
+    (object, "anything", [1, None, b"bytes"], []),
+    (Any, "anything", [1, None, b"bytes"], []),
     (Path, "Path", [Path("a")], ["a"]),
 ]
 
