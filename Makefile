@@ -20,8 +20,9 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/ssl-kd demo
 
+# two processes; hashing is fixed so that both collect the same tests
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-kill: install
 	$(BIN)/python -m benchmarks.kill --kills 40 --spawn
@@ -36,7 +37,7 @@ test-slow: install
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow' -x
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 -m 'not slow' -x
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -254,7 +254,7 @@ WRONG = {
     "against": ({"against": "spp"}, "against: expected one of"),
     "views": ({"views": "week"}, "views: expected one of"),
     "tail": ({"pools": {"a": {"tail": 0.0}}}, "tail of a: expected above 0"),
-    "evaluator": ({"evaluators": ["knnn"]}, "no evaluator 'knnn'"),
+    "evaluator": ({"evaluators": ["knnn"]}, "no 'knnn'"),
     "tasks": ({"tasks": []}, "tasks: expected at least one"),
     "own": ({"own": "nothing"}, "own: expected package.module:name"),
     "weights": ({"encoders": {"x": ["a", "b"]}}, "one for each of the 1 seeds"),

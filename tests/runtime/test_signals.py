@@ -20,13 +20,16 @@ def test_the_first_signal_is_noted_and_only_ctrl_c_answered(number, announced, c
 
 
 def test_a_second_ctrl_c_stops_at_once_and_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT)
-    with stop_signals() as caught:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert caught
-        with pytest.raises(KeyboardInterrupt):
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with stop_signals() as caught:
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert caught
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, found)
 
 
 def test_of_several_processes_one_answers(monkeypatch, capfd):
