@@ -68,3 +68,12 @@ def test_the_docs_navigation_names_every_page():
     named = set(re.findall(r"[\w/-]+\.md", str(nav)))
     there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert named == {name for name in there if not name.startswith("reference/")}
+
+
+def test_no_page_links_out_of_the_docs_for_the_site_holds_nothing_else():
+    found = {}
+    for path in (ROOT / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+            if "://" not in target and not (path.parent / target).resolve().is_relative_to(ROOT / "docs"):
+                found[path.name] = target
+    assert not found
