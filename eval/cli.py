@@ -29,7 +29,7 @@ def _run(argv: Sequence[str], prog: str) -> int:
     try:
         results = evaluate(config, quiet=config.quiet)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on with what is unfinished") from None
+        raise KeyboardInterrupt("stopped; the same command resumes with what is unfinished") from None
     Console(width=None if sys.stdout.isatty() else 160).print(results.table())
     for said in results.answers():
         print(said)

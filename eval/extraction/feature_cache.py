@@ -7,7 +7,7 @@
 A bank lies in a folder named by everything that decides it: weights, feature, preprocessing, precision, engine, storage
 type, the images' `content_key` and the versions of the programs that read and embed them. A change of any of them is
 another folder. Rows are appended to memory-mapped files (`shelf.py`), whose checksums are compared before they are
-served; an interrupted extraction goes on where its last good note stands. Images that could not be read are tried again
+served; an interrupted extraction resumes where its last good note stands. Images that could not be read are tried again
 before a bank without them is served: if one can be read by now, the bank is made anew.
 """
 

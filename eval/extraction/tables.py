@@ -4,7 +4,7 @@
     x.parquet  columns `id` (text) and `embedding` (list of D float32), what made them in the file's metadata (`ssl_kd`)
 
 Rows go through in parts, so memory does not grow with N, and a file appears whole or not at all. While pictures are embedded,
-the rows lie in `x.npy.work` (see `ssl_kd.search.store`), which survives a kill: the same call goes on there.
+the rows lie in `x.npy.work` (see `ssl_kd.search.store`), which survives a kill: the same call resumes there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Augmented views as a pure function of (image, sample index, view number, seed).
 
 Nothing here draws from a global random state: every random number is a hash of (seed, index, view number,
-draw), so a view can be cut again, years later or on another machine, and what the teacher said about it
+draw), so a view can be cut again, years later or on another machine, and the teacher's outputs on it
 can be stored and replayed. Cutting has two halves. `cut` works on one decoded image on the CPU (rotation,
 crop, resize; uint8 out). `finish` works on a whole batch on any device (flip, colour, blur; [0, 1] out).
 

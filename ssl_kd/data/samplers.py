@@ -1,7 +1,7 @@
 """Which picture comes when: an epoch's shuffle as a function of (seed, epoch, position), not as a list.
 
 `order[a:b]` gives the picture numbers at those positions. Nothing is kept that grows with the number of pictures, any
-rank can ask for its part of any batch, and an interrupted epoch goes on at the very sample where it stopped.
+rank can ask for its part of any batch, and an interrupted epoch resumes at the very sample where it stopped.
 
 * `Shuffled`: every picture may follow every other, where pictures can be read at random.
 * `ByShard`: some shards at a time in a new order each epoch, shuffled together, where pictures come shard by shard.

@@ -1,6 +1,6 @@
 """Prototypes and heads for the objectives of a run that ask for them.
 
-Prototypes are k-means on what the teacher says of the unlabelled images, made once, before the first step, from the views
+Prototypes are k-means on the teacher's outputs on the unlabelled images, made once, before the first step, from the views
 of the first epoch (which fills the stored targets, where a run has them; otherwise it costs one more pass of the teacher
 over at most 256 images per prototype). They are kept in the run's folder under a digest of all that decides them, and in
 the saved state: a run resumes to the same bits. `--overwrite` has them made again.

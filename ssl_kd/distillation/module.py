@@ -117,7 +117,7 @@ class Whole:
 class Batch:
     """The input of one step. A plain class: Fabric would take a dataclass apart to cast its tensors.
 
-    look: what each teacher says of any views (N, 3, S, S), for terms that make images of their own.
+    look: each teacher's outputs on any views (N, 3, S, S), for terms that make images of their own.
     """
 
     def __init__(

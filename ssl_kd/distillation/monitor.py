@@ -98,7 +98,7 @@ class Measurement:
 
 
 class HeldOut:
-    """Held-out images, read once, and what the teacher says of them, asked once; several students' monitors may share it."""
+    """Held-out images, read once, and the teacher's outputs on them, asked once; several students' monitors may share it."""
 
     def __init__(self, images: ImageSource):
         self.images = images

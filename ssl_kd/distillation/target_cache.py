@@ -1,8 +1,8 @@
-"""What the teacher said about replayable views, stored once and read for the rest of training.
+"""The teacher's outputs on replayable views, stored once and read for the rest of training.
 
 A view is a function of (image, index, view number, seed), so with `replay: K` the epochs cycle through K views of each
 image (times the recipes of the scheme) and the teacher runs only the first time it sees one. The store is filled during
-the first pass, or ahead of it by `ssl-kd targets`; a killed fill goes on where it stopped.
+the first pass, or ahead of it by `ssl-kd targets`; a killed fill resumes where it stopped.
 
 The embedding, the tokens and each tapped layer have a store of their own, so that runs whose objectives read different
 parts share those that they have in common (patches take much more room: 196 of 384 numbers are 150 kB a view).

@@ -1,4 +1,4 @@
-"""One noun for both networks: an `Encoder` turns pixels into features and carries its own spectacles.
+"""One noun for both networks: an `Encoder` turns pixels into features and carries its own preprocessing.
 
 Images travel as (B, 3, H, W) RGB in [0, 1]. What a network was trained on (mean and std, size, resize, crop and
 interpolation) is a `Preprocessing` inside the Encoder, so that a SimCLR teacher (plain [0, 1]) and a ResNet student

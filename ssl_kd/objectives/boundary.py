@@ -1,4 +1,4 @@
-"""Samples at a boundary between two prototypes, where the student errs first: what the teacher says of them is matched.
+"""Samples at a boundary between two prototypes, where the student errs first: the teacher's outputs on them are matched.
 
 The training loop makes them: it moves each image along the student's own gradient until its two nearest prototypes are
 about equally near, and has both networks look again.

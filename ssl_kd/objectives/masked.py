@@ -1,4 +1,4 @@
-"""Masked patches: the student sees parts of an image and shall say what the teacher says of the whole."""
+"""Masked patches: the student sees parts of an image and shall give the teacher's outputs on the whole."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ BATCH_PLACES = {
 
 
 class MemoryBank(Relation):
-    """Both networks against what the teacher said of the batch and of earlier images, kept in a ring buffer.
+    """Both networks against the teacher's outputs on the batch and on earlier images, kept in a ring buffer.
 
     The student is projected to the teacher's width, so this is a mixture of correlation and alignment. `batch` says
     where the batch itself stands: see BATCH_PLACES. The memory, `size` x Dt float32, is part of the saved state.

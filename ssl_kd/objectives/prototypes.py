@@ -4,7 +4,7 @@
     relation.lay(spherical_kmeans(teacher_embeddings, 1024, seed=0))
     term = Correlation(384, 512, relation=relation, divergence=Softened(tau=0.025, temperature=4))
 
-A run of `ssl_kd.distill` makes them by itself, from what the teacher says of the unlabelled images.
+A run of `ssl_kd.distill` makes them by itself, from the teacher's outputs on the unlabelled images.
 """
 
 from __future__ import annotations

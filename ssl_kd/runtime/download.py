@@ -139,7 +139,7 @@ def _fetch(url: str, part: Path, check: Check, quiet: bool, timeout: float, paus
             trouble = str(error)
         left = TRIES if _length(part) > before else left - 1
         if left == 0:
-            kept = f"; {_length(part):,} bytes are kept, the same command goes on from there" if _length(part) else ""
+            kept = f"; {_length(part):,} bytes are kept, the same command resumes from there" if _length(part) else ""
             raise DownloadError(f"{shown_name(url)}: {TRIES} tries brought nothing: {trouble}{kept}")
         time.sleep(pause * 2 ** (TRIES - left))
 
@@ -208,7 +208,7 @@ class _Came:
 
 
 def _trusted(part: Path, note: dict[str, object], check: Check) -> tuple[int, Hash | None]:
-    """How many bytes of a part are a beginning to go on from, and the digest of those, or None where a check will tell."""
+    """How many bytes of a part are a beginning to resume from, and the digest of those, or None where a check will tell."""
     if check.knows_the_bytes:
         return _length(part), None
     noted = note.get("bytes")

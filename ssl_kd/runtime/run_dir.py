@@ -1,4 +1,4 @@
-"""The run directory: what was asked, what happened, and the state to go on from. Every write is atomic.
+"""The run directory: what was asked, what happened, and the state to resume from. Every write is atomic.
 
 config.yaml          what was asked, every default filled in
 environment.json     versions, machine, command

@@ -19,7 +19,7 @@ class Embedding:
 
 @dataclass
 class BuildConfig(Embedding):
-    """Index the pictures of a source; the same command goes on where it was stopped."""
+    """Index the pictures of a source; the same command resumes where it was stopped."""
 
     weights: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
     images: str = setting("", "folder, zip, shards, one picture, or a .txt file with one path on each line", first=True)

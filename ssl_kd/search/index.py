@@ -124,7 +124,7 @@ class Index:
         factory: str = "",
         **settings: Unpack[OfAdding],
     ) -> Index:
-        """Index all pictures of a source; the same call goes on where an earlier one was stopped.
+        """Index all pictures of a source; the same call resumes where an earlier one was stopped.
 
         settings: those of `add`. factory: see `train`. UserError where an index of another encoder is there.
         """
@@ -202,7 +202,7 @@ class Index:
     ) -> Change:
         """Add the pictures of a source; those whose names are there already stay, or with `replace` are made anew.
 
-        Work done is brought to the disk every ten seconds, so the same call goes on where a killed one was.
+        Work done is brought to the disk every ten seconds, so the same call resumes where a killed one was.
         UserError for another encoder than the index's own, two pictures of one name, and a full disk (nothing is lost).
         """
         self._must_own(self.encoder)
@@ -220,7 +220,7 @@ class Index:
                     if stop:
                         filler.flush()
                         raise Interrupted(
-                            f"stopped by {stop[0]}: {filler.added:,} pictures were added", "the same command goes on"
+                            f"stopped by {stop[0]}: {filler.added:,} pictures were added", "the same command resumes"
                         )
                 filler.flush()
         self._fast = None

@@ -1,4 +1,4 @@
-"""The feature cache gives what extraction gives, goes on where it stopped, and never answers with another's rows."""
+"""The feature cache gives what extraction gives, resumes where it stopped, and never answers with another's rows."""
 
 from __future__ import annotations
 

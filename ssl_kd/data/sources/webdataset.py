@@ -2,7 +2,7 @@
 
 Members are grouped by key (the name up to the first dot after the last slash); of a group the picture is taken, and
 .cls, .json, .txt are passed over: labels never come in. One pass over the headers says where each picture lies. It is
-kept as one small file a shard (an `Entries`) in the cache folder, so it is done once, goes on where it was killed, and
+kept as one small file a shard (an `Entries`) in the cache folder, so it is done once, resumes where it was killed, and
 only a changed shard is read again.
 
 On disk the pictures are then read at random, like a folder's. What lies at a URL, or is spelled `stream:PATTERN`, is
