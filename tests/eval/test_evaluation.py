@@ -407,7 +407,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(lab, tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(cells, "make_banks", stopped)
     assert main([config(lab, tmp_path)]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["/nowhere.yaml"], ["--nothing", "1"]])
