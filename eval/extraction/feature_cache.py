@@ -13,7 +13,6 @@ before a bank without them is served: if one can be read by now, the bank is mad
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError
-from ssl_kd.runtime.files import probe
+from ssl_kd.runtime.files import locked, probe
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank
@@ -248,7 +247,7 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
                     f"{folder}: could not be written ({error.strerror or error}); free some space or choose another place"
                 ) from error
             handles.append(handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked(handle, wait=True)
         yield
     finally:
         for handle in handles:

@@ -6,7 +6,6 @@ resumes it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_kd.errors import UserError
-from ssl_kd.runtime.files import atomic_text, sealed, unsealed
+from ssl_kd.runtime.files import atomic_text, locked, sealed, unsealed
 from ssl_kd.runtime.ownership import Kind
 
 Record = dict[str, Any]  # plain data, as JSON keeps it
@@ -81,8 +80,7 @@ class Shelf:
             raise UserError(f"out: cannot write in {place} ({error.strerror}); choose another folder") from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = locked(file)
             except OSError:
-                yield False
-                return
-            yield True
+                mine = False
+            yield mine

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ssl_kd.errors import UserError, one_line, shown_name
-from ssl_kd.runtime.files import atomic_text, put_in_place, sealed, sweep, unsealed
+from ssl_kd.runtime.files import atomic_text, locked, put_in_place, sealed, sweep, unsealed
 from ssl_kd.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -382,13 +382,9 @@ def _opener() -> urllib.request.OpenerDirector:
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
     """Hold a lock beside `target`, so that two processes never write one file. Where there are no locks, go on."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once may spoil the .part, which the check then refuses
-        yield
-        return
+    # Without locks two at once may spoil the .part, which the check then refuses.
     with open(target.with_name(target.name + ".lock"), "a") as file:  # another's file of that name keeps its bytes
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locked(file, wait=True)
         yield
 
 

@@ -48,6 +48,22 @@ class _Told:
         return getattr(self._file, name)
 
 
+def locked(file: IO[bytes] | IO[str], wait: bool = False) -> bool:
+    """Lock an open file until it is closed or this process dies; False where another process has it, unless `wait`.
+
+    Where the platform has no such locks (Windows) nothing is held, and the answer is True. OSError where it cannot be locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def part_of(path: Path, kind: str = "", hidden: bool = False) -> Path:
     """The name beside `path` under which this process writes it. kind: TRIAL for what is only tried."""
     return path.with_name(f"{'.' if hidden else ''}{path.name}.{os.getpid()}{kind}{PART}")

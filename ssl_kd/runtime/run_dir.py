@@ -32,7 +32,7 @@ import torch
 import yaml
 
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.runtime.files import append_line, atomic_text, sealed, sweep, unsealed
+from ssl_kd.runtime.files import append_line, atomic_text, locked, sealed, sweep, unsealed
 from ssl_kd.runtime.loggers import METRICS, Log, Table, names, open_logs, records, step_of
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.state import load_state, save_state
@@ -323,18 +323,17 @@ def _equal(name: str, before: object, now: object) -> bool:
 
 def _lock(folder: Path) -> IO[bytes]:
     """Hold `folder/.lock` until closed or until the process dies; UserError when another process holds it."""
-    import fcntl
-
     try:
         file = open(folder / ".lock", "ab")  # noqa: SIM115 - held for the life of the run
     except OSError as error:
         raise UserError(f"out: cannot write in {folder} ({error.strerror}); choose another folder") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if locked(file):
+            return file
     except OSError:
-        file.close()
-        raise UserError(f"out: {folder} is in use by another process; wait for it or choose another folder") from None
-    return file
+        pass
+    file.close()
+    raise UserError(f"out: {folder} is in use by another process; wait for it or choose another folder")
 
 
 def _program() -> list[str]:

@@ -14,7 +14,6 @@ before they are first searched.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from typing import IO
 import numpy as np
 
 from ssl_kd.errors import UserError, one_line, shown_name
-from ssl_kd.runtime.files import atomic_text, sealed, sweep, unsealed
+from ssl_kd.runtime.files import atomic_text, locked, sealed, sweep, unsealed
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, require_ours
 from ssl_kd.validation import built
 
@@ -391,9 +390,8 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is writing to this index; try again when it is done") from None
+            if not locked(file):
+                raise UserError(f"{folder}: another process is writing to this index; try again when it is done")
         except OSError as error:
             raise UserError(f"{folder}: cannot be locked ({error.strerror or error})") from error
         yield
