@@ -174,17 +174,12 @@ def _speed(sources: Mapping[str, str]) -> tuple[dict[str, Timing], str, int]:
     import torch
 
     from ssl_kd.checkpoints.loading import load_teacher
-    from ssl_kd.runtime.timing import in_turns, machine
+    from ssl_kd.runtime.timing import machine
+
+    from .extraction.latency import single_images
 
     encoders = {name: load_teacher(source) for name, source in sources.items()}
-
-    def call(name: str) -> Any:
-        encoder = encoders[name]
-        image = torch.full((1, 3, encoder.preprocessing.size, encoder.preprocessing.size), 0.5)
-        return lambda: encoder(image)
-
-    with torch.inference_mode():
-        return in_turns({name: call(name) for name in encoders}), machine(), torch.get_num_threads()
+    return single_images(encoders), machine(), torch.get_num_threads()
 
 
 def _bytes(path: Path) -> int:

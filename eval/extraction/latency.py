@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from ssl_kd.runtime import timing
 
+if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
 ROUNDS, LEAST = 15, 3
@@ -17,47 +15,48 @@ SECONDS = 1.0  # per encoder; a large network gets fewer rounds
 
 
 def latencies(encoders: Mapping[str, Encoder], device: str = "cpu") -> dict[str, float]:
-    """Return each encoder's median milliseconds for one image of its own size, in fp32, without reading and resizing.
+    """Return each encoder's median milliseconds for one image, as `single_images` times it, in at most 15 rounds."""
+    spent = single_images(encoders, device, ROUNDS, SECONDS, LEAST)
+    return {name: 1000 * one.median for name, one in spent.items()}
 
-    The encoders take turns, so that a machine that is busy for a while is busy for all of them.
+
+def single_images(
+    encoders: Mapping[str, Encoder],
+    device: str = "cpu",
+    rounds: int = timing.ROUNDS,
+    seconds: float = timing.SECONDS,
+    least: int = timing.LEAST,
+) -> dict[str, timing.Timing]:
+    """Time each encoder, in turns, on one image of its own size, in fp32, without reading and resizing.
+
+    rounds, seconds, least: see `ssl_kd.runtime.timing.in_turns`. Modes and devices are as before afterwards.
     """
     import torch
 
-    inputs = {name: _one_image(encoder) for name, encoder in encoders.items()}
-    taken: dict[str, list[float]] = {name: [] for name in encoders}
     homes = {name: next((p.device for p in encoder.parameters()), None) for name, encoder in encoders.items()}
     modes = {name: encoder.training for name, encoder in encoders.items()}
     try:
-        for name, encoder in encoders.items():
+        for encoder in encoders.values():
             encoder.eval().to(device)
-            inputs[name] = inputs[name].to(device)
         with torch.inference_mode():
-            for name, encoder in encoders.items():
-                encoder(inputs[name])  # the first call sets things up
-            for turn in range(ROUNDS):
-                for name, encoder in encoders.items():
-                    if turn < LEAST or sum(taken[name]) < SECONDS:
-                        taken[name].append(_seconds(encoder, inputs[name], device))
+            calls = {name: _asked(encoder, device) for name, encoder in encoders.items()}
+            return timing.in_turns(calls, rounds, seconds, least)
     finally:
         for name, encoder in encoders.items():
             encoder.train(modes[name])
             if homes[name] is not None:
                 encoder.to(homes[name])
-    return {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def _one_image(encoder: Encoder) -> torch.Tensor:
+def _asked(encoder: Encoder, device: str) -> Callable[[], None]:
     import torch
 
     side = encoder.preprocessing.size
-    return torch.full((1, 3, side, side), 0.5)
+    image = torch.full((1, 3, side, side), 0.5, device=device)
 
+    def ask() -> None:
+        encoder(image)
+        if image.device.type == "cuda":
+            torch.cuda.synchronize()
 
-def _seconds(encoder: Encoder, image: torch.Tensor, device: str) -> float:
-    import torch
-
-    began = time.perf_counter()
-    encoder(image)
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return ask

@@ -11,10 +11,10 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
 from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.command_line import OneLineParser
+from ssl_kd.runtime.timing import processor
 
 CPU_FLAGS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX", "avx2": "AVX2"}
 
@@ -77,10 +77,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _machine() -> dict[str, str]:
-    flags: set[str] = set()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        flags = set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+    _, flags = processor()
     known = sorted({name for flag, name in CPU_FLAGS.items() if flag in flags})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

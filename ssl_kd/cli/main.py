@@ -249,7 +249,7 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
     last = f"Picture: {shown}\nReport: {out / 'eval' / 'report.html'}, which opens with:\n"
-    last += "".join(f"  {answer.sentence(results.reference)}\n" for answer in results.verdicts())
+    last += "".join(f"  {answer}\n" for answer in results.answers())
     last += f"Run folder: {out} (README.md in it explains every file)\n"
     last += f"Next: ssl-kd distill --teacher {out}/teacher.pth.tar --images {out}/photos.zip --epochs 2 --out runs/mine"
     console.print(last, highlight=False, markup=False)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 
 Figures = Mapping[str, Mapping[str, float]]  # by task, by figure
-Column = tuple[str, bool]
 
 BEATS, TIES, LOSES, UNKNOWN = "beats", "ties within", "loses", "no verdict"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -181,8 +181,3 @@ def _objective_must_be_known(name: str, objective: NameOrRows) -> None:
         taps(objective)
     except UserError as error:
         raise UserError(f"students: {name}: {error}") from error
-
-
-def with_lines(teachers: Mapping[str, Teacher], lines: Mapping[str, TeacherSpec]) -> dict[str, Teacher]:
-    """The same teachers with what a student has to do by each of them."""
-    return {name: replace(teacher, line=lines[name]) for name, teacher in teachers.items()}

@@ -34,18 +34,19 @@ class Timing:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, seconds: float = SECONDS
+    calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, seconds: float = SECONDS, least: int = LEAST
 ) -> dict[str, Timing]:
     """Time each call in turns, so that a machine that is busy for a while is busy for all of them.
 
-    Each is called once beforehand. The interval is that of the median, by order statistics: no shape is assumed.
+    Each is called once beforehand, then `rounds` times, or fewer, but at least `least`, once `seconds` are spent on it.
+    The interval is that of the median, by order statistics: no shape is assumed.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for turn in range(rounds):
         for name, call in calls.items():
-            if turn < LEAST or sum(taken[name]) < seconds:
+            if turn < least or sum(taken[name]) < seconds:
                 began = time.perf_counter()
                 call()
                 taken[name].append(time.perf_counter() - began)
@@ -61,8 +62,8 @@ def median(spent: list[float]) -> Timing:
     return Timing(middle, ranked[low], ranked[high], n)
 
 
-def machine() -> str:
-    """The processor in a line: its name, and which of FEATURES it has."""
+def processor() -> tuple[str, set[str]]:
+    """Its name, and the features that Linux names; empty elsewhere."""
     name, flags = platform.processor() or platform.machine(), set[str]()
     try:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
@@ -73,5 +74,11 @@ def machine() -> str:
                 flags |= set(value.split())
     except OSError:
         pass
+    return name, flags
+
+
+def machine() -> str:
+    """The processor in a line: its name, and which of FEATURES it has."""
+    name, flags = processor()
     found = [feature for feature in FEATURES if feature in flags]
     return f"{name} ({', '.join(found) or 'none of the known instructions for small numbers'})"
