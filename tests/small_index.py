@@ -27,3 +27,12 @@ def photos(folder, seeds):
 def weights(path, seed=0):
     torch.manual_seed(seed)
     return save_student(build("test_resnet", preprocessing=SIZE), path)
+
+
+def laboratory(home, count, more):
+    """A folder with two encoders, `count` photos, and `more` further ones beside them."""
+    weights(home / "s.safetensors")
+    weights(home / "other.safetensors", seed=1)
+    photos(home / "photos", range(count))
+    photos(home / "more", range(count, count + more))
+    return home

@@ -132,10 +132,15 @@ def _asymmetric(protocol: RetrievalProtocol, given: Given) -> Callable[..., Scor
     return run
 
 
-def _agreement_protocol(name: str) -> str:
-    if name != "neighbours":
-        raise UserError(f"no agreement protocol {name!r}; known: neighbours")
-    return name
+def _alone(kind: str, known: str) -> Callable[[str], str]:
+    """How the only protocol of an evaluator is found."""
+
+    def find(name: str) -> str:
+        if name != known:
+            raise UserError(f"no {kind} protocol {name!r}; known: {known}")
+        return name
+
+    return find
 
 
 def _agreement(protocol: object, given: Given) -> Callable[..., Scores]:
@@ -144,22 +149,10 @@ def _agreement(protocol: object, given: Given) -> Callable[..., Scores]:
     return Agreement()
 
 
-def _cka_protocol(name: str) -> str:
-    if name != "linear":
-        raise UserError(f"no cka protocol {name!r}; known: linear")
-    return name
-
-
 def _cka(protocol: object, given: Given) -> Callable[..., Scores]:
     from .label_free import Alike
 
     return Alike(given.seed)
-
-
-def _stability_protocol(name: str) -> str:
-    if name != "neighbours":
-        raise UserError(f"no stability protocol {name!r}; known: neighbours")
-    return name
 
 
 def _stability(protocol: object, given: Given) -> Callable[..., Scores]:
@@ -208,8 +201,8 @@ EVALUATORS: Registry[Kind] = Registry(
         "calibration": Kind("simclr-lbfgs", _linear_protocol, _calibration),
         "retrieval": Kind("full", _retrieval_protocol, _retrieval),
         "asymmetric": Kind("full", _retrieval_protocol, _asymmetric, paired=True),
-        "agreement": Kind("neighbours", _agreement_protocol, _agreement, paired=True, labels=False),
-        "cka": Kind("linear", _cka_protocol, _cka, paired=True, labels=False),
+        "agreement": Kind("neighbours", _alone("agreement", "neighbours"), _agreement, paired=True, labels=False),
+        "cka": Kind("linear", _alone("cka", "linear"), _cka, paired=True, labels=False),
     },
     group="ssl_kd.evaluators",
     kind=Kind,
@@ -235,7 +228,7 @@ LABEL_FREE = ("agreement", "cka")  # judge photos without labels where no evalua
 KINDS: dict[str, Kind] = {
     **EVALUATORS.built_in,
     OOD: Kind("knn50", _ood_protocol, _ood, labels=False),
-    STABILITY: Kind("neighbours", _stability_protocol, _stability, labels=False),
+    STABILITY: Kind("neighbours", _alone("stability", "neighbours"), _stability, labels=False),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,14 +77,14 @@ def embed(
     Several named features come from one pass, each (rows, width) float32. `parity` is given the engine's cosine and
     relative error to the eager float32 network. NonFinite names the first bad image.
     """
-    from ssl_kd.data.prefetch import prefetch
+    from ssl_kd.data.prefetch import batch_reader, prefetch
 
     from .engines import started
 
     size = min(batch_size, len(images))
     jobs = [range(i, min(i + size, len(images))) for i in range(start, len(images), size)]
     with started(encoder, features, engine, device, precision, size) as run:
-        batches = prefetch(_reader(encoder, images), jobs, threads=threads)
+        batches = prefetch(batch_reader(images, encoder.preprocessing), jobs, threads=threads)
         for job, (numbers, pixels) in zip(jobs, batches, strict=True):
             if pixels is None:
                 yield job, [], {name: np.empty((0, encoder.width(name)), np.float32) for name in features}
@@ -114,20 +114,10 @@ def any_readable(encoder: Encoder, images: ImageSource, numbers: Sequence[int]) 
 
     All are tried: what is still unreadable counts against the share that is borne (ImagesError).
     """
-    read, found = _reader(encoder, images), False
+    from ssl_kd.data.prefetch import batch_reader
+
+    read, found = batch_reader(images, encoder.preprocessing), False
     images.forget_temporary(images.ids[i] for i in numbers)
     for i in numbers:
         found |= bool(read(range(i, i + 1))[0])
     return found
-
-
-def _reader(encoder: Encoder, images: ImageSource) -> Callable[[range], tuple[list[int], torch.Tensor | None]]:
-    import torch
-
-    def read(job: range) -> tuple[list[int], torch.Tensor | None]:
-        seen = [(i, images.prepared(i, encoder.preprocessing)) for i in job]
-        numbers = [i for i, picture in seen if picture is not None]
-        pixels = [picture for _, picture in seen if picture is not None]
-        return numbers, torch.stack(pixels) if pixels else None
-
-    return read

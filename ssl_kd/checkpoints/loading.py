@@ -80,7 +80,8 @@ def load_teacher(
         return frozen(load_program(path, feature))
     opened = source(path, name)
     try:
-        encoder = frozen(assemble(weights_of(opened, given, method)[0], given.feature))
+        weights = weights_of(opened, given, claimed(opened, given), method)
+        encoder = frozen(assemble(weights, given.feature))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
     encoder.licence = licence or opened.licence() or UNSTATED
@@ -109,30 +110,38 @@ def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str]:
     )
 
 
-def weights_of(opened: Source, given: Reading, method: str = "", values: bool = True) -> tuple[Weights, Format | None]:
-    """The network in a source, as given by hand, else as its folder says, else as a format knows it; and that format.
+def claimed(opened: Source, given: Reading) -> tuple[Contents, Format | None]:
+    """The part of a source that is read, and the format that reads it; None where an architecture by hand or a folder does."""
+    file = branch_of(opened.file, given.branch) if given.branch else opened.file
+    if given.arch or (opened.folder and opened.folder.timms and not given.format):
+        return file, None
+    return identified(file, given.format)
+
+
+def weights_of(
+    opened: Source, given: Reading, claim: tuple[Contents, Format | None], method: str = "", values: bool = True
+) -> Weights:
+    """The network in a source, as given by hand, else as its folder says, else as the format of `claimed` knows it.
 
     values: False leaves all but small tensors of anything but a student unread and unchecked.
     """
-    file, folder, row = opened.file, opened.folder, None
-    if given.branch:
-        file = branch_of(file, given.branch)
+    (file, row), folder = claim, opened.folder
     if given.arch:
         beside = folder.pixels() if folder else None
         file = file if values else file.outline()
         read = partial(by_architecture, file, str(given.arch), given.arch_args or {}, given, beside)
         weights = checked(file, read, values=values)
-    elif folder and folder.timms and not given.format:
+    elif row is None:
+        assert folder is not None
         file = file if values else file.outline()
         weights = checked(file, partial(timms, file, folder, given), values=values)
     else:
-        found, row = identified(file, given.format)
         vouched = given.format is not None or (bool(method) and method.startswith(row.family))
-        weights = convert(replace(found, vouched=vouched), row, values or row is STUDENT)
+        weights = convert(replace(file, vouched=vouched), row, values or row is STUDENT)
         if folder and row is not STUDENT:
             weights = of_transformers(weights, folder)
             weights = replace(weights, preprocessing=folder.pixels() or weights.preprocessing)
-    return by_hand(replace(weights, used=in_the_file(opened.file, weights.used)), given), row
+    return by_hand(replace(weights, used=in_the_file(opened.file, weights.used)), given)
 
 
 def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
@@ -249,11 +258,10 @@ def inspect(
     report: Callable[..., Report] = partial(Report, path=str(path), container=file.container, bytes=opened.bytes)
     row, values = None, opened.bytes <= LARGE
     try:
-        if not (given.arch or (opened.folder and opened.folder.timms)):
-            found = branch_of(file, given.branch) if given.branch else file
-            row = identified(found, given.format)[1]
-            values = values or row is STUDENT
-        weights, _ = weights_of(opened, given, values=values)
+        claim = claimed(opened, given)
+        row = claim[1]
+        values = values or row is STUDENT
+        weights = weights_of(opened, given, claim, values=values)
         blueprint(weights)
     except UserError as error:
         about = {"format": row.name, "family": row.family, "wrote": row.wrote} if row else {}

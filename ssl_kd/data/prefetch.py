@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ssl_kd.data.sources.base import ImageSource
 
 Job = TypeVar("Job")
 
@@ -34,3 +40,18 @@ def prefetch(read: Callable[[Job], Result], jobs: Iterable[Job], threads: int = 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batch_reader(
+    images: ImageSource, prepare: Callable[[Image.Image], Tensor]
+) -> Callable[[Sequence[int]], tuple[list[int], Tensor | None]]:
+    """What `prefetch` may read: numbers of pictures -> those that were readable, and their pixels (B, ...), None without one."""
+    import torch
+
+    def read(job: Sequence[int]) -> tuple[list[int], Tensor | None]:
+        seen = [(i, images.prepared(i, prepare)) for i in job]
+        numbers = [i for i, picture in seen if picture is not None]
+        pixels = [picture for _, picture in seen if picture is not None]
+        return numbers, torch.stack(pixels) if pixels else None
+
+    return read

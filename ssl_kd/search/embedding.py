@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_kd.data.prefetch import prefetch
+from ssl_kd.data.prefetch import batch_reader, prefetch
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.errors import NonFinite, UserError, shown_name
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ssl_kd.models.encoder import Encoder
 
 
@@ -36,16 +34,13 @@ def embedded(
     if batch_size < 1 or threads < 0:
         raise UserError(f"expected batch_size of at least 1 and threads of at least 0, got {batch_size} and {threads}")
 
-    def read(job: Sequence[int]) -> tuple[list[int], Tensor | None]:
-        seen = [(i, images.prepared(i, encoder.preprocessing)) for i in job]
-        pixels = [picture for _, picture in seen if picture is not None]
-        return [i for i, picture in seen if picture is not None], torch.stack(pixels) if pixels else None
-
     jobs = [numbers[i : i + batch_size].tolist() for i in range(0, len(numbers), batch_size)]
     where, home = usable(device), encoder.mean.device
     encoder.eval().to(where)
     try:
-        for job, (readable, pixels) in zip(jobs, prefetch(read, jobs, threads), strict=True):
+        for job, (readable, pixels) in zip(
+            jobs, prefetch(batch_reader(images, encoder.preprocessing), jobs, threads), strict=True
+        ):
             if pixels is None:
                 yield job, [], np.empty((0, encoder.dim), np.float32)
                 continue

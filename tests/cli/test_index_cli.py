@@ -4,19 +4,14 @@ import json
 
 import pytest
 from PIL import Image
-from small_index import photos, weights
+from small_index import laboratory, photos
 
 from ssl_kd.cli.main import main
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    home = tmp_path_factory.mktemp("lab")
-    weights(home / "s.safetensors")
-    weights(home / "other.safetensors", seed=1)
-    photos(home / "photos", range(6))
-    photos(home / "more", range(6, 8))
-    return home
+    return laboratory(tmp_path_factory.mktemp("lab"), 6, 2)
 
 
 @pytest.fixture

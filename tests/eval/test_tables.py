@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_index import photos, weights
+from small_index import laboratory
 
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.data.open import open_images
@@ -22,12 +22,7 @@ from ssl_kd.eval.extraction.tables import KINDS, names_in
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    home = tmp_path_factory.mktemp("lab")
-    weights(home / "s.safetensors")
-    weights(home / "other.safetensors", seed=1)
-    photos(home / "photos", range(10))
-    photos(home / "more", range(10, 13))
-    return home
+    return laboratory(tmp_path_factory.mktemp("lab"), 10, 3)
 
 
 def run(lab, out, *words, source="photos"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_index import photos, picture, weights
+from small_index import laboratory, photos, picture
 
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.errors import UserError
@@ -13,12 +13,7 @@ from ssl_kd.search.index import Index
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    home = tmp_path_factory.mktemp("lab")
-    weights(home / "s.safetensors")
-    weights(home / "other.safetensors", seed=1)
-    photos(home / "photos", range(12))
-    photos(home / "more", range(12, 15))
-    return home
+    return laboratory(tmp_path_factory.mktemp("lab"), 12, 3)
 
 
 @pytest.fixture
