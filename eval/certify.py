@@ -122,8 +122,8 @@ def certify(config: CertifyConfig) -> Certificate:
     require_ours(out, FOLDER)
     sources = {TEACHER: config.teacher, STUDENT: config.student, FILE: config.file}
     sources = {name: source for name, source in sources.items() if source}
-    mark(out, FOLDER)
     tables = _tables(config, sources, out)
+    mark(out, FOLDER)  # not before: bad input leaves no folder
     timings, machine, threads = _speed(sources)
     sizes = {name: _bytes(Path(source)) for name, source in sources.items() if Path(source).is_file()}
     lost = _lost(tables[TEACHER]) if {TEACHER, STUDENT} <= set(sources) else None

@@ -1,6 +1,7 @@
 """A certificate says what a finished file keeps, beside the student and the teacher that it came from."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,11 +58,16 @@ MISTAKES = {
     "no reference": (["--student", ""], "give --student, --teacher or both"),
     "points beyond all": (["--within", "200"], "within: expected points"),
     "no photos": (["--images", ""], "images: expected a path"),
+    "an empty folder": (["--images", "empty"], "expected image files"),
+    "no checkpoint": (["--file", "notes.txt"], "is not a checkpoint but text"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_what_cannot_be_certified_is_one_line(case, made, tmp_path, capsys):
+def test_what_cannot_be_certified_is_one_line(case, made, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("hello")
     more, words = MISTAKES[case]
     assert certified(made, "other.onnx", tmp_path / "out", *more) == 2
     said = capsys.readouterr().err
