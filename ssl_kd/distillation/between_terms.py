@@ -282,14 +282,15 @@ def group_of(widths: Mapping[str, int], students: Sequence[str], least: int, wha
 class Row:
     """A kind of term: what makes it of the widths, its source, the idea there, and what is not the same here.
 
-    evidence: "abstract" where that is what was read, "recalled" where the paper was not at hand.
+    make: called with {name of a student: width}, the teacher's width, and the options, which are told from its signature.
+    evidence: "code" or "abstract" where that is what was read, "recalled" where the paper was not at hand; "ours".
     """
 
     make: Callable[..., BetweenTerm]
-    source: str
-    evidence: str
-    idea: str
-    differs: str
+    source: str = ""
+    evidence: str = "ours"
+    idea: str = ""
+    differs: str = ""
 
 
 BETWEEN: Registry[Row] = Registry(
@@ -337,5 +338,6 @@ BETWEEN: Registry[Row] = Registry(
             "is saved by itself, without the heads whose sum comes near the teacher",
         ),
     },
+    group="ssl_kd.between",
     kind=Row,
 )

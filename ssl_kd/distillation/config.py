@@ -33,6 +33,7 @@ OBJECTIVES = {
     "relation": ["ssl_kd.objectives:RELATIONS"],
     "comparison": ["ssl_kd.objectives:DIVERGENCES"],
 }
+BETWEEN = "ssl_kd.distillation.between_terms:BETWEEN"
 # A preset's name or its terms; a scheme's name or its recipes.
 NameOrRows = str | list[dict[str, object]]
 
@@ -116,6 +117,7 @@ class StudentSettings:
             "terms between students: mutual, ensemble, online_neighbours, assistant, or a list of such terms",
             expects="a term's name or a list of terms",
             code=True,
+            tables=OBJECTIVES | {"term": [BETWEEN, *OBJECTIVES["term"]]},  # a term may name an objective
         ),
     )
 

@@ -33,6 +33,11 @@ COMMANDS = {
         *("--student", "example/tiny", "--student_args", "{width: 8}", "--log", "example_lines"),
         *(*QUIET, "--log_every", "1", "--out", "run"),
     ],
+    "distill several": [
+        *("distill", "--teacher", "example.pth", "--images", "example/16", "--objective", "default_light"),
+        *("--students", "{a: {arch: resnet18, args: {channels: [4, 4, 4, 4]}}, b: example/tiny}"),
+        *("--between", "[{term: example_lengths, times: 2}]", *QUIET, "--log_every", "1", "--out", "several"),
+    ],
     "eval": ["eval", "--config", "eval.yaml", "--out", "evaluation"],
     "inspect": ["inspect", "example.pth", "--json"],
     "export": ["export", "run/student.safetensors", "--to", "example_arrays", "--out", "arrays.npz"],
@@ -101,6 +106,7 @@ def walk(folder, site):
     assert "correlation_example_gram" in told["distill"]
     assert "example_norms" in told["distill"]
     assert (folder / "run/example.txt").read_text().startswith("step ")
+    assert "between.example_lengths" in (folder / "several/students/b/metrics.jsonl").read_text()
     table = (folder / "evaluation/results.md").read_text()
     for shown in ("example_centroid", "example_three", "example_linear", "example_shots", "example_top10"):
         assert shown in table
@@ -122,6 +128,25 @@ def test_a_run_by_the_parts_of_the_example_leaves_a_student_that_needs_the_packa
     without = python(folder, folder / "nothing", "-c", LOADED, "run/student.safetensors")
     assert "UserError" in without.stderr
     assert "architectures are named" in without.stderr
+
+
+def test_students_of_a_run_may_be_tied_by_a_term_of_the_example(folder, site):
+    done = ssl_kd_command(folder, site, *COMMANDS["distill several"])
+    assert done.returncode == 0, done.stderr
+    told = [(folder / f"several/students/{name}/metrics.jsonl").read_text() for name in ("a", "b")]
+    assert ["between.example_lengths" in text for text in told] == [False, True]
+    wrong = ssl_kd_command(
+        folder, site, *COMMANDS["distill several"], "--between", "[{term: example_lengths, time: 2}]"
+    )
+    assert wrong.returncode == 2
+    assert "term example_lengths has no 'time'; it knows times" in wrong.stderr
+
+
+def test_a_term_between_students_may_be_named_on_the_command_line(folder, site):
+    more = ["--between", "[{term: 'example_parts:LENGTHS'}]"]
+    done = ssl_kd_command(folder, site, *COMMANDS["distill several"], *more)
+    assert done.returncode == 0, done.stderr
+    assert "example_parts:LENGTHS" in (folder / "several/students/b/metrics.jsonl").read_text()
 
 
 def test_without_the_package_its_name_is_one_line(folder):

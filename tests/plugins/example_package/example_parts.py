@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl_kd.checkpoints.formats import Format, Weights
 from ssl_kd.data.augment import CENTRE, WEAK
+from ssl_kd.distillation.between_terms import BetweenTerm, Row
 from ssl_kd.eval.banks import match
 from ssl_kd.eval.datasets.tasks import ArrayTask
 from ssl_kd.eval.evaluators.few_shot import FewShotProtocol
@@ -71,6 +72,21 @@ def two_layers(student_dim, teacher_dim):
     return nn.Sequential(nn.Linear(student_dim, student_dim), nn.Linear(student_dim, teacher_dim))
 
 
+class Lengths(BetweenTerm):
+    """All students' vectors are to be as long as the first one's, times `times`."""
+
+    def __init__(self, widths, teacher_width, times=1.0):
+        super().__init__()
+        self.first, *others = widths
+        self.leads, self.times = tuple(others), times
+
+    def forward(self, students, teacher, batch):
+        """Mean squared difference of the lengths, for each student but the first."""
+        aim = self.times * students[self.first].embedding.detach().float().norm(dim=1)
+        return {name: (students[name].embedding.float().norm(dim=1) - aim).square().mean() for name in self.leads}
+
+
+LENGTHS = Row(Lengths)
 DIVERGENCE = partial(Plain, absolute)
 PRESET = Preset(
     (
