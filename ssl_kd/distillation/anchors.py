@@ -2,14 +2,16 @@
 
 Prototypes are k-means on the teacher's outputs on the unlabelled images, made once, before the first step, from the views
 of the first epoch (which fills the stored targets, where a run has them; otherwise it costs one more pass of the teacher
-over at most 256 images per prototype). They are kept in the run's folder under a digest of all that decides them, and in
-the saved state: a run resumes to the same bits. `--overwrite` has them made again.
+over at most 256 images per prototype, whatever the number of students and relations). They are kept in the run's folder
+under a digest of all that decides them, and in the saved state: a run resumes to the same bits. `--overwrite` has them made
+again, `refresh: EPOCHS` of a relation at the beginning of every so many epochs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,38 +71,89 @@ def must_have_enough(objective: nn.Module, images: int) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Wish:
+    """A relation that is to be laid, of which teacher, by the outputs on how many images, and where its anchors are kept."""
+
+    relation: Prototypes
+    teacher: str
+    rows: int
+    path: Path
+
+
 def lay_anchors(
-    objective: nn.Module, group: TeacherGroup, loader: ViewLoader, folder: Path, autocast: Autocast, precision: str
+    objectives: Iterable[nn.Module],
+    group: TeacherGroup,
+    loader: ViewLoader,
+    folder: Path,
+    autocast: Autocast,
+    precision: str,
+    epoch: int = 0,
 ) -> None:
-    """Give every relation on prototypes its anchors: from the file of an earlier start, or made and kept now."""
-    rows: dict[str, Tensor] = {}
-    asked = list(wanted(objective))
-    most = max((relation.prototypes for _, relation in asked), default=0)
-    for name, relation in asked:
-        path = folder / FOLDER / f"{_key(group, name, loader, relation.prototypes, most, precision)}.pt"
-        anchors = _kept(path)
-        if anchors is None or anchors.shape != relation.anchors.shape:
-            rows = rows or embeddings(group, loader, autocast, ROWS_EACH * most)
-            anchors = spherical_kmeans(rows[name], relation.prototypes, loader.seed)
-            path.parent.mkdir(exist_ok=True)
-            save_state(path, {"anchors": anchors})
-        relation.lay(anchors.to(relation.anchors.device))
+    """Give every relation on prototypes its anchors: from the file of an earlier start, or made and kept now.
+
+    However many students and relations ask, the teachers look once. epoch: 0 lays those that have none; a later one
+    lays those anew that are due (`refresh`), from that epoch's views, and their older files go.
+    """
+    wishes = []
+    for objective in objectives:
+        asked = list(wanted(objective) if not epoch else due(objective, epoch))
+        most = max((relation.prototypes for _, relation in asked), default=0)
+        for name, relation in asked:
+            key = _key(group, name, loader, relation.prototypes, most, precision)
+            path = folder / FOLDER / (f"{key}-{epoch}.pt" if epoch else f"{key}.pt")
+            wishes.append(Wish(relation, name, ROWS_EACH * most, path))
+    found = {wish.path: anchors for wish in wishes if (anchors := _kept(wish)) is not None}
+    missing = [wish for wish in wishes if wish.path not in found]
+    looks = look(group, loader, autocast, max((wish.rows for wish in missing), default=0), epoch) if missing else []
+    for wish in missing:
+        if wish.path not in found:
+            rows = embeddings(looks, wish.teacher, wish.rows)
+            found[wish.path] = spherical_kmeans(rows, wish.relation.prototypes, loader.seed + epoch)
+            wish.path.parent.mkdir(exist_ok=True)
+            save_state(wish.path, {"anchors": found[wish.path]})
+    for wish in wishes:
+        wish.relation.lay(found[wish.path].to(wish.relation.anchors.device))
+        for old in wish.path.parent.glob(f"{wish.path.stem.partition('-')[0]}-*.pt") if epoch else ():
+            if old != wish.path:
+                old.unlink(missing_ok=True)
+
+
+def due(objective: nn.Module, epoch: int) -> Iterator[tuple[str, Prototypes]]:
+    """Those that are to be made anew at the beginning of an epoch."""
+    return (
+        (name, found)
+        for name, found in relations(objective, Prototypes)
+        if found.refresh and epoch % found.refresh == 0
+    )
 
 
 @torch.no_grad()
-def embeddings(group: TeacherGroup, loader: ViewLoader, autocast: Autocast, most: int) -> dict[str, Tensor]:
-    """(N, Dt) of each teacher, float32 on the CPU: the first view of at most so many images, in the order of the images."""
-    found: dict[str, list[Tensor]] = {name: [] for name in group.teachers}
-    seen: list[int] = []
+def look(
+    group: TeacherGroup, loader: ViewLoader, autocast: Autocast, most: int, epoch: int = 0
+) -> list[tuple[list[int], dict[str, Tensor]]]:
+    """Batch by batch the images' numbers and each teacher's (N, Dt) of their first view, float32 on the CPU, up to `most` images."""
+    found: list[tuple[list[int], dict[str, Tensor]]] = []
     device = next(iter(group.teachers.values())).encoder.mean.device
-    for raw in loader.epoch(0):
+    for raw in loader.epoch(epoch):
+        if sum(len(numbers) for numbers, _ in found) >= most:
+            break
+        outputs = group.outputs(loader.finish_all(raw, device), autocast)
+        rows = {name: output.embedding[: len(raw)].float().cpu() for name, output in outputs.items()}
+        found.append((raw.index.tolist(), rows))
+    return found
+
+
+def embeddings(looks: Sequence[tuple[list[int], Mapping[str, Tensor]]], teacher: str, most: int) -> Tensor:
+    """(N, Dt) of the first batches that have so many images, in the order of the images: the same whoever else asks for more."""
+    seen: list[int] = []
+    parts: list[Tensor] = []
+    for numbers, rows in looks:
         if len(seen) >= most:
             break
-        seen += raw.index.tolist()
-        for name, output in group.outputs(loader.finish_all(raw, device), autocast).items():
-            found[name].append(output.embedding[: len(raw)].float().cpu())
-    order = torch.tensor(seen).argsort()
-    return {name: torch.cat(parts)[order] for name, parts in found.items()}
+        seen += numbers
+        parts.append(rows[teacher])
+    return torch.cat(parts)[torch.tensor(seen).argsort()]
 
 
 def _key(group: TeacherGroup, name: str, loader: ViewLoader, count: int, most: int, precision: str) -> str:
@@ -122,10 +175,10 @@ def _key(group: TeacherGroup, name: str, loader: ViewLoader, count: int, most: i
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
-def _kept(path: Path) -> Tensor | None:
+def _kept(wish: Wish) -> Tensor | None:
     """The anchors of an intact file; None where there is none, or where it was damaged, so that they are made again."""
     try:
-        anchors = load_state(path)["anchors"]
+        anchors = load_state(wish.path)["anchors"]
     except UNREADABLE:
         return None
-    return anchors if isinstance(anchors, Tensor) else None
+    return anchors if isinstance(anchors, Tensor) and anchors.shape == wish.relation.anchors.shape else None

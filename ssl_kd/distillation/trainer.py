@@ -24,7 +24,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.distillation.anchors import lay_anchors
+from ssl_kd.distillation.anchors import due, lay_anchors
 from ssl_kd.distillation.arguments import NOTHING, Objects, merge
 from ssl_kd.distillation.cohort import Cohort
 from ssl_kd.distillation.config import DistillConfig
@@ -230,12 +230,10 @@ class _Trainer:
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
-        objectives = [member.objective for member in parts.members.values()]
-        self.teacher_group.stop_early(*objectives)
+        self.objectives = [member.objective for member in parts.members.values()]
+        self.teacher_group.stop_early(*self.objectives)
         if saved is None:  # a saved state holds them
-            with fabric.rank_zero_first():
-                for objective in objectives:
-                    lay_anchors(objective, self.teacher_group, self.loader, run.path, fabric.autocast, precision)
+            self._lay_anchors()
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = config.steps or self.steps_per_epoch * config.epochs
         self.held = HeldOut(parts.held) if parts.held is not None else None  # shared: one pass of the teacher over them
@@ -253,6 +251,21 @@ class _Trainer:
         self.step = 0  # steps done
         self.seconds = 0.0  # of earlier sessions of this run and of this one
         self.waited = 0.0
+
+    def _lay_anchors(self, epoch: int = 0) -> None:
+        """Lay the prototypes that objectives wait for, or those that are due for new ones in a later epoch."""
+        if epoch and not any(any(due(objective, epoch)) for objective in self.objectives):
+            return
+        with self.fabric.rank_zero_first():
+            lay_anchors(
+                self.objectives,
+                self.teacher_group,
+                self.loader,
+                self.run_folder.path,
+                self.fabric.autocast,
+                self.precision,
+                epoch,
+            )
 
     def _learner(self, member: Member, parts: Parts) -> Learner:
         config, several = self.config, bool(member.name)
@@ -340,6 +353,10 @@ class _Trainer:
         """The rest of this epoch and all later ones, each batch in its parts; counts the time spent waiting for images."""
         while self.step < self.total and not self._enough():
             epoch, start = divmod(self.step, self.steps_per_epoch)
+            if epoch and not start:
+                began = time.monotonic()
+                self._lay_anchors(epoch)
+                self.seconds += time.monotonic() - began
             source = self.loader.epoch(epoch, start, self.share)
             while True:
                 began = time.monotonic()

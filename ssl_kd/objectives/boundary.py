@@ -42,11 +42,12 @@ class Boundary(Term):
         prototypes: int = 1024,
         tau: float = 0.1,
         steps: int = 1,
+        refresh: int = 0,
     ):
         super().__init__()
         ds, dt = Widths.given(student_dim).embedding, Widths.given(teacher_dim).embedding
         self.projector = head_to_teacher(projector, ds, dt)
-        self.relation = Prototypes(prototypes)
+        self.relation = Prototypes(prototypes, refresh)
         self.relation.fit(Widths(dt), Widths(dt))
         self.tau, self.steps = tau, steps
 

@@ -206,6 +206,7 @@ OWN_OPTIONS = (
     "neighbours",
     "strength",
     "prototypes",
+    "refresh",
     "own_head",
     "tau",
     "temperature",

@@ -71,6 +71,7 @@ OPTIONS: dict[str, Rule] = {
     "hidden": whole(1),
     "last_hidden": whole(1),
     "prototypes": whole(2, 65536),
+    "refresh": whole(0),
     "temperature": ABOVE_ZERO,
     "target": number("a number, 0 or more", lambda v: v >= 0),
     "others": number("a number, 0 or more", lambda v: v >= 0),

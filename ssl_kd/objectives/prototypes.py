@@ -1,4 +1,4 @@
-"""Prototypes: K anchors in the teacher's space that stand where classes would, made once and then fixed.
+"""Prototypes: K anchors in the teacher's space that stand where classes would, fixed, or made anew now and then.
 
     relation = Prototypes(1024)
     relation.lay(spherical_kmeans(teacher_embeddings, 1024, seed=0))
@@ -28,7 +28,8 @@ ROUNDS = 10  # of filling empty clusters; one is the rule
 class Prototypes(Relation):
     """Cosines to K anchors in the teacher's space: the student's, projected to the teacher's width, and the teacher's own.
 
-    The anchors, K x Dt float32, are part of the saved state. UserError in training where they were not laid.
+    The anchors, K x Dt float32, are part of the saved state. refresh: a run lays new ones at the beginning of every so many
+    epochs, from that epoch's views and by another seed; 0: never. UserError in training where none were laid.
     """
 
     needs_teacher_width = True
@@ -36,11 +37,11 @@ class Prototypes(Relation):
     anchors: Tensor
     laid: Tensor
 
-    def __init__(self, prototypes: int = 1024):
+    def __init__(self, prototypes: int = 1024, refresh: int = 0):
         super().__init__()
         if not 2 <= prototypes <= MOST:
             raise UserError(f"prototypes: expected 2 to {MOST:,} of them, got {prototypes}")
-        self.prototypes = prototypes
+        self.prototypes, self.refresh = prototypes, refresh
 
     def fit(self, student: Widths, teacher: Widths) -> None:
         """Room for the anchors, which have the teacher's width."""

@@ -86,3 +86,50 @@ def test_more_prototypes_than_images_are_refused_before_anything_is_written(teac
         distilled(teacher, tmp_path / "run", objective="kd")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def on(prototypes, **more):
+    return [FOUR[0] | {"prototypes": prototypes} | more]
+
+
+def test_the_teacher_looks_once_however_many_students_ask_and_each_has_what_it_has_alone(
+    teacher, tmp_path, monkeypatch
+):
+    """More images than any of them looks at, so that each takes another part of what the teacher said."""
+    monkeypatch.setattr(anchors, "ROWS_EACH", 2)
+    passes, look = [], anchors.look
+    monkeypatch.setattr(anchors, "look", lambda *given: passes.append(given[3]) or look(*given))
+    counts = {"few": 2, "more": 4, "third": 4}
+    students = {
+        name: {"arch": "resnet18", "args": SMALL["student_args"], "objective": on(count), "lr": 1e-3 * len(name)}
+        for name, count in counts.items()
+    }
+    settings = {key: value for key, value in SMALL.items() if not key.startswith("student")} | {"epochs": 1}
+    images = small_images(24)
+    group = ssl_kd.distill(teacher, images=images, out=tmp_path / "group", students=students, **settings)
+    assert passes == [8]
+    assert len(list((tmp_path / "group/prototypes").iterdir())) == 2
+    for name, line in students.items():
+        own = SMALL | {"epochs": 1, "objective": line["objective"], "lr": line["lr"]}
+        alone = ssl_kd.distill(teacher, images=images, out=tmp_path / name, **own)
+        assert same(alone.student, group[name].student)
+
+
+def test_prototypes_are_made_anew_where_that_is_asked_for(teacher, tmp_path, monkeypatch):
+    """From the views of the epoch that begins, every second time; a killed run goes on to the same bits."""
+    made = []
+    monkeypatch.setattr(
+        anchors, "spherical_kmeans", lambda rows, *more: made.append((rows, more)) or spherical_kmeans(rows, *more)
+    )
+    settings = {"objective": on(4, refresh=2), "epochs": 5}
+    whole = distilled(teacher, tmp_path / "whole", **settings)
+    assert [more for _, more in made] == [(4, 0), (4, 2), (4, 4)]
+    assert not any(torch.equal(made[0][0], rows) for rows, _ in made[1:])
+    files = sorted((tmp_path / "whole/prototypes").iterdir(), key=lambda path: len(path.name))
+    assert [path.stem.partition("-")[2] for path in files] == ["", "4"]
+    for step in (5, 6):  # the last step of an epoch behind which new ones are due, and the first one with them
+        out = tmp_path / f"cut{step}"
+        with signal_in_step(step), pytest.raises(Interrupted):
+            distilled(teacher, out, **settings)
+        assert same(distilled(teacher, out, **settings).student, whole.student)
+    assert not same(distilled(teacher, tmp_path / "never", objective=on(4), epochs=5).student, whole.student)
