@@ -63,6 +63,12 @@ class ViewLoader:
         fewest = 2 if ranks == 1 else 1
         return prefetch(lambda index: self._cut_batch(index, epoch, fewest), mine, threads=self.threads)
 
+    def first_views(self, count: int) -> Iterator[ViewBatch]:
+        """The first views of so many evenly spaced images, in batches as `epoch` gives them; the seed of the order has no say."""
+        index = np.unique(np.linspace(0, len(self.images) - 1, min(count, len(self.images))).astype(np.int64))
+        for batch in np.array_split(index, -(-len(index) // self.batch_size)):
+            yield self._cut_batch(batch, 0, 1)
+
     def _cut_batch(self, index: np.ndarray, epoch: int, fewest: int) -> ViewBatch:
         numbers = tuple(self.view_number(epoch, v) for v in range(len(self.recipes)))
         kept, rows = [], []

@@ -184,6 +184,9 @@ class TargetSettings:
         "",
         "folder of the stored outputs, which runs on the same teacher, images, views and view_seed share; empty: the run's",
     )
+    target_bits: Literal[16, 4] = setting(
+        16, "bits a number of stored patches and layers takes: 16, or 4 for a quarter of the room (docs/scaling.md)"
+    )
 
 
 @dataclass

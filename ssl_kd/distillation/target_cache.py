@@ -7,7 +7,10 @@ the first pass, or ahead of it by `ssl-kd targets`; a killed fill resumes where 
 The embedding, the tokens and each tapped layer have a store of their own, so that runs whose objectives read different
 parts share those that they have in common (patches take much more room: 196 of 384 numbers are 150 kB a view).
 
-Rows are float16 in one memory-mapped file, (views, images, width), beside one CRC-32 per row, which also covers the
+Patches and layers may be kept in four bits a number (`four_bits`): their levels lie in a file of their own, `<key>.levels`,
+fitted before the first row on some images, and are part of what a row's checksum covers.
+
+Rows are float16 (or packed bytes) in one memory-mapped file, (views, images, width), beside one CRC-32 per row, which also covers the
 row's place and the store's key. A row counts only while its checksum fits: a torn write, a flipped bit, a file that was
 cut or swapped is found and done again. The file's name is a digest of everything that decides the targets: weights,
 feature, content of the images, recipes, size, seed, precision, and the versions of the libraries that made them.
@@ -27,8 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_kd.distillation.four_bits import LEVELS, FourBits, fit_levels, packed_width
 from ssl_kd.errors import UserError
-from ssl_kd.runtime.files import reserve
+from ssl_kd.runtime.files import atomically, reserve
 from ssl_kd.runtime.ownership import Kind, mark, require_ours
 from ssl_kd.types import Features
 
@@ -54,10 +58,13 @@ def layout_of(features: Features) -> Layout:
 
 def _has_only_stores(folder: Path) -> bool:
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    return all(re.fullmatch(r"[0-9a-f]{16}\.(crc|f16)", name) for name in names)
+    return all(re.fullmatch(rf"[0-9a-f]{{16}}\.({'|'.join(SUFFIXES)})", name) for name in names)
 
 
-TARGETS = Kind("targets", "targets", "a folder of stored targets", (f"{HEX}.crc", f"{HEX}.f16"), _has_only_stores)
+SUFFIXES = ("crc", "f16", "u4", "levels")
+TARGETS = Kind(
+    "targets", "targets", "a folder of stored targets", tuple(f"{HEX}.{one}" for one in SUFFIXES), _has_only_stores
+)
 
 
 def versions() -> tuple[str, ...]:
@@ -68,33 +75,63 @@ def versions() -> tuple[str, ...]:
 class TargetCache:
     """Teacher outputs (views, images, width), float16 on disk; `get` and `put` work on rows of one view number.
 
-    UserError, and nothing touched, for a folder that holds anything else.
+    vector: above 0 rows are vectors of that length, one after another, kept in four bits a number, once `fit` has had a
+    sample of them. UserError, and nothing touched, for a folder that holds anything else.
     """
 
-    def __init__(self, folder: str | Path, question: object, views: int, images: int, width: int):
-        everything = repr((VERSION, versions(), question, views, images, width))
+    def __init__(self, folder: str | Path, question: object, views: int, images: int, width: int, vector: int = 0):
+        everything = repr((VERSION, versions(), question, views, images, width, *([vector] if vector else [])))
         self.key = hashlib.sha256(everything.encode()).hexdigest()[:16]
         self.folder = Path(folder)
         self.shape = (views, images, width)
-        self.path = self.folder / f"{self.key}.f16"
+        self.vector, self.codec = vector, None if vector == 0 else FourBits(np.zeros((vector, LEVELS)))
+        self.kind = np.dtype(np.uint8 if vector else np.float16)
+        self.columns = packed_width(width) if vector else width
+        self.path = self.folder / f"{self.key}.{'u4' if vector else 'f16'}"
+        self.seal = self.key.encode()  # what vouches for all rows
         require_ours(self.folder, TARGETS)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room()
             self._make_files()
             mark(self.folder, TARGETS)
-            self.rows = np.memmap(self.path, np.float16, "r+", shape=self.shape)
+            self.rows = np.memmap(self.path, self.kind, "r+", shape=(views, images, self.columns))
             self.sums = np.memmap(self.path.with_suffix(".crc"), np.uint32, "r+", shape=self.shape[:2])
         except OSError as error:
             raise UserError(
                 f"targets: cannot keep them in {self.folder} ({error.strerror or error}); use replay 0"
             ) from error
+        self.must_fit = bool(vector)
+        if vector:
+            self._read_levels()
 
     @property
     def bytes(self) -> int:
         """Size on disk when full."""
-        views, images, width = self.shape
-        return views * images * (2 * width + 4)
+        views, images, _ = self.shape
+        return views * images * (self.kind.itemsize * self.columns + 4)
+
+    def fit(self, sample: Tensor) -> None:
+        """Find the levels of each dimension on vectors (N, vector), and keep them; rows of other levels count as empty."""
+        levels = fit_levels(sample).numpy().astype("<f4")
+        record = levels.tobytes()
+        atomically(
+            self.path.with_suffix(".levels"),
+            lambda file: file.write(record + zlib.crc32(record).to_bytes(4, "little")),
+        )
+        self._lay(levels)
+
+    def _read_levels(self) -> None:
+        """Take the levels of an intact file; one that is damaged or missing leaves `must_fit` set."""
+        path = self.path.with_suffix(".levels")
+        record = path.read_bytes() if path.is_file() else b""
+        body, seal = record[:-4], record[-4:]
+        if len(body) == self.vector * LEVELS * 4 and zlib.crc32(body).to_bytes(4, "little") == seal:
+            self._lay(np.frombuffer(bytearray(body), "<f4").reshape(self.vector, LEVELS))
+
+    def _lay(self, levels: np.ndarray) -> None:
+        self.codec, self.must_fit = FourBits(levels), False
+        self.seal = self.key.encode() + b"%d" % zlib.crc32(levels.tobytes())
 
     def _make_room(self) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -106,11 +143,11 @@ class TargetCache:
 
     def _make_files(self) -> None:
         """Both files at their full size, zeros where nothing was written; one of another size was cut, and begins anew."""
-        views, images, width = self.shape
-        sums = self.path.with_suffix(".crc")
-        if not _has_size(self.path, views * images * width * 2):
+        views, images, _ = self.shape
+        sums, size = self.path.with_suffix(".crc"), views * images * self.columns * self.kind.itemsize
+        if not _has_size(self.path, size):
             sums.unlink(missing_ok=True)  # sums must not outlive the rows that they vouch for
-            _make(self.path, views * images * width * 2)
+            _make(self.path, size)
         if not _has_size(sums, views * images * 4):
             try:
                 _make(sums, views * images * 4)
@@ -126,20 +163,27 @@ class TargetCache:
         rows = self.rows[view, index]
         if self._sums_of(view, index, rows) != sums.tolist():
             return None
-        return torch.from_numpy(rows.astype(np.float32))
+        return self._read(rows)
 
     def put(self, view: int, index: np.ndarray, embeddings: Tensor) -> Tensor:
-        """Keep rows and return them as they will be read: rounded to float16. UserError if they do not fit in it."""
-        rows = embeddings.detach().to("cpu", torch.float16).numpy()
-        if not np.isfinite(rows).all():
+        """Keep rows and return them as they will be read: rounded. UserError if they do not fit into float16."""
+        given = embeddings.detach().cpu()
+        if not given.half().isfinite().all():
             raise UserError("targets: the teacher's embeddings overflow float16 (or are not numbers); use replay 0")
+        rows = given.half().numpy() if self.codec is None else self.codec.encode(given)
         self.rows[view, index] = rows
         self.sums[view, index] = self._sums_of(view, index, rows)
-        return torch.from_numpy(rows.astype(np.float32))
+        return self._read(rows)
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        """Stored rows as float32 (B, width)."""
+        if self.codec is None:
+            return torch.from_numpy(rows.astype(np.float32))
+        return self.codec.decode(rows, self.shape[2])
 
     def _sums_of(self, view: int, index: np.ndarray, rows: np.ndarray) -> list[int]:
         """A checksum per row, of its bytes, its place and the store; never 0, which means empty."""
-        store = zlib.crc32(f"{self.key} {view}".encode())
+        store = zlib.crc32(self.seal + b" %d" % view)
         return [
             zlib.crc32(row.tobytes(), zlib.crc32(b"%d" % i, store)) or 1
             for i, row in zip(index.tolist(), rows, strict=True)
@@ -168,13 +212,29 @@ class TargetStore:
     """All that one teacher said about replayed views: a `TargetCache` for each part of its outputs.
 
     question: everything that decides the outputs; with a part's name and shape it decides that part's file.
+    bits: 16, or 4 for patches and layers, whose levels must then be fitted where `must_fit` says so.
     """
 
-    def __init__(self, folder: str | Path, question: object, views: int, images: int, layout: Layout):
+    def __init__(self, folder: str | Path, question: object, views: int, images: int, layout: Layout, bits: int = 16):
         self.layout, self.shape = layout, (views, images)
         self.parts = {
-            name: TargetCache(folder, (question, name, shape), views, images, width) for name, shape, width in layout
+            name: TargetCache(
+                folder, (question, name, shape), views, images, width, _vector(shape) if bits == 4 and name else 0
+            )
+            for name, shape, width in layout
         }
+
+    @property
+    def must_fit(self) -> bool:
+        """Whether `fit` is wanted before anything is put or read."""
+        return any(part.must_fit for part in self.parts.values())
+
+    def fit(self, sample: Features) -> None:
+        """Find the levels of every part that has none yet on the outputs for some images."""
+        for name, part in _parts(sample):
+            if name in self.parts and self.parts[name].must_fit:
+                vectors = _rows(part.detach().cpu().float(), self.parts[name])
+                self.parts[name].fit(torch.unflatten(vectors, 1, (-1, self.parts[name].vector)).flatten(0, 1))
 
     @property
     def path(self) -> Path:
@@ -189,7 +249,7 @@ class TargetStore:
             whole = [part for part in rows if part is not None]
             if len(whole) < len(numbers):
                 return None
-            found[name] = torch.unflatten(torch.cat(whole).to(device), 1, shape)
+            found[name] = _shaped(torch.cat(whole).to(device), shape, self.parts[name])
         return _features(found)
 
     def put(self, numbers: Sequence[int], index: np.ndarray, outputs: Features) -> Features:
@@ -197,9 +257,9 @@ class TargetStore:
         found: dict[str, Tensor] = {}
         parts = dict(_parts(outputs))
         for name, shape, _ in self.layout:
-            chunks = parts[name].float().flatten(1).chunk(len(numbers))
+            chunks = _rows(parts[name].float(), self.parts[name]).chunk(len(numbers))
             kept = [self.parts[name].put(number, index, one) for number, one in zip(numbers, chunks, strict=True)]
-            found[name] = torch.unflatten(torch.cat(kept).to(outputs.embedding.device), 1, shape)
+            found[name] = _shaped(torch.cat(kept).to(outputs.embedding.device), shape, self.parts[name])
         return _features(found)
 
     def recheck(self) -> None:
@@ -215,6 +275,23 @@ class TargetStore:
         """Ask the system to write everything out."""
         for part in self.parts.values():
             part.flush()
+
+
+def _vector(shape: tuple[int, ...]) -> int:
+    """How many dimensions have levels of their own: the channels of a map (C, H, W), else the last axis."""
+    return shape[0] if len(shape) == 3 else shape[-1]
+
+
+def _rows(part: Tensor, store: TargetCache) -> Tensor:
+    """(B, ...) -> (B, width); a map that is kept in four bits with its channels last."""
+    return (part.movedim(1, -1) if part.ndim == 4 and store.vector else part).flatten(1)
+
+
+def _shaped(rows: Tensor, shape: tuple[int, ...], store: TargetCache) -> Tensor:
+    """`_rows` undone."""
+    if len(shape) == 3 and store.vector:
+        return torch.unflatten(rows, 1, (*shape[1:], shape[0])).movedim(-1, 1)
+    return torch.unflatten(rows, 1, shape)
 
 
 def _features(parts: dict[str, Tensor]) -> Features:

@@ -6,7 +6,7 @@ A single teacher is one of several whose name is empty.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from ssl_kd.objectives import MultiTeacher, Progression, WeightedSum
 from ssl_kd.runtime.objects import is_record
 from ssl_kd.types import Features, ViewBatch
 
+SAMPLE = 256  # images on which the levels of stored patches are fitted
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -109,6 +110,14 @@ def terms_on(objective: nn.Module, teacher: str) -> list[nn.Module]:
     return list(objective.terms.values()) if isinstance(objective, WeightedSum) else [objective]
 
 
+def _joined(found: Sequence[Features]) -> Features:
+    """Features of several batches as those of one, on the CPU."""
+    first = found[0]
+    tokens = None if first.tokens is None else torch.cat([f.tokens.cpu() for f in found if f.tokens is not None])
+    layers = {name: torch.cat([f.layers[name].cpu() for f in found]) for name in first.layers}
+    return Features(torch.cat([f.embedding.cpu() for f in found]), tokens, layers)
+
+
 class TeacherGroup:
     """All teachers of a run, on its device, and the stored outputs of each on views that come round again."""
 
@@ -136,8 +145,11 @@ class TeacherGroup:
         for teacher in self.teachers.values():
             teacher.encoder.to(device).to(memory_format=torch.channels_last)
 
-    def open_stores(self, folder: Path, precision: str) -> None:
-        """Keep the outputs on replayed views under a digest of everything that decides them."""
+    def open_stores(self, folder: Path, precision: str, bits: int, autocast: Autocast) -> None:
+        """Keep the outputs on replayed views under a digest of everything that decides them.
+
+        bits: 16, or 4 for patches and layers, whose levels are fitted on evenly spaced images if nobody has yet.
+        """
         loader = self.loader
         content = content_key(getattr(loader.images, "whole", loader.images))  # a part knows its pictures by number
         views = (loader.recipes, loader.size, loader.view_seed, loader.images.digest, content)
@@ -146,7 +158,20 @@ class TeacherGroup:
             pixels = (encoder.preprocessing.mean, encoder.preprocessing.std)
             question = (encoder.digest, encoder.feature, pixels, teacher.size, views, precision)
             views_kept = loader.replay * loader.teacher_views
-            self.stores[name] = TargetStore(folder, question, views_kept, len(loader.images), self.layouts[name])
+            store = TargetStore(folder, question, views_kept, len(loader.images), self.layouts[name], bits)
+            if store.must_fit:
+                store.fit(self._sample(name, autocast))
+            self.stores[name] = store
+
+    @torch.no_grad()
+    def _sample(self, name: str, autocast: Autocast) -> Features:
+        """A teacher's features of the first view of evenly spaced images, whatever a run's seed and batches are."""
+        device = self.teachers[name].encoder.mean.device
+        found = []
+        for raw in self.loader.first_views(SAMPLE):
+            with autocast():
+                found.append(self.teachers[name].embed(self.loader.finish_all(raw, device).pixels[0]))
+        return _joined(found)
 
     def outputs(self, views: ViewBatch, autocast: Autocast) -> dict[str, Features]:
         """Each teacher's features of its views, view-major: from its store where all are there, else computed."""

@@ -226,10 +226,11 @@ class _Trainer:
         self.config, self.run_folder = config, run
         self.loader, self.teacher_group = parts.loader, parts.teacher_group
         self.share = (distributed.rank(), distributed.world_size())
-        if config.replay:
-            with fabric.rank_zero_first():
-                self.teacher_group.open_stores(Path(config.targets or run.path / "targets"), precision)
         self.teacher_group.to(fabric.device)
+        if config.replay:
+            folder = Path(config.targets or run.path / "targets")
+            with fabric.rank_zero_first():
+                self.teacher_group.open_stores(folder, precision, config.target_bits, fabric.autocast)
         self.objectives = [member.objective for member in parts.members.values()]
         self.teacher_group.stop_early(*self.objectives)
         if saved is None:  # a saved state holds them

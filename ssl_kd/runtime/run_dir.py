@@ -108,6 +108,8 @@ RUN = Kind(
         "metrics.csv",
         f"targets/{HEX}.crc",
         f"targets/{HEX}.f16",
+        f"targets/{HEX}.u4",
+        f"targets/{HEX}.levels",
         f"targets/{MARKER}",
         f"prototypes/{HEX}.pt",
         "tensorboard/events.out.tfevents.*",
