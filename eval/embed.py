@@ -5,6 +5,7 @@
 An .npz is a feature bank: `features` (N, D) float32, `ids` (N,), and `key`, which names weights, feature,
 preprocessing, precision and images. `ssl_kd.eval.banks.load_bank` reads it, and so does `numpy.load`. A .npy or Parquet file
 holds any number of rows, is resumed and appended to, and is written by several processes as by one (`extraction/tables.py`).
+At s3://, gs:// or hf:// it is written in the cache folder and put in its place when it is whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
 from ssl_kd.runtime.ownership import refuse_replacing
+from ssl_kd.runtime.stores import about, in_store, local_folder, put
 from ssl_kd.validation import described, setting
 
 from .runner.config import BY_HAND
@@ -39,7 +41,7 @@ class EmbedConfig:
     Args:
         weights: checkpoint file or folder, or a name such as dino_vits16
         images: folder, zip, shards, one picture, a .txt file with one path on each line, or - for such lines on standard input
-        out: file to write: .npz, .npy (with ids and what made them beside it) or .parquet; the last two go on where they were stopped
+        out: file to write: .npz, .npy (with ids and what made them beside it) or .parquet; the last two go on where they were stopped. A path, or an address in a store (s3://bucket/x.npy)
         feature: which of the network's features (cls, pool, ...); empty: its family's default
         format: checkpoint format, only where it cannot be told from the file
         branch: read only the tensors below this place or prefix of the file, such as state_dict/module.encoder.
@@ -85,12 +87,47 @@ class EmbedConfig:
     quiet: bool = False
 
 
-def embed_images(config: EmbedConfig) -> Path:
-    """Write the bank that a configuration describes and return its path. UserError for bad input, before any work."""
+def embed_images(config: EmbedConfig) -> str:
+    """Write the bank that a configuration describes and return where it is. UserError for bad input, before any work."""
     for name in ("weights", "images", "out"):
         if not getattr(config, name):
             raise UserError(f"{name}: expected a path; got nothing (see --help)")
-    out = Path(config.out)
+    if in_store(config.out):
+        return _embed_into_store(config)
+    _embed(config, Path(config.out))
+    return config.out
+
+
+def _embed_into_store(config: EmbedConfig) -> str:
+    """Write in the cache, then put every file in its place in the store, the one that vouches for the others last."""
+    from ssl_kd.runtime.download import download
+
+    from .extraction.tables import kind_of
+
+    there, _, name = config.out.rpartition("/")
+    out = local_folder("embeddings", config.out) / name
+    files = (out,) if out.suffix == ".npz" else kind_of(out).files(out)
+    last = f"{there}/{files[-1].name}"
+    before = about(last)
+    if before and not (config.overwrite or config.append):
+        raise UserError(f"out: {config.out} is there already; remove it, or pass --overwrite or --append")
+    for file in files:
+        if before:  # to append to, or to see that it is ours to replace
+            download(f"{there}/{file.name}", file, quiet=True)
+        else:
+            file.unlink(missing_ok=True)
+    _embed(config, out)
+    if os.environ.get("RANK", "0") == "0":
+        if about(last) != before:
+            raise UserError(f"out: {config.out} was changed by another program meanwhile; the new rows are in {out}")
+        for file in files:
+            put(file, f"{there}/{file.name}")
+        for file in files:
+            file.unlink()
+    return config.out
+
+
+def _embed(config: EmbedConfig, out: Path) -> None:
     from .extraction.tables import kind_of
 
     kind = None if out.suffix == ".npz" else kind_of(out)
@@ -120,7 +157,7 @@ def embed_images(config: EmbedConfig) -> Path:
     if kind is not None:
         how = {name: getattr(config, name) for name in ("batch_size", "device", "precision", "threads", "engine")}
         write_table(out, encoder, images, config.append, config.quiet, **how)
-        return out
+        return
     bank = extract(
         encoder,
         images,
@@ -133,7 +170,7 @@ def embed_images(config: EmbedConfig) -> Path:
         f"features of {images.name}",
         config.engine,
     )
-    return bank.save(out)
+    bank.save(out)
 
 
 def _opened(config: EmbedConfig) -> ImageSource:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from buckets import bucket, s3_server  # noqa: F401 - fixtures, one server for all
 
 # Tiny tensors: a second thread only waits, and two test processes share two cores.
 torch.set_num_threads(1)

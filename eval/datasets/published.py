@@ -22,7 +22,7 @@ from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.dataset import DatasetImages, MapStyle
 from ssl_kd.errors import ImagesError, UserError, nearest
 from ssl_kd.registry import Registry, is_object
-from ssl_kd.runtime.download import offline
+from ssl_kd.runtime.network import offline
 
 from .literature import TASKS, TaskRow
 from .tasks import Split, Task, by_class_folder, drawn_task, part_of

@@ -40,10 +40,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: how it is written and read. Reading gives None for a file that is none of ours."""
+    """A kind of file: how it is written and read, and which files it is, the one that vouches for the others last.
+
+    Reading gives None for a file that is none of ours.
+    """
 
     write: Callable[[Path, Rows], None]
     read: Callable[[Path], Rows | None]
+    files: Callable[[Path], tuple[Path, ...]]
 
 
 def kind_of(path: Path) -> Kind:
@@ -70,6 +74,11 @@ def joined(*tables: Rows) -> Rows:
 
 def _beside(path: Path) -> tuple[Path, Path]:
     return path.with_suffix(".ids.txt"), path.with_suffix(".json")
+
+
+def _files_of_npy(path: Path) -> tuple[Path, ...]:
+    ids, about = _beside(path)
+    return ids, path, about
 
 
 def _write_npy(path: Path, rows: Rows) -> None:
@@ -169,8 +178,8 @@ def _read_parquet(path: Path) -> Rows | None:
 
 
 KINDS: dict[str, Kind] = {
-    ".npy": Kind(_write_npy, _read_npy),
-    ".parquet": Kind(_write_parquet, _read_parquet),
+    ".npy": Kind(_write_npy, _read_npy, _files_of_npy),
+    ".parquet": Kind(_write_parquet, _read_parquet, lambda path: (path,)),
 }
 
 

@@ -19,8 +19,8 @@ from urllib.request import url2pathname
 from ssl_kd.checkpoints.folders import CONFIG, PROCESSOR, README, WEIGHTS, snapshot
 from ssl_kd.checkpoints.shards import INDEX, read_json
 from ssl_kd.errors import CheckpointError, one_line
-from ssl_kd.runtime.download import offline
 from ssl_kd.runtime.files import atomic_text
+from ssl_kd.runtime.network import offline
 
 NAME = re.compile(r"hf[-_]hub:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 CHUNK = 1 << 20

@@ -18,7 +18,7 @@ from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.factory import make
 from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
-from ssl_kd.runtime.download import offline
+from ssl_kd.runtime.network import offline
 
 PUBLISHERS = ("timm/", "torchvision/")
 NOT_HERE = "SSL_KD_OFFLINE is set, and its weights ({}) are not in the library's cache; unset it, or pass a file"

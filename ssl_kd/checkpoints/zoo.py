@@ -17,8 +17,9 @@ from urllib.parse import quote, urlsplit
 from ssl_kd.checkpoints.zoo_entries import ZOO, Entry
 from ssl_kd.errors import CheckpointError, nearest, one_line
 from ssl_kd.runtime.cache import cache_folder
-from ssl_kd.runtime.download import Check, DownloadError, MissingError, digest_of, download, offline
+from ssl_kd.runtime.download import Check, DownloadError, MissingError, digest_of, download
 from ssl_kd.runtime.files import atomic_text, sealed, unsealed
+from ssl_kd.runtime.network import offline
 
 __all__ = ["ZOO", "fetch", "find", "known", "place", "read_record"]
 

@@ -96,7 +96,7 @@ def verify(argv: Sequence[str]) -> int:
     """Compare every byte of an index with its check sums."""
     _, index = _looked_at(argv, "verify")
     index.verify()
-    print(f"{shown_name(str(index.store.folder))}: {len(index):,} pictures, every byte is as it was written")
+    print(f"{shown_name(index.place)}: {len(index):,} pictures, every byte is as it was written")
     return 0
 
 
@@ -203,7 +203,7 @@ def _looked_at(argv: Sequence[str], command: str) -> tuple[LookConfig, Index]:
 def _train(index: Index, factory: str) -> None:
     index.train(factory)
     fast = index.store.head.fast
-    print(f"{shown_name(str(index.store.folder))}: {_recall(fast) if fast else 'exact search'}")
+    print(f"{shown_name(index.place)}: {_recall(fast) if fast else 'exact search'}")
 
 
 def _recall(fast: dict[str, object]) -> str:
@@ -218,6 +218,6 @@ def _said(index: Index, change: Change) -> str:
     parts += [f"{change.replaced:,} made anew"] if change.replaced else []
     parts += [f"{change.there:,} were there already"] if change.there else []
     parts += [f"{len(change.unreadable):,} could not be read"] if change.unreadable else []
-    lines = [f"{index.store.folder}: {', '.join(parts)}; it holds {len(index):,}"]
+    lines = [f"{index.place}: {', '.join(parts)}; it holds {len(index):,}"]
     lines += [f"  {shown_name(name)}: {why}" for name, why in list(change.unreadable.items())[:10]]
     return "\n".join(lines)

@@ -199,7 +199,7 @@ def _open_torchvision(spec: str, max_unreadable: float) -> ImageSource:
 
     from torchvision import datasets
 
-    from ssl_kd.runtime.download import offline
+    from ssl_kd.runtime.network import offline
 
     name, _, rest = spec.removeprefix("torchvision/").partition(":")
     fields = re.split(r":(?![/\\])", rest)  # not at the colon of C:\data

@@ -14,11 +14,15 @@ Rows are float16 (or packed bytes) in one memory-mapped file, (views, images, wi
 row's place and the store's key. A row counts only while its checksum fits: a torn write, a flipped bit, a file that was
 cut or swapped is found and done again. The file's name is a digest of everything that decides the targets: weights,
 feature, content of the images, recipes, size, seed, precision, and the versions of the libraries that made them.
+
+A folder in a store (s3://, gs://, hf://) is worked on as a copy in the cache: files that are whole there are fetched, and what
+was filled here goes there once every row is in it, rows before the sums that vouch for them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import zlib
@@ -32,8 +36,10 @@ from torch import Tensor
 
 from ssl_kd.distillation.four_bits import LEVELS, FourBits, fit_levels, packed_width
 from ssl_kd.errors import UserError
+from ssl_kd.runtime.download import Check, download
 from ssl_kd.runtime.files import atomically, reserve
 from ssl_kd.runtime.ownership import Kind, mark, require_ours
+from ssl_kd.runtime.stores import about, in_store, local_folder, put
 from ssl_kd.types import Features
 
 VERSION = 4  # raise it when a change of code changes what a view or a target is
@@ -82,7 +88,8 @@ class TargetCache:
     def __init__(self, folder: str | Path, question: object, views: int, images: int, width: int, vector: int = 0):
         everything = repr((VERSION, versions(), question, views, images, width, *([vector] if vector else [])))
         self.key = hashlib.sha256(everything.encode()).hexdigest()[:16]
-        self.folder = Path(folder)
+        self.there = str(folder).rstrip("/") if in_store(folder) else ""  # the folder of a store
+        self.folder = local_folder("targets", self.there) if self.there else Path(folder)
         self.shape = (views, images, width)
         self.vector, self.codec = vector, None if vector == 0 else FourBits(np.zeros((vector, LEVELS)))
         self.kind = np.dtype(np.uint8 if vector else np.float16)
@@ -95,8 +102,9 @@ class TargetCache:
             self._make_room()
             self._make_files()
             mark(self.folder, TARGETS)
-            self.rows = np.memmap(self.path, self.kind, "r+", shape=(views, images, self.columns))
-            self.sums = np.memmap(self.path.with_suffix(".crc"), np.uint32, "r+", shape=self.shape[:2])
+            self._map()
+            if self.there and self.filled() < 1 and self._fetch():
+                self._map()
         except OSError as error:
             raise UserError(
                 f"targets: cannot keep them in {self.folder} ({error.strerror or error}); use replay 0"
@@ -104,6 +112,25 @@ class TargetCache:
         self.must_fit = bool(vector)
         if vector:
             self._read_levels()
+
+    def _map(self) -> None:
+        self.rows = np.memmap(self.path, self.kind, "r+", shape=(*self.shape[:2], self.columns))
+        self.sums = np.memmap(self.path.with_suffix(".crc"), np.uint32, "r+", shape=self.shape[:2])
+
+    def _fetch(self) -> bool:
+        """Whether the store has all files, which are here then. Each row is compared with its sum when it is read."""
+        *others, sums = self._files()
+        if about(f"{self.there}/{sums.name}") is None:
+            return False
+        for path in (*others, sums):
+            check = Check(size=path.stat().st_size) if path.exists() and path.suffix != ".levels" else None
+            download(f"{self.there}/{path.name}", path, check, quiet=True)
+        return True
+
+    def _files(self) -> list[Path]:
+        """What makes the store, the sums that vouch for the others last."""
+        suffixes = (".levels", self.path.suffix, ".crc") if self.vector else (self.path.suffix, ".crc")
+        return [self.path.with_suffix(suffix) for suffix in suffixes]
 
     @property
     def bytes(self) -> int:
@@ -203,9 +230,15 @@ class TargetCache:
         return float(np.count_nonzero(self.sums)) / self.sums.size
 
     def flush(self) -> None:
-        """Ask the system to write everything out: rows before the sums that vouch for them."""
+        """Ask the system to write everything out: rows before the sums that vouch for them; to a store when all are there."""
         self.rows.flush()
         self.sums.flush()
+        if not self.there or self.filled() < 1 or os.environ.get("RANK", "0") != "0":
+            return
+        files = self._files()
+        if about(f"{self.there}/{files[-1].name}") is None:
+            for path in files:
+                put(path, f"{self.there}/{path.name}")
 
 
 class TargetStore:
@@ -237,9 +270,10 @@ class TargetStore:
                 self.parts[name].fit(torch.unflatten(vectors, 1, (-1, self.parts[name].vector)).flatten(0, 1))
 
     @property
-    def path(self) -> Path:
-        """The embeddings' file; those of other parts lie beside it."""
-        return self.parts[EMBEDDING].path
+    def path(self) -> str:
+        """The embeddings' file, or object; those of other parts lie beside it."""
+        part = self.parts[EMBEDDING]
+        return f"{part.there}/{part.path.name}" if part.there else str(part.path)
 
     def get(self, numbers: Sequence[int], index: np.ndarray, device: torch.device | str = "cpu") -> Features | None:
         """Features of these views of images (B,), view-major; None unless every row of every part is there and whole."""

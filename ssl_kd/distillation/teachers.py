@@ -145,7 +145,7 @@ class TeacherGroup:
         for teacher in self.teachers.values():
             teacher.encoder.to(device).to(memory_format=torch.channels_last)
 
-    def open_stores(self, folder: Path, precision: str, bits: int, autocast: Autocast) -> None:
+    def open_stores(self, folder: str | Path, precision: str, bits: int, autocast: Autocast) -> None:
         """Keep the outputs on replayed views under a digest of everything that decides them.
 
         bits: 16, or 4 for patches and layers, whose levels are fitted on evenly spaced images if nobody has yet.

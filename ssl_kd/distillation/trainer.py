@@ -47,6 +47,7 @@ from ssl_kd.runtime.ownership import require_ours
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import BEGIN_ANEW, LAST, RUN, RUN_OF_STUDENTS, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
+from ssl_kd.runtime.stores import in_store
 from ssl_kd.types import ViewBatch
 
 
@@ -147,7 +148,7 @@ def _trainer(
 ) -> Iterator[_Trainer]:
     """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
     parts = prepare(config, teacher, student, images, objects)
-    if config.targets:
+    if config.targets and not in_store(config.targets):
         require_ours(Path(config.targets), TARGETS)
     run = RunDir(
         config.out,
@@ -228,7 +229,7 @@ class _Trainer:
         self.share = (distributed.rank(), distributed.world_size())
         self.teacher_group.to(fabric.device)
         if config.replay:
-            folder = Path(config.targets or run.path / "targets")
+            folder = config.targets or run.path / "targets"
             with fabric.rank_zero_first():
                 self.teacher_group.open_stores(folder, precision, config.target_bits, fabric.autocast)
         self.objectives = [member.objective for member in parts.members.values()]
@@ -337,6 +338,7 @@ class _Trainer:
                     self._save()
                     saved_at = time.monotonic()
             rate = (self._images_done() - bar.start) / max(self.seconds - began, 1e-9)
+        self.teacher_group.flush()
         return self._finish(rate)
 
     @property
@@ -408,6 +410,7 @@ class _Trainer:
         for store in self.teacher_group.stores.values():
             store.recheck()
         if self.teacher_group.is_complete():
+            self.teacher_group.flush()
             return self.teacher_group.stores
         count = len(self.loader.images) * self.config.replay
         with Progress("targets", count, quiet=self.quiet) as bar, stop_signals() as stop:
@@ -418,6 +421,7 @@ class _Trainer:
                     if stop:
                         self.teacher_group.flush()
                         raise Interrupted(f"stopped by {stop[0]}", f"the same command{self._but} resumes the targets")
+        self.fabric.barrier()  # what goes to a store is what all processes have filled
         self.teacher_group.flush()
         return self.teacher_group.stores
 

@@ -1,13 +1,14 @@
-"""One file over HTTP(S), or from a folder: resumed, checked, and never half there.
+"""One file over HTTP(S), from an object store or a folder: resumed, checked, and never half there.
 
 The bytes go to `FILE.part`. Only when the length and every known digest agree is it renamed to FILE, in one step. A
 broken connection is tried again from where it broke; a killed download is taken up by the next call, if the server
 says (by ETag or date) that the file is still the same one and what came is as it was written, or a digest will tell.
-`FILE.part.json` says that the part is ours; another's is left alone. Only the standard library is used.
+`FILE.part.json` says that the part is ours; another's is left alone. Only the standard library is used, except for stores.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -27,7 +28,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ssl_kd.errors import UserError, one_line, shown_name
 from ssl_kd.runtime.files import atomic_text, locked, put_in_place, sealed, sweep, unsealed
+from ssl_kd.runtime.network import offline
 from ssl_kd.runtime.progress import Progress
+from ssl_kd.runtime.stores import PIECE, asked, in_store, is_final, piece, said
 
 if TYPE_CHECKING:
     from _hashlib import HASH as Hash  # noqa: N811 - a class
@@ -70,14 +73,14 @@ class _BrokenError(Exception):
 def download(
     url: str, target: Path, check: Check | None = None, quiet: bool = False, timeout: float = 30.0, pause: float = 1.0
 ) -> str:
-    """Bring `url` (http, https, file, or a path) to `target` and return the sha256 of what came.
+    """Bring `url` (http, https, s3, gs, hf, file, or a path) to `target` and return the sha256 of what came.
 
     timeout: seconds without a byte. pause: seconds before the second try, doubled after each. Raises MissingError where
     there is no such file and DownloadError for all else that goes wrong, in one line; `target` is then not touched.
     """
     check = check or Check()
     part = target.with_name(target.name + ".part")
-    web = _scheme(url) in ("http", "https")
+    web = in_store(url) or _scheme(url) in ("http", "https")
     if web and offline():
         raise DownloadError(
             f"{shown_name(url)}: not fetched, for SSL_KD_OFFLINE is set; unset it, or name a copy on this disk"
@@ -115,11 +118,6 @@ def _must_be_ours(part: Path) -> None:
         raise DownloadError(f"{part}: is in the way, and {_note(part).name} does not say that it is ours; remove it")
 
 
-def offline() -> bool:
-    """Whether the environment forbids the network, by SSL_KD_OFFLINE: asked by whatever would go there."""
-    return os.environ.get("SSL_KD_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
-
-
 def digest_of(path: Path, name: str = "sha256") -> str:
     """Return the hexadecimal digest of a file, by any name that hashlib knows."""
     with open(path, "rb") as file:
@@ -132,7 +130,7 @@ def _fetch(url: str, part: Path, check: Check, quiet: bool, timeout: float, paus
     while True:
         before = _length(part)
         try:
-            if _receive(url, part, check, quiet, timeout):
+            if (_receive_object if in_store(url) else _receive)(url, part, check, quiet, timeout):
                 return
             trouble = "the connection was closed early"
         except _BrokenError as error:
@@ -183,6 +181,49 @@ def _receive(url: str, part: Path, check: Check, quiet: bool, timeout: float) ->
                 f"{came.length:,} bytes came, which may be a part of it; nothing is kept. Take it from elsewhere"
             )
     return total is None or _length(part) == total
+
+
+def _receive_object(url: str, part: Path, check: Check, quiet: bool, timeout: float) -> bool:
+    """Append to `part` what a store has more of the very object that it began with; True when all of it is there."""
+    try:
+        told = asked(url, timeout)
+        if told is None:
+            raise MissingError(f"{shown_name(url)}: the store has no such object")
+        note = _read_note(part)
+        same = bool(told.version) and note.get("url") == url and note.get("validator") == told.version
+        have, digest = _trusted(part, note, check) if same else (0, None)
+        have = have if have <= told.size else 0
+        _refuse_size(url, told.size, have, check, part)
+        came = _Came(part, {"url": url, "validator": told.version}, have, digest if have else None)
+        shown, whole = have // MB, -(-told.size // MB)
+        with open(part, "r+b" if have else "wb") as file, Progress(part.stem, whole, "MB", quiet, start=shown) as bar:
+            file.seek(have)
+            file.truncate()
+            while came.length < told.size:
+                block = piece(url, came.length, min(came.length + PIECE, told.size), timeout)
+                file.write(block)
+                file.flush()
+                came.add(block)
+                came.write_note()
+                bar.advance(came.length // MB - shown)
+                shown = came.length // MB
+        if asked(url, timeout) != told:
+            _drop(part)
+            raise _BrokenError("the object changed while it was read")
+        return True
+    except (UserError, _BrokenError):
+        raise
+    except Exception as error:
+        if _is_of_this_disk(error, part):
+            raise
+        if is_final(error):
+            raise DownloadError(f"{shown_name(url)}: {said(error)}") from None
+        raise _BrokenError(said(error)) from None
+
+
+def _is_of_this_disk(error: Exception, part: Path) -> bool:
+    """Whether writing failed, and not the store."""
+    return isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename in (part, str(part)))
 
 
 class _Came:
@@ -318,7 +359,9 @@ def _refuse_size(url: str, total: int | None, have: int, check: Check, part: Pat
 def _copy(url: str, part: Path) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("", "file") and len(parts.scheme) > 1:  # one letter is a Windows drive
-        raise DownloadError(f"{shown_name(url)}: only http, https and file addresses are read, not {parts.scheme}")
+        raise DownloadError(
+            f"{shown_name(url)}: only http, https, s3, gs, hf and file addresses are read, not {parts.scheme}"
+        )
     source = Path(urllib.request.url2pathname(parts.path)) if parts.scheme == "file" else Path(url)
     if not source.is_file():
         raise MissingError(f"{shown_name(str(source))}: no such file")

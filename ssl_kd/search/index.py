@@ -30,8 +30,10 @@ from ssl_kd.errors import ImagesError, NonFinite, UserError, one_of, shown_name
 from ssl_kd.models.space import Space
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.signals import Interrupted, stop_signals
+from ssl_kd.runtime.stores import in_store
 from ssl_kd.search.embedding import embedded
 from ssl_kd.search.fast import Fast
+from ssl_kd.search.remote import Remote
 from ssl_kd.search.store import Store, Writer, create, is_index, name_hash
 from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
 
@@ -89,8 +91,9 @@ class OfAdding(OfEmbedding, total=False):
 class Index:
     """Vectors of pictures on disk, with their names and the fingerprint of the encoder that made them."""
 
-    def __init__(self, store: Store, encoder: Encoder | None = None):
-        self.store, self._encoder = store, encoder
+    def __init__(self, store: Store, encoder: Encoder | None = None, remote: Remote | None = None):
+        self.store, self._encoder, self._remote = store, encoder, remote
+        self.place = remote.url if remote else str(store.folder)
         about = store.head.about
         try:
             self.space = Space.from_record(about.get("space"))
@@ -98,20 +101,22 @@ class Index:
             if self.space.width != store.head.width:
                 raise ValueError("its width is not that of its vectors")
         except ValueError as error:
-            raise UserError(f"{store.folder}: the index is damaged: {error}; build it anew") from None
+            raise UserError(f"{self.place}: the index is damaged: {error}; build it anew") from None
         self._fast: Fast | None = None
 
     # ------------------------------------------------------------------------------------------ making and opening
 
     @classmethod
     def create(cls, folder: str | Path, encoder: Encoder, norm: str = "unit", weights: str = "") -> Index:
-        """A new, empty index of an encoder's own feature. UserError where something lies there already.
+        """A new, empty index of an encoder's own feature, in a folder or in a store (s3://, gs://, hf://).
 
+        UserError where something lies there already.
         weights: where the encoder can be loaded from again, for searches that name none.
         """
         one_of("norm", norm, NORMS)
         about: dict[str, object] = {"space": encoder.space.record(), "norm": norm, "weights": weights}
-        return cls(create(Path(folder), encoder.dim, about), encoder)
+        here, remote = _here(folder)
+        return cls(create(here, encoder.dim, about), encoder, remote)
 
     @classmethod
     def build(
@@ -148,18 +153,19 @@ class Index:
 
         Looks whether faiss takes the factory string before anything is made.
         """
-        folder, weights = Path(folder), ""
+        weights = ""
         if factory:
             Fast.check(factory)
         if isinstance(encoder, str | os.PathLike):
             weights = os.fspath(encoder)
             encoder = loaded(weights, feature)
             weights = os.path.abspath(weights) if os.path.exists(weights) else weights
-        if not is_index(folder):
+        here, remote = _here(folder)
+        if not is_index(here):
             return cls.create(folder, encoder, norm, weights)
-        index = cls(Store(folder), encoder)
+        index = cls(Store(here), encoder, remote)
         if index.norm != norm:
-            raise UserError(f"out: {folder} is an index of norm {index.norm}; choose another folder")
+            raise UserError(f"out: {index.place} is an index of norm {index.norm}; choose another folder")
         return index
 
     @classmethod
@@ -167,18 +173,19 @@ class Index:
         cls, folder: str | Path, encoder: Encoder | str | os.PathLike[str] | None = None, feature: str = ""
     ) -> Index:
         """An index as it is now. encoder: what makes vectors of queries; None: the weights that the index names."""
-        store = Store(Path(folder))
+        here, remote = _here(folder)
+        if remote and not is_index(here):
+            raise UserError(f"{remote.url}: no index there; make one with ssl-kd index build")
+        store = Store(here)
         found = loaded(encoder, feature) if isinstance(encoder, str | os.PathLike) else encoder
-        return cls(store, found)
+        return cls(store, found, remote)
 
     @property
     def encoder(self) -> Encoder:
         """The encoder of queries, loaded when it is first asked for."""
         if self._encoder is None:
             if not self.weights:
-                raise UserError(
-                    f"{self.store.folder}: does not say where its encoder is; name its weights ({self.space})"
-                )
+                raise UserError(f"{self.place}: does not say where its encoder is; name its weights ({self.space})")
             try:
                 self._encoder = loaded(self.weights, self.space.feature)
             except UserError as error:
@@ -223,7 +230,7 @@ class Index:
                             f"stopped by {stop[0]}: {filler.added:,} pictures were added", "the same command resumes"
                         )
                 filler.flush()
-        self._fast = None
+        self._changed()
         there = int((old >= 0).sum())
         replaced = filler.replaced if replace else 0
         return Change(filler.added - replaced, replaced, 0 if replace else there, dict(source.unreadable))
@@ -246,12 +253,15 @@ class Index:
                 gone |= below
             writer.remove(gone)
             writer.commit()
+        self._changed()
         return len(gone)
 
     def missing(self) -> list[str]:
         """Names of those pictures whose files are not on the disk any more."""
         rows = ((row, *self.store.root(row)) for row in self.store.live().tolist())
-        places = ((self.store.name(row), self.place(row)) for row, _, root in rows if root and os.path.isdir(root))
+        places = (
+            (self.store.name(row), self.picture_place(row)) for row, _, root in rows if root and os.path.isdir(root)
+        )
         return [name for name, place in places if not os.path.exists(place)]
 
     def train(self, factory: str) -> dict[str, float]:
@@ -269,11 +279,17 @@ class Index:
                 record = Fast.train(self.store, factory, self.norm == "unit")
                 writer.commit(fast=record)
                 found = record["recall"]  # type: ignore[assignment]
-        self._fast = None
+        self._changed()
         return found
 
+    def _changed(self) -> None:
+        """Forget what was learnt of the old vectors, and put the new ones into the store that they came from."""
+        self._fast = None
+        if self._remote:
+            self._remote.push()
+
     def _not_there(self, name: str) -> UserError:
-        return UserError(f"{self.store.folder}: holds no {shown_name(name)}; nothing was removed")
+        return UserError(f"{self.place}: holds no {shown_name(name)}; nothing was removed")
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -288,7 +304,7 @@ class Index:
         """
         if k < 1 or not len(self):
             raise UserError(
-                f"k: expected at least 1, got {k}" if k < 1 else f"{self.store.folder}: the index holds no pictures"
+                f"k: expected at least 1, got {k}" if k < 1 else f"{self.place}: the index holds no pictures"
             )
         asking, source = self.asking(self.encoder), opened(images, 0.0)
         found: list[Found] = []
@@ -338,7 +354,7 @@ class Index:
             pairs = zip(distances_, numbers, strict=True)
             yield tuple(Hit(self.store.name(row), far, row) for far, row in pairs if row >= 0 and far <= most)
 
-    def place(self, row: int) -> str:
+    def picture_place(self, row: int) -> str:
         """Where the picture of a row lay when it was added, as a whole path."""
         name, (source, root) = self.store.name(row), self.store.root(row)
         return f"{root}{name[len(source) :]}" if root else name
@@ -349,7 +365,7 @@ class Index:
             why = f"a head into that space ({encoder.arch}), which is for queries"
         if why:
             raise UserError(
-                f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}; pictures are added by "
+                f"{self.place}: holds vectors of {self.space}, and this encoder has {why}; pictures are added by "
                 "the index's own encoder"
             )
 
@@ -367,7 +383,7 @@ class Index:
                 return copy.copy(encoder).read_as(name)  # the given one keeps its own feature
         led = f" (nor has it a head into that space: {', '.join(encoder.heads)})" if len(encoder.heads) else ""
         raise UserError(
-            f"{self.store.folder}: holds vectors of {self.space}, and this encoder has {why}{led}: distances between the "
+            f"{self.place}: holds vectors of {self.space}, and this encoder has {why}{led}: distances between the "
             "two would mean nothing; query by the index's own encoder, or build an index of this one"
         )
 
@@ -381,7 +397,7 @@ class Index:
         """What the index is, in plain values."""
         head = self.store.head
         return {
-            "index": str(self.store.folder),
+            "index": self.place,
             "pictures": len(self),
             "removed": len(self.store.gone),
             "width": head.width,
@@ -391,6 +407,14 @@ class Index:
             "bytes": sum(head.bytes.values()),
             "approximate": head.fast,
         }
+
+
+def _here(folder: str | os.PathLike[str]) -> tuple[Path, Remote | None]:
+    """Where an index is read and changed: its folder, or the copy of one in a store, brought up to date."""
+    if not in_store(folder):
+        return Path(folder), None
+    remote = Remote(os.fspath(folder))
+    return remote.pull(), remote
 
 
 def opened(images: object, max_unreadable: float) -> ImageSource:

@@ -52,7 +52,7 @@ class Shelf:
 
     def picture(self, hit: Hit) -> Image.Image | None:
         """The picture, or None where it cannot be had any more."""
-        place = self.index.place(hit.row)
+        place = self.index.picture_place(hit.row)
         if os.path.isfile(place):
             try:
                 return load_file(place, TILE)

@@ -95,7 +95,7 @@ class Store:
 
     def reload(self) -> None:
         """Read what is on the disk by now."""
-        self.head = _read_head(self.folder)
+        self.head = read_head(self.folder)
         with _damage(self.folder, "is damaged"):
             for name in GROWING:
                 if (size := os.path.getsize(self.folder / name)) < self.head.bytes[name]:
@@ -312,7 +312,8 @@ def _damage(folder: Path, what: str) -> Iterator[None]:
         ) from None
 
 
-def _read_head(folder: Path) -> Head:
+def read_head(folder: Path) -> Head:
+    """What `index.json` of a folder says. UserError where there is none or it is damaged."""
     path = folder / HEAD
     if not path.is_file():
         raise UserError(f"{shown_name(str(folder))}: no index there; make one with ssl-kd index build")

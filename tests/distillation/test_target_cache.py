@@ -287,3 +287,52 @@ def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     assert same(first.student, second.student)
     assert not (tmp_path / "second" / "targets").exists()
     assert max(asked) == 2  # the dry pass on made-up images alone
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_targets_in_a_store_are_asked_for_once_by_all_machines(bits, teacher, bucket, tmp_path, monkeypatch):
+    settings = QUICK | {
+        "objective": "default",
+        "target_bits": bits,
+        "replay": 1,
+        "images": small_images(),
+        "targets": f"{bucket.url}/targets",
+    }
+    calls = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    first = fill_targets(teacher, out=tmp_path / "a", **settings)[""]
+    assert first.path.startswith(f"{bucket.url}/targets/")
+    count = len(calls)
+    endings = {16: {"crc", "f16"}, 4: {"crc", "f16", "levels", "u4"}}
+    assert {key.rpartition(".")[2] for key in bucket.names()} == endings[bits]
+    monkeypatch.setenv("SSL_KD_CACHE", str(tmp_path / "another machine"))
+    bucket.server.plan = ["truncate", "fail", None, "truncate"]
+    ssl_kd.distill(teacher, out=tmp_path / "b", **settings)
+    hook.remove()
+    assert count > 2
+    assert len(calls) == count + 1  # the trial before a run
+    bucket.put(next(key for key in bucket.names() if key.endswith("f16")), b"cut")
+    monkeypatch.setenv("SSL_KD_CACHE", str(tmp_path / "a third one"))
+    with pytest.raises(UserError, match=r"s3://.*\.f16: expected [\d,]+ bytes, but the server has 3") as caught:
+        fill_targets(teacher, out=tmp_path / "c", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_that_cannot_be_put_into_a_store_wait_and_go_there_the_next_time(teacher, bucket, tmp_path):
+    settings = QUICK | {
+        "replay": 1,
+        "images": small_images(),
+        "targets": f"{bucket.url}/targets",
+        "out": tmp_path / "a",
+    }
+    bucket.server.plan = ["refuse to write"] * 100
+    with pytest.raises(UserError, match="could not be written"):
+        fill_targets(teacher, **settings)
+    assert bucket.names() == []
+    bucket.server.plan = []
+    calls = []
+    hook = teacher.register_forward_hook(lambda *_: calls.append(1))
+    fill_targets(teacher, **settings)
+    hook.remove()
+    assert len(calls) == 1
+    assert bucket.names()

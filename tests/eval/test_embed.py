@@ -13,6 +13,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.eval.banks import load_bank
 from ssl_kd.eval.embed import main
 from ssl_kd.eval.extraction.extract import extract
+from ssl_kd.eval.extraction.tables import kind_of, names_in
 from ssl_kd.models.encoder import build
 from ssl_kd.models.preprocessing import Preprocessing
 
@@ -86,3 +87,63 @@ def test_a_file_that_is_there_stays(lab, tmp_path, capsys):
     assert main(words) == 0
     assert main([*words, "--overwrite", "true", "--size", "48"]) == 0
     assert len(load_bank(out)) == 5
+
+
+def _rows(bucket, name, folder):
+    """What a program finds that takes the objects of a bucket to a disk."""
+    folder.mkdir(exist_ok=True)
+    for key in bucket.names():
+        (folder / key.rpartition("/")[2]).write_bytes(bucket.get(key))
+    rows = kind_of(folder / name).read(folder / name)
+    return list(names_in(rows)), np.concatenate([part for _, part in rows.parts()])
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+def test_embeddings_go_to_a_store_as_to_a_disk(name, lab, bucket, tmp_path, capsys):
+    words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--quiet"]
+    assert main([*words, "--out", str(tmp_path / name)]) == 0
+    bucket.server.plan = ["refuse to write"]
+    assert main([*words, "--out", f"{bucket.url}/deep/{name}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{bucket.url}/deep/{name}"
+    names, rows = _rows(bucket, name, tmp_path / "got")
+    on_disk = kind_of(tmp_path / name).read(tmp_path / name)
+    assert (names, rows.tobytes()) == (
+        list(names_in(on_disk)),
+        np.concatenate([p for _, p in on_disk.parts()]).tobytes(),
+    )
+    assert not list((tmp_path / "cache").rglob("x.*"))
+    assert main([*words, "--out", f"{bucket.url}/deep/{name}"]) == 2
+    assert "is there already; remove it, or pass --overwrite or --append" in capsys.readouterr().err
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "new.png")
+    words[3] = str(tmp_path / "new.png")
+    bucket.server.plan = ["truncate", None, "fail"]
+    assert main([*words, "--out", f"{bucket.url}/deep/{name}", "--append"]) == 0
+    bucket.server.plan = []
+    more, longer = _rows(bucket, name, tmp_path / "got")
+    assert (more[:5], longer[:5].tobytes()) == (names, rows.tobytes())
+    assert more[5:] == [str(tmp_path / "new.png")]
+
+
+def test_a_store_that_takes_nothing_keeps_what_it_had_and_the_rows_are_named(lab, bucket, tmp_path, capsys):
+    words = [
+        "--weights",
+        str(lab / "s.safetensors"),
+        "--images",
+        str(lab / "photos"),
+        "--quiet",
+        "--out",
+        f"{bucket.url}/x.npy",
+    ]
+    bucket.server.plan = ["refuse to write"] * 100
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "could not be written (the file is whole in " in said
+    assert said.count("\n") == 1
+    assert bucket.names() == []
+    bucket.server.plan = []
+    bucket.put("x.npy", b"another's")
+    bucket.put("x.ids.txt", b"another's")
+    bucket.put("x.json", b"another's")
+    assert main([*words, "--overwrite"]) == 2
+    assert "not ours to replace" in capsys.readouterr().err
+    assert bucket.get("x.npy") == b"another's"

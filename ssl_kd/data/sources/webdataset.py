@@ -1,4 +1,4 @@
-"""Tar shards in the layout of webdataset -> numbered pictures, from disk or from http(s), without unpacking.
+"""Tar shards in the layout of webdataset -> numbered pictures, from disk, http(s) or a store, without unpacking.
 
 Members are grouped by key (the name up to the first dot after the last slash); of a group the picture is taken, and
 .cls, .json, .txt are passed over: labels never come in. One pass over the headers says where each picture lies. It is
@@ -49,6 +49,7 @@ from ssl_kd.errors import ImagesError, shown_name
 from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.download import alone, digest_of
 from ssl_kd.runtime.progress import Progress
+from ssl_kd.runtime.stores import in_store, listed
 
 VERSION = 2  # raise it when a change of code changes which pictures a shard holds
 HELD = 1 << 25  # pictures whose entries are in memory at once, some 45 bytes each; above it, read shard by shard
@@ -223,8 +224,8 @@ def _choices(braces: str) -> list[str]:
 
 
 def is_remote(shard: str) -> bool:
-    """Whether a shard is fetched by http or https."""
-    return shard.lower().startswith(("http://", "https://"))
+    """Whether a shard is fetched: by http or https, or from a store (`ssl_kd.runtime.stores`)."""
+    return shard.lower().startswith(("http://", "https://")) or in_store(shard)
 
 
 class ShardIds(Names):
@@ -415,7 +416,20 @@ def open_shards(source: str | Sequence[str], max_unreadable: float) -> ShardImag
 
 def _under(pattern: str) -> list[str]:
     """The shards of a pattern, or of a folder in the order of their names."""
+    if in_store(pattern) and not pattern.endswith((".tar", ".tar}")):
+        return _stored_under(pattern.rstrip("/"))
     return tars_in(pattern) if os.path.isdir(pattern) else expand(pattern)
+
+
+def _stored_under(folder: str) -> list[str]:
+    """The .tar objects of a store's folder."""
+    names = listed(folder)
+    if found := [f"{folder}/{name}" for name in names if name.endswith(".tar") and not name.startswith(".")]:
+        return found
+    seen = ", ".join(map(shown_name, names[:NAMED_IN_ERRORS])) or "no objects"
+    raise ImagesError(
+        f"{shown_name(folder)}: expected tar shards, but it holds {seen}; pack pictures into .tar files of some 100 MB"
+    )
 
 
 def tars_in(folder: str) -> list[str]:
@@ -427,7 +441,7 @@ def tars_in(folder: str) -> list[str]:
 
 def names_shards(path: str) -> bool:
     """Whether a source is spelled as shards: .tar, a pattern of them, a URL, or anything behind `stream:`."""
-    return path.startswith((STREAM, "http://", "https://")) or path.endswith((".tar", ".tar}"))
+    return path.startswith((STREAM, "http://", "https://")) or in_store(path) or path.endswith((".tar", ".tar}"))
 
 
 def _basename(shard: str) -> str:
