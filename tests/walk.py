@@ -8,6 +8,7 @@ rounding noise. Read by test_distributed.py.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from few import few
 from safetensors.torch import load_file
+from small_heads import VIT as WITH_HEAD
+from small_heads import saved_dino, saved_ibot, small_vit
 
 import ssl_kd
 from ssl_kd.data.sources.array import ArrayImages
@@ -42,6 +45,11 @@ OWN = {
     "cutmix": {"objective": "simreg", "mix": "cutmix"},
     "small crops": {"objective": "queue", "views": "multicrop"},
     "parts": {"objective": "simreg", "batch_size": 3, "accumulate": 2},
+    "prototypes laid anew": {
+        "objective": [
+            {"term": "correlation", "relation": "prototypes", "comparison": "kd", "prototypes": 4, "refresh": 1}
+        ]
+    },
     "looks at held-out images": {"objective": "default", "health_images": 32, "images": 64},
 }
 # Several students on one pass of the teacher, and what may be between them.
@@ -63,7 +71,8 @@ GROUPS = {
         ]
     },
 }
-CASES = {name: {"objective": few(name)} for name in PRESETS if name != "heads"} | OWN | GROUPS
+CASES = {name: {"objective": few(name)} for name in PRESETS} | OWN | GROUPS
+FILES = {"heads": saved_dino, "heads_ibot": saved_ibot}  # with the head that the teacher was trained with
 
 
 def teacher(arch, args, seed):
@@ -77,12 +86,17 @@ def teacher(arch, args, seed):
 def distilled(name, folder):
     """The run folder after two epochs of 23 images in batches of 6, 6, 6 and 5."""
     arch, teacher_args, student_args = VIT if name == "attn_distill" else CNN
+    if name in FILES:
+        arch, teacher_args, student_args = VIT[0], WITH_HEAD, WITH_HEAD
     case = dict(CASES[name])
     if "teachers" in case:
         case["teachers"] = {
             key: {"file": teacher(arch, teacher_args, seed), "objective": objective}
             for seed, (key, objective) in enumerate(case["teachers"].items())
         }
+    elif name in FILES:
+        case["teacher"] = Path(folder) / f"{name} {os.environ.get('RANK', 0)}.pth"
+        FILES[name](case["teacher"], backbone=small_vit().backbone, width=WITH_HEAD["embed_dim"])
     else:
         case["teacher"] = teacher(arch, teacher_args, 1)
     count = case.pop("images", 23)

@@ -58,7 +58,13 @@ def give_heads(objective: nn.Module, teachers: Mapping[str, Teacher]) -> None:
         file = str(teachers[name].line.file)
         if not Path(file).exists() and "/" not in file and not zoo.known(file):
             raise UserError("objective: a teacher from Python has no head of its own here; name its file")
-        relation.give(load_head(file))
+        head, feature = load_head(file, relation.patches), teachers[name].encoder.feature
+        if head.feature and head.feature != feature:
+            raise UserError(
+                f"objective: the teacher's head reads its feature {head.feature}, not {feature}; say teacher_feature "
+                f"{head.feature}"
+            )
+        relation.give(head)
 
 
 def must_have_enough(objective: nn.Module, images: int) -> None:

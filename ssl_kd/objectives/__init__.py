@@ -31,7 +31,7 @@ from ssl_kd.objectives.divergences import (
 from ssl_kd.objectives.factory import PRESETS, TERMS, build_objective, taps
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
-from ssl_kd.objectives.masked import MaskedTokens
+from ssl_kd.objectives.masked import MaskedHead, MaskedTokens
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
 from ssl_kd.objectives.progression import Progression
@@ -64,6 +64,7 @@ __all__ = [
     "Features",
     "HardPairs",
     "Ladder",
+    "MaskedHead",
     "MaskedTokens",
     "MemoryBank",
     "MultiTeacher",

@@ -20,7 +20,7 @@ from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
-from ssl_kd.objectives.masked import MaskedTokens
+from ssl_kd.objectives.masked import MaskedHead, MaskedTokens
 from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.presets import CATALOGUE
 from ssl_kd.objectives.presets.preset import Spec
@@ -43,6 +43,7 @@ TERMS: Registry[type[Term]] = Registry(
         "progression": Progression,
         "ladder": Ladder,
         "masked_tokens": MaskedTokens,
+        "masked_head": MaskedHead,
         "boundary": Boundary,
     },
     group="ssl_kd.terms",

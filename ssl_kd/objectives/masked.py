@@ -14,6 +14,7 @@ from ssl_kd.errors import UserError
 from ssl_kd.objectives.alignment import distance_by, head_to_teacher, target_norm
 from ssl_kd.objectives.inputs import Widths, to_grid, tokens
 from ssl_kd.objectives.projectors import over_rows
+from ssl_kd.objectives.teacher_heads import TeacherHead, assignment_gaps
 from ssl_kd.objectives.term import Term
 from ssl_kd.rng import uniform
 from ssl_kd.types import Features, ViewBatch
@@ -52,14 +53,58 @@ class MaskedTokens(Term):
 
     def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
         """Scalar, float32, 0 at a match; 0 where nothing was hidden."""
-        if MASKED not in student.layers or MASK not in student.layers:
-            raise UserError("objective: it compares masked patches, and this loop does not look at masked images")
-        t = tokens(teacher, "teacher", self.width)
-        s = over_rows(self.projector, to_grid(student.layers[MASKED], t.shape[1]))
+        s, t, hidden = hidden_tokens(student, teacher, self.width)
+        s = over_rows(self.projector, s)
         with torch.autocast(s.device.type, enabled=False):
             s, t = s.float(), over_rows(self.space, t.detach().float())
-            hidden = on_grid(student.layers[MASK], t.shape[1])
             return self.distance(s[hidden], t[hidden]) if bool(hidden.any()) else s.sum() * 0
+
+
+class MaskedHead(Term):
+    """KL(sinkhorn(head_t(patches of t that sees all) / tau_t) || softmax(head_s(patches of s that sees a masked image) / 0.1)).
+
+    On hidden patches only: the mean over those of an image, summed over images and divided by all images. head_t is the
+    teacher's own for patches, frozen, with its centre where its file has one; head_s one like it, trained.
+    Source: the iBOT term of distillation with frozen heads, read in facebookresearch/dinov3. Differs: KL instead of CE (the
+    same gradient); what is hidden, and how, as of `MaskedTokens`.
+    """
+
+    needs_tokens = True
+    masks = True
+
+    def __init__(
+        self,
+        student_dim: int | Widths,
+        teacher_dim: int | Widths,
+        tau_student: float = 0.1,
+        tau_teacher: float = 1.0,
+    ):
+        super().__init__()
+        student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
+        self.width, self.taus = teacher.token, (tau_student, tau_teacher)
+        self.relation = TeacherHead(patches=True)
+        self.relation.fit(Widths(student.token), Widths(teacher.token))
+
+    def compare(self, student: Features, teacher: Features, batch: ViewBatch) -> Tensor:
+        """Scalar, float32, 0 where nothing was hidden."""
+        s, t, hidden = hidden_tokens(student, teacher, self.width)
+        with torch.autocast(s.device.type, enabled=False):
+            s, t = s.float(), t.detach().float()
+            ours, theirs = self.relation.tables(s[hidden], t[hidden], batch)
+            if not ours.numel():
+                nothing: Tensor = s.sum() * 0
+                return nothing
+            share = (1 / hidden.sum(1).clamp_min(1))[:, None].expand_as(hidden)[hidden]
+            total: Tensor = (assignment_gaps(ours, theirs, *self.taus) * share).sum()
+            return total / len(s)
+
+
+def hidden_tokens(student: Features, teacher: Features, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, L, Ds) of the second look on the teacher's grid, (N, L, Dt), and which were hidden, (N, L). UserError without such a look."""
+    if MASKED not in student.layers or MASK not in student.layers:
+        raise UserError("objective: it compares masked patches, and this loop does not look at masked images")
+    t = tokens(teacher, "teacher", width)
+    return to_grid(student.layers[MASKED], t.shape[1]), t, on_grid(student.layers[MASK], t.shape[1])
 
 
 def drawn(index: np.ndarray, epoch: int, view: int, patches: int) -> Tensor:

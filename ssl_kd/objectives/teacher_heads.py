@@ -1,4 +1,4 @@
-"""The teacher's own prototypes, through its own projection and temperature: DINO's head, SwAV's prototypes.
+"""The teacher's own prototypes, through its own projection and temperature: DINO's and iBOT's heads, SwAV's and MSN's prototypes.
 
 Published files often hold the head that the teacher was trained with. It is frozen here, and what it says of an embedding
 is what the student shall say: through a head of its own as in DINOv3's distillation, or through the teacher's.
@@ -21,14 +21,23 @@ HIDDEN = 2048  # width of the student's own head, as DINO's
 class Head(nn.Module):
     """(N, D) -> (N, K) cosines, or products, of a projected and normalised embedding with K prototypes; - centre.
 
-    Everything is float32 and frozen: `projection` (D -> E), `prototypes` (K, E), `centre` (K,), `temperature`.
+    Everything is float32 and frozen: `projection` (D -> E), `prototypes` (K, E), `centre` (K,), `temperature`. feature: the
+    teacher's that it reads, where that is not the one which the teacher is evaluated by.
     """
 
     prototypes: Tensor
     centre: Tensor
 
-    def __init__(self, projection: nn.Module, prototypes: Tensor, temperature: float, centre: Tensor | None = None):
+    def __init__(
+        self,
+        projection: nn.Module,
+        prototypes: Tensor,
+        temperature: float,
+        centre: Tensor | None = None,
+        feature: str = "",
+    ):
         super().__init__()
+        self.feature = feature
         self.projection = projection.eval().requires_grad_(False)
         self.temperature = temperature
         self.register_buffer("prototypes", prototypes.float())
@@ -46,6 +55,7 @@ class Head(nn.Module):
 class TeacherHead(Relation):
     """What the teacher's own head says: of the teacher, and of the student through a head of its own or the teacher's.
 
+    patches: the head is the one for patch tokens, and so are the rows.
     own_head: the student speaks through Linear, GELU, Linear, GELU, Linear -> E, normalised, and K free prototypes (DINO's
     head, trained); without, its projection to the teacher's width goes through the frozen head. Tables are the teacher's
     logits x 1 / its temperature and the student's as they are, so `tau_teacher` of a comparison is 1 where the published
@@ -56,9 +66,9 @@ class TeacherHead(Relation):
 
     divisible = True
 
-    def __init__(self, own_head: bool = True):
+    def __init__(self, own_head: bool = True, patches: bool = False):
         super().__init__()
-        self.own_head = own_head
+        self.own_head, self.patches = own_head, patches
         self.needs_teacher_width = not own_head
         self.head: Head | None = None
         self.student_head: nn.Module | None = None
@@ -111,8 +121,12 @@ def sinkhorn(logits: Tensor, iterations: int = 3) -> Tensor:
 
 def assignment_kl(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
     """Mean over rows of KL(sinkhorn(teacher / tau) || softmax(student / tau)): DINO's cross-entropy less its own entropy."""
+    return assignment_gaps(student, teacher, tau_student, tau_teacher).mean()
+
+
+def assignment_gaps(student: Tensor, teacher: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+    """(N,): the same, row by row."""
     p = sinkhorn(teacher / tau_teacher)
     log_q = F.log_softmax(student / tau_student, dim=1)
     gap = torch.where(p > 0, p.clamp_min(1e-38).log() - log_q, 0)
-    total: Tensor = (p * gap).sum()
-    return total / len(p)
+    return (p * gap).sum(1)

@@ -107,7 +107,9 @@ def test_every_objective_ignores_the_order_of_the_batch(name):
 # Their formulas compare plain numbers with the teacher's plain numbers.
 SEE_THE_SCALE = {"proteus", "proteus_masked", "fitnets", "attn_distill", "fsp", "embedding raw", "tokens raw"}
 SEE_THE_SCALE |= {"embedding centred", "tokens centred"}
-SEE_THE_SCALE |= {"heads"} | {f"teacher_head {c}" for c in ("softmax_kl", "pearson", "l2", "huber", "row_unit_l2")}
+SEE_THE_SCALE |= {"heads", "heads_ibot"} | {
+    f"teacher_head {c}" for c in ("softmax_kl", "pearson", "l2", "huber", "row_unit_l2")
+}
 SEE_THE_SCALE |= {f"{r} {c}" for r in ("products", "flow") for c in ("softmax_kl", "l2", "huber")}
 
 
@@ -123,7 +125,7 @@ def test_the_teachers_scale_plays_no_part(name):
 
 
 # Published so: other samples shall be uncorrelated (ega), the value at a match is log 2 and only stationary (smd).
-NOT_ZERO_AT_A_MATCH = {"ega", "smd", "across", "heads", "teacher_head"}
+NOT_ZERO_AT_A_MATCH = {"ega", "smd", "across", "heads", "heads_ibot", "teacher_head"}
 
 
 def without_heads(objective):
@@ -226,6 +228,7 @@ def test_a_network_that_lacks_what_a_preset_reads_is_told_so(name):
         "True",
         "progression",
         "ladder",
+        "masked_head",
         "boundary",
     }
     read = {

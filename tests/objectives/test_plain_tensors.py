@@ -160,6 +160,7 @@ def test_terms_and_presets_are_criteria():
         "progression",
         "ladder",
         "masked_tokens",
+        "masked_head",
         "boundary",
     }
 

@@ -14,6 +14,7 @@ from ssl_kd.errors import UserError
 from ssl_kd.objectives import Correlation, Decoupled, Prototypes, Softened, SoftmaxKL, build_objective, spherical_kmeans
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.teacher_heads import Head, TeacherHead
+from ssl_kd.types import Features
 
 
 def cosines(case):
@@ -159,6 +160,27 @@ def test_heads_asks_the_student_for_what_the_teachers_head_assigns():
         f"terms.correlation_teacher_head.relation.student_{part}"
         for part in ("head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias", "head.4.weight", "head.4.bias")
     } | {"terms.correlation_teacher_head.relation.student_prototypes.weight"}
+
+
+def test_heads_ibot_asks_for_what_the_head_for_patches_assigns_to_hidden_ones():
+    """Half of the images have nothing hidden; all count in the mean, as published."""
+    case = Case("heads_ibot")
+    term, (s, t) = case.terms[1], case.batch(0)
+    mask = s.layers["mask"].clone()
+    mask[::2] = 0
+    s = Features(s.embedding, s.tokens, {**s.layers, "mask": mask})
+    head, hidden = term.relation.head, mask.bool()
+    with torch.no_grad():
+        z = t.tokens[hidden]
+        theirs = unit(head.projection(z).double().numpy()) @ head.prototypes.double().numpy().T
+        ours = F.normalize(term.relation.student_head(s.layers["masked tokens"][hidden]), dim=1)
+        q = softmax((ours @ term.relation.student_prototypes.weight.T).double().numpy() / 0.1)
+    gaps = (p := sinkhorn_by_hand(theirs / 0.1)) * np.log(p / q)
+    images = np.nonzero(hidden.numpy())[0]
+    by_hand = sum(gaps.sum(1)[images == i].mean() for i in set(images.tolist())) / len(mask)
+    assert term(s, t).item() == pytest.approx(by_hand, rel=1e-4)
+    nothing = Features(s.embedding, s.tokens, {**s.layers, "mask": mask * 0})
+    assert term(nothing, t) == 0
 
 
 def test_a_student_may_speak_through_the_teachers_head_as_well():

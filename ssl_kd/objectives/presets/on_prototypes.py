@@ -18,6 +18,20 @@ def _taus(tau: float) -> dict[str, float]:
     return {"tau_student": tau, "tau_teacher": tau}
 
 
+CLASS_TOKENS: Spec = {
+    "term": "correlation",
+    "relation": "teacher_head",
+    "comparison": "sinkhorn",
+    "projector": "identity",
+    "tau_student": 0.1,
+    "tau_teacher": 1.0,
+}
+_HEADS = (
+    "distillation with frozen heads, DINOv3; facebookresearch/dinov3",
+    "CE(sinkhorn(head_t(t) / tau_t), softmax(head_s(s) / 0.1)) of class tokens, the same of masked patches by a second head (iBOT), "
+    "and KoLeo; head_t frozen, head_s trained",
+)
+
 ON_PROTOTYPES: dict[str, Preset] = {
     "kd": Preset(
         (on_prototypes("kd", tau=0.025, temperature=4.0),),
@@ -62,23 +76,22 @@ ON_PROTOTYPES: dict[str, Preset] = {
         f"{ANCHORS}; SimReg's head; the temperature is ours; `dist` is the form on a memory bank",
     ),
     "heads": Preset(
-        (
-            {
-                "term": "correlation",
-                "relation": "teacher_head",
-                "comparison": "sinkhorn",
-                "projector": "identity",
-                "tau_student": 0.1,
-                "tau_teacher": 1.0,
-            },
-        ),
-        "distillation with frozen heads, DINOv3; facebookresearch/dinov3",
+        (CLASS_TOKENS,),
+        _HEADS[0],
         "code",
-        "CE(sinkhorn(head_t(t) / tau_t), softmax(head_s(s) / 0.1)) of class tokens, the same of masked patches by a second head (iBOT), "
-        "and KoLeo; head_t frozen, head_s trained",
+        _HEADS[1],
         "KL(sinkhorn(head_t(t) / tau_t) || softmax(head_s(s) / 0.1)), head_t from the teacher's file, tau_t its own",
-        "KL instead of CE (the same gradient); no iBOT term: the files that can be had (DINO, SwAV) have no head for patches, and "
-        "DINOv3's are not published; no KoLeo, which pushes images apart; not zero at a match, as Sinkhorn moves the teacher",
+        "KL instead of CE (the same gradient); class tokens alone, for DINO, SwAV and MSN, whose files have no head for patches; no "
+        "KoLeo, which pushes images apart; not zero at a match, as Sinkhorn moves the teacher",
+    ),
+    "heads_ibot": Preset(
+        (CLASS_TOKENS, {"term": "masked_head", "weight": 1.0}),
+        _HEADS[0],
+        "code",
+        _HEADS[1],
+        "the first two, with the heads of an iBOT checkpoint (or of a DINOv2 or DINOv3 run) for class tokens and for patches",
+        "KL instead of CE (the same gradient); single patches instead of blocks, hidden as grey pixels instead of by a mask token, and in "
+        "a second look of the student, so that its class token sees the whole image; no KoLeo",
     ),
     "boundary": Preset(
         (
