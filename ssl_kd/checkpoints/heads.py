@@ -131,7 +131,8 @@ def _last_layer(state: dict[str, Tensor], name: str) -> Tensor:
     if f"{name}weight" in state:
         return _one(state, f"{name}weight")
     length, direction = (_one(state, *(f"{name}{pair[i]}" for pair in DIRECTIONS)) for i in (0, 1))
-    return direction * (length / direction.norm(dim=1, keepdim=True))
+    normed: Tensor = direction * (length / direction.norm(dim=1, keepdim=True))
+    return normed
 
 
 def _msn(state: dict[str, Tensor]) -> Head:

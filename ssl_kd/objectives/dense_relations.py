@@ -137,7 +137,8 @@ class ClassAttentionTable(Relation):
     Taps are attention probabilities (N, heads, tokens, tokens), as timm's `blocks.N.attn.attn_drop` gives them where
     fused attention is off. The teacher's map is brought to the student's grid with the class token's share kept. With
     other numbers of heads, the logs are summed over heads and made probabilities again at temperature 10.
-    Source: AttnDistill (BMVC 2022), read in its code. Differs: the clamped rows are renormalised.
+    Source: AttnDistill (BMVC 2022), read in its code. Differs: what bicubic makes negative is 0 before the
+    share is given back, there behind it.
     """
 
     of = "layers"

@@ -1,11 +1,13 @@
 """A walk over the whole catalogue: laws that every objective keeps, and what the page says about it."""
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_features import ATTENTION, as_features, build_objective, everything, features, rand, rows, views, widths
 from torch import nn
 
@@ -240,7 +242,7 @@ def test_a_network_that_lacks_what_a_preset_reads_is_told_so(name):
         return build_objective(name, 6, 10)(features(rand(8, 6)), features(rand(8, 10, seed=1)), views(4, 2))[0]
 
     if averaged or needs & read:
-        with pytest.raises(UserError, match="moving average" if averaged else "tokens|layer|boundary") as caught:
+        with pytest.raises(UserError, match="moving average" if averaged else "tokens|masked|layer|boundary") as caught:
             answer()
         assert "\n" not in str(caught.value)
     else:
@@ -288,6 +290,17 @@ def test_the_page_shows_the_catalogue_as_it_is():
     assert text.split(begin)[1].split(end)[0].strip() == page().strip(), (
         "python -m ssl_kd.objectives.presets.docs_table docs/objectives.md"
     )
+
+
+def test_what_the_page_spells_in_place_of_a_row_can_be_built_and_asked():
+    section = PAGE.read_text().split("### What has no row")[1].split("\n## ")[0]
+    spelled = [yaml.safe_load(text) for text in re.findall(r"`(\{term: .*?\})`", section)]
+    assert len(spelled) == 2
+    for spec in spelled:
+        objective = build_objective([spec], widths(6), widths(10))
+        total, _ = look(objective, everything(8, 6, side=3), everything(8, 10, seed=10))
+        assert torch.isfinite(total)
+        assert total > 0
 
 
 def test_options_of_a_relation_are_those_it_knows():

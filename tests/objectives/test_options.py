@@ -74,7 +74,8 @@ def test_null_stands_for_not_given_only_where_that_is_the_default():
     build_objective([{**QUEUE, "size": None, "teacher_width": None}], 6, 10)
     for kind in TERMS:
         parameters = inspect.signature(TERMS[kind].__init__).parameters
-        head = next(name for name in ("projector", "compressor", "space") if name in parameters)
-        assert parameters[head].default is not None
-        with pytest.raises(UserError, match=f"{head}: expected a name; got None"):
-            terms_of([{"term": kind, head: None}])
+        named = [name for name, p in parameters.items() if p.default not in (None, inspect.Parameter.empty)]
+        assert named
+        for name in set(named) & set(TERMS[kind].options()):
+            with pytest.raises(UserError, match=f"{name}: expected .*; got None"):
+                terms_of([{"term": kind, name: None}])

@@ -77,7 +77,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "LightlyTrain, distillation v1",
         "code",
         "KL(softmax(t Q / 0.07) || softmax(g(s) Q / 0.07)), g linear, Q: 8,192 with the batch in it",
-        differs="the loss is equal to float precision (`benchmarks.lightly_train`); other first weights of g",
+        differs="the loss is equal to float precision; other first weights of g",
         mix="mixup",
     ),
     "lightly_v3": Preset(
@@ -116,7 +116,7 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "Proteus",
         "code",
         "MSE(class token) + MSE(all tokens) + MSE(masked tokens), heads LayerNorm + Linear",
-        differs="no third term: it needs a student that takes masked patches; the mean over all tokens leaves the class token out, "
+        differs="no third term: `proteus_masked` has it; the mean over all tokens leaves the class token out, "
         "which has a term of its own",
     ),
     "theia": Preset(
@@ -155,6 +155,6 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "code",
         "MSE(g(CLS), CLS) + 0.1 KL(A_t || A_s), A: what the last class token looks at, per head",
         differs="ViT to ViT; the KL is a mean over images and heads, theirs a sum over heads; SimReg's head (batch norm, ReLU), theirs "
-        "LayerNorm and GELU",
+        "LayerNorm and GELU; of another grid, what bicubic makes negative is 0 before the class token's share is given back, there behind",
     ),
 }
