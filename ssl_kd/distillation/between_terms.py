@@ -283,7 +283,7 @@ class Row:
     """A kind of term: what makes it of the widths, its source, the idea there, and what is not the same here.
 
     make: called with {name of a student: width}, the teacher's width, and the options, which are told from its signature.
-    evidence: "code" or "abstract" where that is what was read, "recalled" where the paper was not at hand; "ours".
+    evidence: "code" or "abstract" where that is what was read, else "ours".
     """
 
     make: Callable[..., BetweenTerm]
@@ -298,20 +298,21 @@ BETWEEN: Registry[Row] = Registry(
     {
         "mutual": Row(
             Mutual,
-            "deep mutual learning, DML (Zhang et al., CVPR 2018)",
-            "recalled",
-            "each network: its own loss + mean over the others of KL(p_other || p_own) of class probabilities",
-            "embeddings in place of class probabilities: 2 - 2 cos behind a head, and KL of the batch's cosines; all "
-            "students step at once, where the paper's take turns; the teacher may be one of the group",
+            "deep mutual learning, DML (Zhang et al., CVPR 2018); YingZhangDUT/Deep-Mutual-Learning",
+            "code",
+            "each network in turn: cross-entropy + sum over the others of KL(p_other || p_own) of class probabilities",
+            "embeddings in place of class probabilities: 2 - 2 cos behind a head, and KL of the batch's cosines; the mean over "
+            "the others; all students step at once; the teacher may be one of the group",
         ),
         "ensemble": Row(
             Ensemble,
-            "on-the-fly native ensemble, ONE (Lan et al., NeurIPS 2018)",
-            "recalled",
-            "branches on shared layers, a gate that weighs their logits, cross-entropy of branches and ensemble, KL of "
-            "each branch to the ensemble",
-            "whole students in place of branches on shared layers; the ensemble learns from the frozen teacher in place of "
-            "labels; cosines and batch tables in place of class probabilities",
+            "on-the-fly native ensemble, ONE (Lan et al., NeurIPS 2018); Lan1991Xu/ONE_NeurIPS2018",
+            "code",
+            "three branches on shared layers; a gate (linear layer on these, batch norm, ReLU, softmax) weighs their logits; "
+            "cross-entropy of branches and ensemble, + 9 KL of each branch to the ensemble at temperature 3, growing over 80 epochs",
+            "whole students in place of branches on shared layers, so that the gate reads their embeddings, without batch norm and "
+            "ReLU; the ensemble learns from the frozen teacher in place of labels; cosines and batch tables in place of class "
+            "probabilities; `warmup` for the growth",
         ),
         "online_neighbours": Row(
             OnlineNeighbours,
@@ -323,9 +324,9 @@ BETWEEN: Registry[Row] = Registry(
         ),
         "assistant": Row(
             Assistant,
-            "teacher assistants for large gaps (Mirzadeh et al., AAAI 2020)",
-            "recalled",
-            "the teacher trains an assistant, which, once trained, trains the student",
+            "teacher assistants for large gaps (Mirzadeh et al., AAAI 2020); imirzadeh/Teacher-Assistant-Knowledge-Distillation",
+            "code",
+            "the teacher trains an assistant, which, once trained, trains the student: (1 - lambda) cross-entropy + lambda T^2 KL",
             "both learn in the same run, and with `start` the second later; any objective on embeddings in place of "
             "softened class probabilities",
         ),
