@@ -143,6 +143,34 @@ def test_the_gate_learns_without_labels_which_student_to_trust():
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_a_term_goes_on_from_its_state_with_the_same_bits(name):
+    """Statistics and heads are all that it remembers."""
+    terms, batch = built(name), ViewBatch.of_rows(12)
+    for seed in (1, 2):
+        terms(*features(seed=seed), batch)
+    torch.manual_seed(9)
+    again = build_between([spec(name)], WIDTHS, TEACHER)
+    again.load_state_dict(terms.state_dict())
+    (first, second) = (each(*features(seed=3), batch) for each in (terms, again))
+    assert {n: total.item() for n, (total, _) in first.items()} == {n: total.item() for n, (total, _) in second.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_term_answers_in_float32_under_autocast_and_ignores_the_order_of_the_batch(name):
+    terms, (students, teacher), batch = built(name).eval(), features(), ViewBatch.of_rows(12)
+    plain = terms(students, teacher, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = {n: Features(f.embedding.bfloat16()) for n, f in students.items()}
+        found = terms(half, Features(teacher.embedding.bfloat16()), batch)
+    assert all(total.dtype == torch.float32 and total.isfinite() for total, _ in found.values())
+    turned = terms(
+        {n: Features(f.embedding.flip(0)) for n, f in students.items()}, Features(teacher.embedding.flip(0)), batch
+    )
+    for name in plain:
+        assert turned[name][0].item() == pytest.approx(plain[name][0].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_batch_of_one_is_one_line(name):
     terms, (students, teacher) = built(name), features(1)
     with pytest.raises(UserError, match="a batch needs at least 2 images, got 1"):
