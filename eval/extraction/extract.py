@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssl_kd.data.embedding import embedded
 from ssl_kd.data.sources.base import ImageSource, content_key
-from ssl_kd.errors import NonFinite, UserError
+from ssl_kd.errors import UserError
 from ssl_kd.runtime.progress import Progress
 
 from ..banks import FeatureBank, digest_of_parts
@@ -77,28 +78,19 @@ def embed(
     Several named features come from one pass, each (rows, width) float32. `parity` is given the engine's cosine and
     relative error to the eager float32 network. NonFinite names the first bad image.
     """
-    from ssl_kd.data.prefetch import batch_reader, prefetch
-
     from .engines import started
 
     size = min(batch_size, len(images))
     jobs = [range(i, min(i + size, len(images))) for i in range(start, len(images), size)]
     with started(encoder, features, engine, device, precision, size) as run:
-        batches = prefetch(batch_reader(images, encoder.preprocessing), jobs, threads=threads)
-        for job, (numbers, pixels) in zip(jobs, batches, strict=True):
-            if pixels is None:
-                yield job, [], {name: np.empty((0, encoder.width(name)), np.float32) for name in features}
-                continue
-            found = {name: rows.numpy() for name, rows in run(pixels).items()}
+
+        def asked(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = run(pixels)
             if parity is not None:
                 parity.update(run.parity)
-            for name, rows in found.items():
-                if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
-                    raise NonFinite(
-                        f"{title}: {encoder.arch} gives {name} features that are not finite for "
-                        f"{images.ids[numbers[bad[0]]]}; look at the weights, or use precision 32-true"
-                    )
-            yield job, numbers, found
+            return found
+
+        yield from embedded(asked, encoder, features, images, jobs, threads, title)
 
 
 def bank_key(encoder: Encoder, images: ImageSource, precision: str, feature: str = "", engine: str = "folded") -> str:

@@ -33,6 +33,9 @@ from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 __all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
 
 BY_HAND = " Any other network of timm or torchvision is read by arch=, mean= and std= (docs/teachers.md)."
+SAYS_ALL = (
+    "a program and its card say all; give nothing but feature beside it (what is wrong in a card is mended there)"
+)
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -77,6 +80,8 @@ def load_teacher(
             return frozen(found)
         path, name, licence, method = found
     if is_program(path):
+        if given.by_hand:
+            raise UserError(f"{path}: {SAYS_ALL}")
         return frozen(load_program(path, feature))
     opened = source(path, name)
     try:
@@ -251,7 +256,8 @@ def inspect(
 
         path, name = fetch_hub(str(path))
     if is_program(path):
-        return describe_program(path)
+        found = describe_program(path)
+        return replace(found, problem=SAYS_ALL) if given.by_hand else found
     opened = source(path, name)
     file = opened.file
     seen = tuple(path for path, _ in file.leaves())

@@ -32,7 +32,9 @@ def build(argv: Sequence[str]) -> int:
     from ssl_kd.search.index import Index, opened
 
     images = opened(config.images, config.max_unreadable)
-    index = Index.create_or_open(config.out, config.weights, config.feature, config.norm, config.factory)
+    index = Index.create_or_open(
+        config.out, config.weights, config.feature, config.norm, config.factory, config.reading()
+    )
     change = index.add(images, quiet=config.quiet, **_embedding(config))
     print(_said(index, change))
     if config.factory:
@@ -45,7 +47,7 @@ def add(argv: Sequence[str]) -> int:
     """Add the pictures of a source."""
     example = "ssl-kd index add --index photos.index --images holiday/"
     config = _checked(parse(AddConfig, argv, "ssl-kd index add", (example,)), "index", "images")
-    index = _opened(config.index, config.weights)
+    index = _opened(config.index, config.weights, reading=_beside(config))
     change = index.add(
         config.images, config.replace, quiet=config.quiet, max_unreadable=config.max_unreadable, **_embedding(config)
     )
@@ -113,7 +115,7 @@ def search(argv: Sequence[str]) -> int:
     from ssl_kd.search import show
     from ssl_kd.search.index import opened
 
-    index = _opened(config.index, config.weights, config.feature)
+    index = _opened(config.index, config.weights, config.feature, _beside(config))
     sources = [opened(query, 0.0) for query in config.queries]
     if (config.sheet or config.gallery) and len(sources) > 1:
         raise UserError("sheet, gallery: expected one source of queries; put several pictures into a folder or list")
@@ -187,10 +189,18 @@ def _embedding(config: Embedding) -> OfEmbedding:
     return {"batch_size": config.batch_size, "threads": config.threads, "device": config.device}
 
 
-def _opened(path: str, weights: str = "", feature: str = "") -> Index:
+def _beside(config: AddConfig | SearchConfig) -> dict[str, object]:
+    """How named weights are read. UserError where none are: the index knows how its own are."""
+    reading = config.reading()
+    if reading and not config.weights:
+        raise UserError(f"{next(iter(reading))}: says how --weights is read, and no weights are given")
+    return reading
+
+
+def _opened(path: str, weights: str = "", feature: str = "", reading: Mapping[str, object] | None = None) -> Index:
     from ssl_kd.search.index import Index
 
-    return Index.open(path, weights or None, feature)
+    return Index.open(path, weights or None, feature, reading)
 
 
 def _looked_at(argv: Sequence[str], command: str) -> tuple[LookConfig, Index]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from ssl_kd.checkpoints.reading import HELP
 from ssl_kd.validation import described, setting
 
 
@@ -18,7 +19,25 @@ class Embedding:
 
 
 @dataclass
-class BuildConfig(Embedding):
+class ByHand:
+    """How the weights are read, where their file does not say so itself."""
+
+    format: str = setting("", HELP["format"], tables={"": ["ssl_kd.checkpoints.formats:FORMATS"]})
+    branch: str = setting("", HELP["branch"])
+    arch: str = setting("", HELP["arch"])
+    arch_args: dict[str, object] = field(default_factory=dict, metadata=described(HELP["arch_args"]))
+    mean: str | float | list[float] = field(default="", metadata=described(HELP["mean"], several=True))
+    std: str | float | list[float] = field(default="", metadata=described(HELP["std"], several=True))
+    size: int = setting(0, HELP["size"], least=0)
+
+    def reading(self) -> dict[str, object]:
+        """What was given, as `load_teacher` takes it."""
+        found = {one.name: getattr(self, one.name) for one in fields(ByHand)}
+        return {name: value for name, value in found.items() if value}
+
+
+@dataclass
+class BuildConfig(ByHand, Embedding):
     """Index the pictures of a source; the same command resumes where it was stopped."""
 
     weights: str = setting("", "checkpoint file, or a name such as dino_vits16", first=True)
@@ -32,7 +51,7 @@ class BuildConfig(Embedding):
 
 
 @dataclass
-class AddConfig(Embedding):
+class AddConfig(ByHand, Embedding):
     """Add the pictures of a source to an index."""
 
     index: str = setting("", "the index", first=True)
@@ -69,7 +88,7 @@ class LookConfig:
 
 
 @dataclass
-class SearchConfig(Embedding):
+class SearchConfig(ByHand, Embedding):
     """Find the pictures of an index that are nearest to others."""
 
     index: str = setting("", "the index", first=True)

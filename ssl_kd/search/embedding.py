@@ -1,4 +1,4 @@
-"""Pictures through an encoder, batch by batch, read ahead in threads."""
+"""The pictures of an index and of its queries through their encoder, as it is and in float32."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_kd.data.prefetch import batch_reader, prefetch
+from ssl_kd.data.embedding import embedded
 from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.errors import NonFinite, UserError, shown_name
+from ssl_kd.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssl_kd.models.encoder import Encoder
 
 
-def embedded(
+def vectors(
     encoder: Encoder,
     images: ImageSource,
     numbers: np.ndarray,
@@ -23,32 +25,23 @@ def embedded(
     threads: int = 2,
     device: str = "cpu",
 ) -> Iterator[tuple[Sequence[int], list[int], np.ndarray]]:
-    """Yield the pictures asked for, those that were readable, and their features (n, D) float32.
-
-    ImagesError where too many cannot be read, NonFinite for a feature that is no number.
-    """
+    """Yield the pictures asked for, those that were readable, and their features (n, D) float32; see `data.embedding`."""
     import torch
 
     from ssl_kd.runtime.devices import usable
 
     if batch_size < 1 or threads < 0:
         raise UserError(f"expected batch_size of at least 1 and threads of at least 0, got {batch_size} and {threads}")
+    name, where, home = encoder.feature, usable(device), encoder.mean.device
+
+    def run(pixels: Tensor) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            return {name: encoder(pixels.to(where)).embedding.float().cpu()}
 
     jobs = [numbers[i : i + batch_size].tolist() for i in range(0, len(numbers), batch_size)]
-    where, home = usable(device), encoder.mean.device
     encoder.eval().to(where)
     try:
-        for job, (readable, pixels) in zip(
-            jobs, prefetch(batch_reader(images, encoder.preprocessing), jobs, threads), strict=True
-        ):
-            if pixels is None:
-                yield job, [], np.empty((0, encoder.dim), np.float32)
-                continue
-            with torch.inference_mode():
-                rows = encoder(pixels.to(where)).embedding.float().cpu().numpy()
-            if bad := np.flatnonzero(~np.isfinite(rows).all(1)).tolist():
-                name = shown_name(images.ids[readable[bad[0]]])
-                raise NonFinite(f"{encoder.arch} gives numbers that are not finite for {name}; look at the weights")
-            yield job, readable, rows
+        for job, readable, found in embedded(run, encoder, (name,), images, jobs, threads):
+            yield job, readable, found[name]
     finally:
         encoder.to(home)

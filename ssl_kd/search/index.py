@@ -15,10 +15,10 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from ssl_kd.models.space import Space
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.runtime.stores import in_store
-from ssl_kd.search.embedding import embedded
+from ssl_kd.search.embedding import vectors
 from ssl_kd.search.fast import Fast
 from ssl_kd.search.remote import Remote
 from ssl_kd.search.store import Store, Writer, create, is_index, name_hash
@@ -98,6 +98,7 @@ class Index:
         try:
             self.space = Space.from_record(about.get("space"))
             self.norm, self.weights = one_of("norm", str(about.get("norm")), NORMS), str(about.get("weights", ""))
+            self.reading = cast(Mapping[str, object], about.get("reading", {}))
             if self.space.width != store.head.width:
                 raise ValueError("its width is not that of its vectors")
         except ValueError as error:
@@ -107,14 +108,23 @@ class Index:
     # ------------------------------------------------------------------------------------------ making and opening
 
     @classmethod
-    def create(cls, folder: str | Path, encoder: Encoder, norm: str = "unit", weights: str = "") -> Index:
+    def create(
+        cls,
+        folder: str | Path,
+        encoder: Encoder,
+        norm: str = "unit",
+        weights: str = "",
+        reading: Mapping[str, object] | None = None,
+    ) -> Index:
         """A new, empty index of an encoder's own feature, in a folder or in a store (s3://, gs://, hf://).
 
         UserError where something lies there already.
-        weights: where the encoder can be loaded from again, for searches that name none.
+        weights: where the encoder can be loaded from again, for searches that name none; reading: what `load_teacher` is
+        to be told beside it.
         """
         one_of("norm", norm, NORMS)
         about: dict[str, object] = {"space": encoder.space.record(), "norm": norm, "weights": weights}
+        about |= {"reading": dict(reading)} if reading else {}
         here, remote = _here(folder)
         return cls(create(here, encoder.dim, about), encoder, remote)
 
@@ -148,21 +158,23 @@ class Index:
         feature: str = "",
         norm: str = "unit",
         factory: str = "",
+        reading: Mapping[str, object] | None = None,
     ) -> Index:
         """The index that `build` fills: a new one, or that of the same encoder and norm which is there.
 
-        Looks whether faiss takes the factory string before anything is made.
+        reading: what `load_teacher` is told beside the file's name, such as arch. Looks whether faiss takes the factory
+        string before anything is made.
         """
         weights = ""
         if factory:
             Fast.check(factory)
         if isinstance(encoder, str | os.PathLike):
             weights = os.fspath(encoder)
-            encoder = loaded(weights, feature)
+            encoder = loaded(weights, feature, reading)
             weights = os.path.abspath(weights) if os.path.exists(weights) else weights
         here, remote = _here(folder)
         if not is_index(here):
-            return cls.create(folder, encoder, norm, weights)
+            return cls.create(folder, encoder, norm, weights, reading)
         index = cls(Store(here), encoder, remote)
         if index.norm != norm:
             raise UserError(f"out: {index.place} is an index of norm {index.norm}; choose another folder")
@@ -170,14 +182,21 @@ class Index:
 
     @classmethod
     def open(
-        cls, folder: str | Path, encoder: Encoder | str | os.PathLike[str] | None = None, feature: str = ""
+        cls,
+        folder: str | Path,
+        encoder: Encoder | str | os.PathLike[str] | None = None,
+        feature: str = "",
+        reading: Mapping[str, object] | None = None,
     ) -> Index:
-        """An index as it is now. encoder: what makes vectors of queries; None: the weights that the index names."""
+        """An index as it is now. encoder: what makes vectors of queries; None: the weights that the index names.
+
+        reading: what `load_teacher` is told beside a file's name, such as arch.
+        """
         here, remote = _here(folder)
         if remote and not is_index(here):
             raise UserError(f"{remote.url}: no index there; make one with ssl-kd index build")
         store = Store(here)
-        found = loaded(encoder, feature) if isinstance(encoder, str | os.PathLike) else encoder
+        found = loaded(encoder, feature, reading) if isinstance(encoder, str | os.PathLike) else encoder
         return cls(store, found, remote)
 
     @property
@@ -187,7 +206,7 @@ class Index:
             if not self.weights:
                 raise UserError(f"{self.place}: does not say where its encoder is; name its weights ({self.space})")
             try:
-                self._encoder = loaded(self.weights, self.space.feature)
+                self._encoder = loaded(self.weights, self.space.feature, self.reading)
             except UserError as error:
                 raise UserError(f"{error} (the index names these weights; give others with --weights)") from None
         return self._encoder
@@ -221,7 +240,7 @@ class Index:
             wanted = np.arange(len(names)) if replace else np.flatnonzero(old < 0)
             filler = _Filler(writer, source, old, self.norm)
             with Progress("index", len(wanted), "images", quiet) as bar, stop_signals() as stop:
-                for job, numbers, rows in embedded(self.encoder, source, wanted, batch_size, threads, device):
+                for job, numbers, rows in vectors(self.encoder, source, wanted, batch_size, threads, device):
                     filler.take([names[i] for i in numbers], rows, numbers)
                     bar.advance(len(job))
                     if stop:
@@ -308,7 +327,7 @@ class Index:
             )
         asking, source = self.asking(self.encoder), opened(images, 0.0)
         found: list[Found] = []
-        for _, numbers, rows in embedded(asking, source, np.arange(len(source)), **settings):
+        for _, numbers, rows in vectors(asking, source, np.arange(len(source)), **settings):
             near, where = self.nearest(rows, k)
             names = [str(source.ids[i]) for i in numbers]
             found += [Found(*one) for one in zip(names, self._hits(near, where, within), strict=True)]
@@ -404,6 +423,7 @@ class Index:
             "norm": self.norm,
             "encoder": self.space.record(),
             "weights": self.weights,
+            "reading": dict(self.reading),
             "bytes": sum(head.bytes.values()),
             "approximate": head.fast,
         }
@@ -426,11 +446,11 @@ def opened(images: object, max_unreadable: float) -> ImageSource:
     return open_images(images, max_unreadable)
 
 
-def loaded(weights: str | os.PathLike[str], feature: str = "") -> Encoder:
-    """The frozen encoder of a file or name."""
+def loaded(weights: str | os.PathLike[str], feature: str = "", reading: Mapping[str, object] | None = None) -> Encoder:
+    """The frozen encoder of a file or name; reading: what `load_teacher` is told beside it."""
     from ssl_kd.checkpoints.loading import load_teacher
 
-    return load_teacher(weights, feature=feature or None)
+    return load_teacher(weights, feature=feature or None, **(reading or {}))  # type: ignore[arg-type]  # it checks them
 
 
 class PathNames(Names):

@@ -144,3 +144,14 @@ def test_a_card_inside_the_file_serves_as_well(tmp_path):
     model = small_model()
     onnx.helper.set_model_props(model, {"card": json.dumps(PLAIN)})
     assert ssl_kd.load_encoder(write(tmp_path, model, None)).preprocessing.mean == (0.0, 0.0, 0.0)
+
+
+GIVEN = {"arch": "resnet18", "mean": 0.5, "std": 0.5, "size": 16, "branch": "x.", "format": "timm"}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_is_given_by_hand_beside_a_program_is_refused_and_never_ignored(name, tmp_path):
+    path = write(tmp_path, small_model("batch"), CARD)
+    with pytest.raises(ssl_kd.UserError, match="give nothing but feature beside it"):
+        ssl_kd.load_encoder(path, **{name: GIVEN[name]})
+    assert "give nothing but feature beside it" in ssl_kd.inspect(path, **{name: GIVEN[name]}).problem

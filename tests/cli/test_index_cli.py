@@ -133,3 +133,37 @@ def test_bad_input_is_one_line_and_leaves_nothing(ask, lab, words, says):
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert says in err
     assert sorted(path.name for path in lab.iterdir()) == before
+
+
+def test_a_bare_state_dict_is_read_as_told_and_the_index_remembers_how(lab, tmp_path, monkeypatch, capsys):
+    import timm
+    import torch
+
+    monkeypatch.chdir(lab)
+    torch.manual_seed(0)
+    bare, out = str(tmp_path / "bare.pth"), str(tmp_path / "bare.index")
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), bare)
+    told = ["--arch", "test_resnet", "--mean", "0.5", "--std", "0.25", "--size", "32"]
+    assert main(["index", "build", "--weights", bare, *told, "--images", "photos", "--out", out, "--quiet"]) == 0
+    assert main(["search", "--index", out, "photos/3.png", "--k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["0.00000", "photos/3.png"]
+    assert main(["index", "info", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reading"]["arch"] == "test_resnet"
+    assert main(["search", "--index", out, "--weights", bare, *told, "photos/3.png"]) == 0
+    capsys.readouterr()
+    other = [word if word != "0.25" else "0.5" for word in told]
+    for words, says in (
+        (
+            ["search", "--index", out, "--weights", bare, *other, "photos/3.png"],
+            "distances between the two would mean nothing",
+        ),
+        (
+            ["search", "--index", out, *told, "photos/3.png"],
+            "arch: says how --weights is read, and no weights are given",
+        ),
+        (["index", "add", "--index", out, "--images", "more", "--branch", "x."], "branch: says how --weights is read"),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
