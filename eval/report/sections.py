@@ -67,8 +67,9 @@ def summary(results: Results) -> str:
 
 
 def _answer(results: Results) -> Data | None:
-    """A sentence per encoder and evaluator; what no task can tell is said in a lighter voice."""
+    """A sentence per encoder and evaluator; what no task can tell is said in a lighter voice. Then whether to keep an index."""
     lines = [(one.sentence(results.reference), one.certain) for one in results.verdicts()]
+    lines += [(one.sentence(results.reference), math.isfinite(one.lost_half)) for one in results.index_verdicts()]
     return {"lines": lines} if lines else None
 
 

@@ -181,6 +181,9 @@ def export(argv: Sequence[str]) -> int:
         metavar="PERCENT",
         help="int8, fp16: share of the float student's neighbours that must stay (default: 90 without a teacher)",
     )
+    parser.add_argument(
+        "--figures", metavar="FOLDER", help="hub: out folder of an ssl-kd eval, whose figures go into the card"
+    )
     options = parser.parse_args(argv)
     admit("format", options.format, FORMAT_TABLES)
     admit("to", options.to, {"": ["ssl_kd.exporters.export:TARGETS"]})
@@ -197,6 +200,7 @@ def export(argv: Sequence[str]) -> int:
         teacher=options.teacher,
         within=options.within,
         keep=options.keep,
+        figures=options.figures,
         **given,
     )
     for done in made:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ssl_kd.checkpoints.formats.weights import shown
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.checkpoints.saving import save_student
-from ssl_kd.errors import UserError, one_line, one_of
+from ssl_kd.errors import UserError, one_line, one_of, shown_name
 from ssl_kd.exporters.card import (
     BOUND,
     NORMALISED,
@@ -46,6 +46,7 @@ from ssl_kd.exporters.card import (
 )
 from ssl_kd.exporters.constants import fixed_positions
 from ssl_kd.exporters.equivalents import Twin, timm_twin, torchvision_twin
+from ssl_kd.exporters.figures import evaluated, watched
 from ssl_kd.exporters.judge import Ask, Judge, Verdict
 from ssl_kd.exporters.pictures import PICTURES, measured_on
 from ssl_kd.exporters.programs import (
@@ -79,6 +80,7 @@ def export(
     teacher: Encoder | str | os.PathLike[str] | None = None,
     within: float = 2.0,
     keep: float | None = None,
+    figures: str | os.PathLike[str] | None = None,
     **by_hand: object,
 ) -> list[Exported]:
     """Write `student` in one or several formats (keys of TARGETS), each measured against the Encoder.
@@ -89,6 +91,7 @@ def export(
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
     For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, a file or a name, whose
     neighbours such a copy may lose `within` points of; keep: percent of the float student's neighbours that must stay.
+    figures: of `hub`, the out folder of an `ssl-kd eval` whose figures of these very weights go into the card.
     UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
     cannot hold the network or differs by more than BOUND.
     """
@@ -104,7 +107,9 @@ def export(
     if bad := not_finite(encoder.backbone.state_dict()):
         raise UserError(f"export: {len(bad)} tensors hold NaN or infinity: {shown(bad)}")
     if HUB in formats:
-        return [_hub(encoder, formats, Path(out), notes, images)]
+        return [_hub(encoder, formats, Path(out), notes, images, _figures(student, encoder, figures))]
+    if figures is not None:
+        raise UserError(f"figures: only the card of --to {HUB} holds them")
     lines = {name: TARGETS[name].possible(encoder) for name in formats}
     size = encoder.preprocessing.size
     judge = _judge(encoder, formats, images, teacher, within, keep)
@@ -149,14 +154,27 @@ def _hub(
     out: Path,
     notes: Mapping[str, object],
     images: Tensor | str | os.PathLike[str] | None,
+    figures: str,
 ) -> Exported:
     """A folder for timm and the hub, which stands alone."""
     from ssl_kd.exporters.hub import write_hub
 
     if len(formats) > 1:
         raise UserError(f"to: {HUB} is a folder of its own; export it without {', '.join(set(formats) - {HUB})}")
-    relative = write_hub(encoder, out, notes, measured_on(images, encoder), BOUND)
+    relative = write_hub(encoder, out, notes, measured_on(images, encoder), BOUND, figures)
     return Exported(HUB, out, out / "README.md", relative, relative, 1.0)
+
+
+def _figures(student: object, encoder: Encoder, folder: str | os.PathLike[str] | None) -> str:
+    """What is known of a student, as markdown: by an evaluation, and by its own run."""
+    said = (
+        []
+        if folder is None
+        else [f"Measured by `ssl-kd eval` (95 % intervals):\n\n{evaluated(folder, encoder.digest)}"]
+    )
+    if seen := watched(student):
+        said.append(f"Watched while it was trained, without labels: {shown_name(seen)}")
+    return "\n\n".join(said)
 
 
 def _judge(

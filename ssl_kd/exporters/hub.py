@@ -47,15 +47,19 @@ def student(pretrained=True, **arguments):
 '''
 
 
-def write_hub(encoder: Encoder, folder: Path, notes: Mapping[str, object], images: Tensor, bound: float) -> float:
+def write_hub(
+    encoder: Encoder, folder: Path, notes: Mapping[str, object], images: Tensor, bound: float, figures: str = ""
+) -> float:
     """Write the folder and return the largest difference, as a share of the largest number.
+
+    figures: what was measured of the student, as markdown for its card.
 
     UserError, and nothing written, where timm has no such network, the folder is not ours, or timm's answer differs.
     """
     arguments = timm_arguments(encoder)
     require_ours(folder, FOLDER)
     with tempfile.TemporaryDirectory(prefix="ssl_kd.hub.") as made:
-        _fill(encoder, Path(made), arguments, notes)
+        _fill(encoder, Path(made), arguments, notes, figures)
         difference = _difference(encoder, Path(made), images)
         if not difference <= bound:
             raise UserError(
@@ -83,7 +87,9 @@ def timm_arguments(encoder: Encoder) -> dict[str, object]:
     return {key: value for key, value in encoder.arch_args.items() if key not in OUR_ARGUMENTS}
 
 
-def _fill(encoder: Encoder, folder: Path, arguments: Mapping[str, object], notes: Mapping[str, object]) -> None:
+def _fill(
+    encoder: Encoder, folder: Path, arguments: Mapping[str, object], notes: Mapping[str, object], figures: str
+) -> None:
     save: Callable[..., Path] = save_student
     save(encoder, folder / WEIGHTS, **notes)
     eyes = encoder.preprocessing
@@ -124,7 +130,7 @@ def _fill(encoder: Encoder, folder: Path, arguments: Mapping[str, object], notes
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=1))
     (folder / "hubconf.py").write_text(HUBCONF)
-    (folder / "README.md").write_text(readme(encoder, notes), errors="backslashreplace")
+    (folder / "README.md").write_text(readme(encoder, notes, figures), "utf-8", "backslashreplace")
 
 
 def _difference(encoder: Encoder, folder: Path, images: Tensor) -> float:
@@ -149,8 +155,9 @@ def licence_of(notes: Mapping[str, object]) -> str:
     return told or "not recorded; look at the teacher's own page before you share the student"
 
 
-def readme(encoder: Encoder, notes: Mapping[str, object]) -> str:
+def readme(encoder: Encoder, notes: Mapping[str, object], figures: str = "") -> str:
     """The folder's card: what it is, how it was made, with which figures, under whose licence, how to load it."""
+    none = "None were given (`ssl-kd export ... --to hub --figures FOLDER_OF_SSL_KD_EVAL`)."
     eyes = encoder.preprocessing
     story = "\n".join(f"| {one_line(key)} | {_told(value)} |" for key, value in notes.items())
     resized = f"resize the shorter side to {eyes.resize}, " if eyes.resize else ""
@@ -184,7 +191,11 @@ Pixels: RGB, {resized}{eyes.interpolation}, centre crop {eyes.crop or eyes.size}
 {story or "| not recorded | - |"}
 | weights | SHA-256 {encoder.digest} |
 
-Figures: `ssl-kd certify THIS_FOLDER/model.safetensors --images PHOTOS --teacher TEACHER` measures them on your photos.
+## Figures
+
+{figures or none}
+
+On your own photos: `ssl-kd certify THIS_FOLDER/model.safetensors --images PHOTOS --teacher TEACHER`.
 """
 
 

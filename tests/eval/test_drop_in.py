@@ -5,11 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from small_runs import small_teacher
 
 from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.eval.datasets.tasks import Split, Task
 from ssl_kd.eval.evaluation import evaluate_encoders
+from ssl_kd.eval.report.html import page
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space_head import SpaceHead
 
@@ -59,6 +61,9 @@ def test_queries_go_through_the_head_and_the_bridge_stands_beside(networks):
     assert not again.keep
     assert "re-embed" in again.sentence("teacher")
     assert said in results.answers()
+    shown = page(results)
+    for one in (kept, again):
+        assert f"<li>{escape(one.sentence('teacher'))}.</li>" in shown
 
 
 def test_without_a_head_the_bridge_alone_is_asked(networks):

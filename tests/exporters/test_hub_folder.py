@@ -5,6 +5,7 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -62,6 +63,54 @@ def test_the_card_says_how_it_was_made_and_whose_licence_binds_it(tmp_path):
         assert words in card
     pixels = json.loads((tmp_path / "hub" / "preprocessor_config.json").read_text())
     assert pixels["image_mean"] == list(EYES.mean)
+
+
+def test_the_card_holds_the_figures_of_these_very_weights(tmp_path):
+    """Measured by a real evaluation, and watched by a run."""
+    from ssl_kd.data.sources.array import ArrayImages
+    from ssl_kd.eval import evaluate_encoders
+    from ssl_kd.eval.datasets.tasks import Split, Task
+
+    pixels = torch.randint(
+        0, 256, (24, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).numpy()
+    split = Split(ArrayImages(pixels), np.arange(24) % 2)
+    file = saved("resnet", tmp_path)
+    torch.manual_seed(9)
+    other = ssl_kd.build("test_resnet", preprocessing=EYES)
+    results = evaluate_encoders(
+        {"teacher": frozen(other), "mine": ssl_kd.load_encoder(file)},
+        [Task("noise", split, split)],
+        ["knn"],
+        reference="teacher",
+        quiet=True,
+    )
+    results.save(tmp_path / "evaluated")
+    (tmp_path / "README.md").write_text("| held-out images | 64; most neighbours in common: 31.0 ±2.0 % |\n")
+    ssl_kd.export(file, "hub", tmp_path / "hub", figures=tmp_path / "evaluated")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    rows = [row for row in results.rows if row["encoder"] == "mine" and row["headline"]]
+    assert rows
+    for row in rows:
+        assert (
+            f"| {row['task']} | {row['evaluator']}/{row['protocol']} | {row['metric']} | {100 * row['value']:.4g}"
+            in card
+        )
+    assert "31.0 ±2.0 %" in card
+    torch.manual_seed(4)
+    stranger = ssl_kd.save_student(
+        frozen(ssl_kd.build("test_resnet", preprocessing=EYES)), tmp_path / "other.safetensors"
+    )
+    (tmp_path / "empty").mkdir()
+    for student, figures, says in (
+        (stranger, "evaluated", "holds no figure of these weights"),
+        (file, "empty", "expected the out folder of ssl-kd eval"),
+    ):
+        with pytest.raises(ssl_kd.UserError, match=says):
+            ssl_kd.export(student, "hub", tmp_path / "hub2", figures=tmp_path / figures)
+    with pytest.raises(ssl_kd.UserError, match="only the card of --to hub"):
+        ssl_kd.export(file, "timm", tmp_path / "x.pth", figures=tmp_path / "evaluated")
+    assert not (tmp_path / "hub2").exists()
 
 
 def test_only_a_folder_of_ours_is_written_into(tmp_path):
