@@ -9,6 +9,7 @@ One faiss search serves every k. A protocol's name fixes every constant, so a nu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,12 +105,25 @@ class KNN:
         ks, notes = _clamp(protocol, len(banks.x) - (own is not None))
         classes, search = len(banks.classes), Search(banks.x, protocol.similarity)
         ranked = {k: np.empty((len(banks.x_test), min(GUESSES, classes)), np.int64) for k in ks}
-        with Progress("nearest neighbours", len(banks.x_test), "queries", self.quiet) as bar:
+
+        def vote(part: slice, near: np.ndarray, index: np.ndarray) -> None:
+            for k, guesses in ranked_votes(near, index, banks.y, classes, ks, protocol).items():
+                ranked[k][part] = guesses
+
+        with (
+            Progress("nearest neighbours", len(banks.x_test), "queries", self.quiet) as bar,
+            ThreadPoolExecutor(1, "votes") as beside,
+        ):
+            voting: Future[None] | None = None
             for part in blocks(len(banks.x_test), search.block):
                 near, index = search(banks.x_test[part], ks[-1], None if own is None else own[part])
-                for k, guesses in ranked_votes(near, index, banks.y, classes, ks, protocol).items():
-                    ranked[k][part] = guesses
+                if voting is not None:
+                    voting.result()
+                # one block is counted while faiss, which holds no lock of Python's, looks for the next one's neighbours
+                voting = beside.submit(vote, part, near, index)
                 bar.advance(part.stop - part.start)
+            if voting is not None:
+                voting.result()
         rows = [row for k in ks for row in figures(banks.y_test, ranked[k], classes, k)]
         return Scores(
             "knn",
