@@ -207,4 +207,8 @@ def _run(argv: Sequence[str], prog: str) -> int:
     for line in found.lines():
         print(line)
     print(f"{Path(config.out) / 'certificate.md'} holds it all")
+    if found.met:
+        print(f"Next: ssl-kd embed --weights {config.file} --images photos/ --out features.npz")
+    else:
+        print("Next: ssl-kd export with more --images to calibrate on, or a larger --within")
     return 0 if found.met else 1

@@ -38,4 +38,5 @@ def _run(argv: Sequence[str], prog: str) -> int:
     print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
     if config.report:
         print(f"{Path(config.out) / 'report.html'} shows them")
+    print(f"Next: ssl-kd report {config.out} RUN... --out report.html puts it beside other runs and evaluations")
     return 0

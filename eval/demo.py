@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import IO, TYPE_CHECKING
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ from .extraction.extract import extract
 from .results import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -174,37 +175,63 @@ def _right(results: Results, name: str, tasks: Sequence[ArrayTask]) -> float:
     return float(sum(results.headline(name, t.name, EVALUATORS[0])["value"] * len(t.test.labels) for t in tasks))
 
 
-def picture(teacher: Encoder, student: Encoder, tasks: Sequence[ArrayTask], path: Path, seed: int = 0) -> Path:
-    """Query images of every task with their nearest training images under teacher and student; hits have a green edge."""
+def picture(
+    teacher: Encoder,
+    student: Encoder,
+    tasks: Sequence[ArrayTask],
+    path: Path,
+    seed: int = 0,
+    rows: int = 3,
+) -> Path:
+    """Draw test images of every task, `rows` of each, with their nearest training images under teacher and student.
+
+    An edge says whether a neighbour is of the query's class, by its colour and by its line: full and green, or dashed and
+    orange, as in the report. What is what stands below as a caption.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [
-        (task, query) for task in tasks for query in np.random.default_rng(seed).choice(len(task.test.labels), 3, False)
+    asked = [
+        (task, query)
+        for task in tasks
+        for query in np.random.default_rng(seed).choice(len(task.test.labels), rows, False)
     ]
-    figure, axes = plt.subplots(len(rows), 2 + 2 * NEIGHBOURS, figsize=(1 + NEIGHBOURS * 1.7, 0.82 * len(rows) + 0.6))
+    wide, high = 1 + NEIGHBOURS * 1.7, 0.82 * len(asked) + 1.0
+    figure, axes = plt.subplots(len(asked), 2 + 2 * NEIGHBOURS, figsize=(wide, high), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     nearest = {
         (task.name, name): _nearest(e, task) for task in tasks for name, e in ((TEACHER, teacher), (STUDENT, student))
     }
-    for line, (task, query) in zip(axes, rows, strict=True):
-        _show(line[0], _pixels(task.test)[query], "black")
+    for line, (task, query) in zip(axes, asked, strict=True):
+        _show(line[0], _pixels(task.test)[query], "black", "-")
         for start, name in ((1, TEACHER), (2 + NEIGHBOURS, STUDENT)):
             for axis, i in zip(line[start:], nearest[task.name, name][query], strict=False):
                 hit = task.train.labels[i] == task.test.labels[query]
-                _show(axis, _pixels(task.train)[i], "tab:green" if hit else "tab:red")
-    for axis, text in zip(
-        axes[0][[1, 2 + NEIGHBOURS]], ("nearest to the teacher", "nearest to the student"), strict=True
-    ):
-        axis.set_title(text, fontsize=9, loc="left")
-    for line, (task, _) in zip(axes, rows, strict=True):
+                _show(axis, _pixels(task.train)[i], *EDGES[bool(hit)])
+    heads = {0: "query", 1: "nearest to the teacher", 2 + NEIGHBOURS: "nearest to the student"}
+    for column, text in heads.items():
+        axes[0][column].set_title(text, fontsize=9, loc="left")
+    for line, (task, _) in zip(axes, asked, strict=True):
         line[0].set_ylabel(task.name.replace("-", "\n"), fontsize=8, rotation=0, ha="right", va="center")
-    atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight"))
+    figure.text(0.5, 0.25 / high, CAPTION, ha="center", va="center", fontsize=9)
+    figure.subplots_adjust(left=0.1, right=0.995, top=1 - 0.3 / high, bottom=0.5 / high, wspace=0.08, hspace=0.08)
+    atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Description": CAPTION}))
     plt.close(figure)
     return path
+
+
+Line = Literal["-"] | tuple[float, Sequence[float]]  # as matplotlib has it
+EDGES: dict[bool, tuple[str, Line]] = {
+    True: ("#00805f", "-"),
+    False: ("#c25e00", (0, (2, 1.5))),
+}  # of the query's class, of another
+CAPTION = (
+    f"Test images and the {NEIGHBOURS} training images nearest to each. Full green edge: of the query's class; "
+    "dashed orange edge: of another class."
+)
 
 
 def _nearest(encoder: Encoder, task: ArrayTask) -> np.ndarray:
@@ -212,7 +239,7 @@ def _nearest(encoder: Encoder, task: ArrayTask) -> np.ndarray:
     return neighbours(test.features, train.features, NEIGHBOURS)[1]
 
 
-def _show(axis: Axes, image: np.ndarray, colour: str) -> None:
+def _show(axis: Axes, image: np.ndarray, colour: str, line: Line) -> None:
     axis.set_axis_on()
     axis.imshow(image)
     axis.set_xticks([])
@@ -220,3 +247,4 @@ def _show(axis: Axes, image: np.ndarray, colour: str) -> None:
     for spine in axis.spines.values():
         spine.set_color(colour)
         spine.set_linewidth(2.5)
+        spine.set_linestyle(line)

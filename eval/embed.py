@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, one_of
 from ssl_kd.runtime.command_line import guarded, parse
 from ssl_kd.runtime.ownership import refuse_replacing
 from ssl_kd.runtime.stores import about, in_store, local_folder, put
@@ -142,11 +142,15 @@ def _embed(config: EmbedConfig, out: Path) -> None:
     if min(config.batch_size, config.threads) < 1 or config.size < 0 or not 0 <= config.crop_ratio <= 1:
         raise UserError("expected batch_size and threads of at least 1, size of at least 0 and crop_ratio from 0 to 1")
     from ssl_kd.checkpoints.loading import load_teacher
+    from ssl_kd.models.factory import must_be_an_architecture
     from ssl_kd.runtime.files import probe
 
+    from .extraction.engines import ENGINES
     from .extraction.extract import extract
     from .extraction.streaming import write_table
 
+    one_of("engine", config.engine, list(ENGINES))
+    must_be_an_architecture("arch", config.arch)
     images = _opened(config)
     given = {name: getattr(config, name) or None for name in ("feature", *BY_HAND)}
     encoder = load_teacher(config.weights, **given, size=config.size if config.arch else None)
@@ -199,9 +203,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m ssl_kd.eval.e
     """Run from a command line; returns the exit code (2 for bad input)."""
 
     def run(words: Sequence[str]) -> int:
-        path = embed_images(parse(EmbedConfig, words, prog, examples=EXAMPLES))
+        config = parse(EmbedConfig, words, prog, examples=EXAMPLES)
+        path = embed_images(config)
         if os.environ.get("RANK", "0") == "0":
             print(path)
+            print(
+                f"Next: ssl-kd index build --weights {config.weights} --images {config.images} --out photos.index",
+                file=sys.stderr,
+            )
         return 0
 
     return guarded(run, sys.argv[1:] if argv is None else argv, prog)

@@ -6,6 +6,7 @@ labels, protocol, the programs' versions), so that an interrupted or extended ev
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, cast
 from ssl_kd.checkpoints.licences import warning
 from ssl_kd.errors import UserError, nearest, one_of
 from ssl_kd.registry import is_object
-from ssl_kd.runtime.files import atomically, probe
+from ssl_kd.runtime.files import probe
 from ssl_kd.runtime.ownership import mark, require_ours
 
 from .evaluators.choices import Choice, choices, described
+from .kept import save_results
 from .results import Results
 from .runner.build import open_encoders, open_task
 from .runner.cells import Bench, Job, Settings, plan
@@ -35,7 +37,7 @@ from .runner.config import (
     title_of,
 )
 from .runner.own_features import OwnFeatures, own_features
-from .runner.place import EVALUATION
+from .runner.place import EVALUATION, WHOLE
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
@@ -56,6 +58,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     if config.workers > 1:
         _check_names(wanted, task_list, encoder_list)
     _check_machine(config.device, config.engine)
+    _architectures_must_be_an_architecture(encoder_list)
     further, alike, strange = damaged_photos(task_list)
     task_list = [*task_list, *further]
     tasks = {title_of(task): open_task(task, config.max_unreadable) for task in task_list}
@@ -85,11 +88,8 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
         described_tasks = [task for task in task_list if isinstance(task, TaskConfig)]
         work(bench, jobs, described_tasks, encoder_list, config.workers, config.max_unreadable)
     results = _results(bench, jobs, left_out)
-    results.save(config.out)
-    if config.report:
-        sources = {one.title: one.source for one in encoder_list}
-        results = _with_report(results, bench, Path(config.out), settings_text(config), sources)
-    return results
+    sources = {one.title: one.source for one in encoder_list}
+    return _written(results, bench, Path(config.out), settings_text(config), sources)
 
 
 def _check_names(
@@ -105,18 +105,20 @@ def _check_names(
         )
 
 
-def _with_report(results: Results, bench: Bench, out: Path, settings: str, sources: Mapping[str, str]) -> Results:
-    """Write report.html, and return the results with what only it shows."""
-    from .extraction.latency import latencies
-    from .report.html import page
+def _written(results: Results, bench: Bench, out: Path, settings: str, sources: Mapping[str, str]) -> Results:
+    """Write the results and, where it is wanted, report.html; return them with what only the report shows."""
+    from .report.html import write_page
     from .report.training_curves import read_curves
 
-    networks = {name: row for name, row in bench.encoders.items() if not isinstance(row, OwnFeatures)}
-    curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
-    results = replace(results, curves=curves, latencies=latencies(networks, bench.settings.device))
-    text = page(results, settings, f"Evaluation: {out.name}")
-    content = text.encode(errors="backslashreplace")  # a class folder's name need not be UTF-8
-    atomically(out / "report.html", lambda file: file.write(content))
+    results.save(out)
+    if bench.settings.looks:
+        from .extraction.latency import latencies
+
+        networks = {name: row for name, row in bench.encoders.items() if not isinstance(row, OwnFeatures)}
+        curves = {name: found for name, source in sources.items() if (found := read_curves(source))}
+        results = replace(results, curves=curves, latencies=latencies(networks, bench.settings.device))
+        write_page(out / "report.html", results, settings, f"Evaluation: {out.name}")
+    save_results(out / WHOLE, results, settings)
     return results
 
 
@@ -134,6 +136,13 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return value if isinstance(value, str | int | float | None) else described(value)[0]
+
+
+def _architectures_must_be_an_architecture(encoders: Sequence[EncoderConfig]) -> None:
+    from ssl_kd.models.factory import must_be_an_architecture
+
+    for one in encoders:
+        must_be_an_architecture(f"encoders: arch of {one.title}", one.arch)
 
 
 def _check_machine(device: str, engine: str) -> None:
@@ -175,6 +184,7 @@ def evaluate_encoders(
         raise UserError(f"reference: {reference!r} is no encoder here.{nearest(reference, list(encoders))}")
     if settings.get("features") is not None:
         settings["features"] = Path(cast(str, settings["features"]))
+    settings.setdefault("looks", out is not None)
     make: Callable[..., Settings] = Settings
     how = make(quiet=quiet, cells=None if out is None else Path(out) / "cells", **settings)
     check_settings(how)
@@ -189,8 +199,9 @@ def evaluate_encoders(
     bench = Bench(rows, named, reference, how, wanted)
     results = _results(bench, *plan(tasks, list(rows), wanted, pairs))
     if out is not None:
-        results.save(out)
-        results = _with_report(results, bench, Path(out), "", {})
+        results = _written(results, bench, Path(out), "", {})
+        if not quiet:
+            print(f"{Path(out) / 'report.html'} shows the results", file=sys.stderr)
     return results
 
 

@@ -5,6 +5,8 @@ import numpy as np
 from ssl_kd.eval.metrics import Scores, figures
 from ssl_kd.eval.report.projections import Look, Map, Picture
 from ssl_kd.eval.results import Cell, Results
+from ssl_kd.eval.results.latency import Latency
+from ssl_kd.runtime.timing import Timing
 
 
 def cell(encoder, right, evaluator="knn", seed=0):
@@ -32,8 +34,22 @@ def results():
     cells = [
         cell(name, right, kind) for name, right in (("teacher", 0.9), ("student", 0.8)) for kind in ("knn", "linear")
     ]
-    curves = {"student": {"loss": ([1.0, 2.0, 3.0], [3.0, 2.0, 1.5]), "health/overlap": ([1.0, 3.0], [0.1, 0.4])}}
-    latencies = {"teacher": 12.0, "student": 3.0}
+    curves = {
+        "student": {
+            "loss": ([1.0, 2.0, 3.0], [3.0, 2.0, 1.5]),
+            "align": ([1.0, 2.0, 3.0], [2.0, 1.0, 0.5]),
+            "health/overlap": ([1.0, 3.0], [0.1, 0.4]),
+            "health/chance_overlap": ([1.0, 3.0], [0.02, 0.02]),
+            "health/teacher_overlap": ([1.0, 3.0], [0.9, 0.9]),
+            "health/collapsed": ([1.0, 3.0], [1.0, 0.0]),
+        }
+    }
+    latencies = {
+        name: Latency(
+            "cpu", {threads: Timing(t / threads, 0.9 * t / threads, 1.2 * t / threads, 15) for threads in (1, 2)}
+        )
+        for name, t in (("teacher", 0.012), ("student", 0.003))
+    }
     return Results(tuple(cells), "teacher", {"programs": "torch 2"}, looks(), ("voc x knn",), curves, latencies)
 
 

@@ -25,7 +25,8 @@ EVAL_FLOORS = (
     ("solvers", "datasets", "extraction"),
     ("evaluators",),
     ("runner", "report"),
-    ("evaluation", "embed", "scratch"),
+    ("kept",),
+    ("evaluation", "embed", "scratch", "gather"),
     ("demo", "certify", "selfcheck"),
     ("cli",),
 )

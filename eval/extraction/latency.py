@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING
 
 from ssl_kd.runtime import timing
 
+from ..results.latency import Latency
+
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
-ROUNDS, LEAST = 15, 3
-SECONDS = 1.0  # per encoder; a large network gets fewer rounds
+ROUNDS, LEAST = 15, 5
+SECONDS = 0.6  # per network and number of threads; a large network gets fewer rounds
 
 
-def latencies(encoders: Mapping[str, Encoder], device: str = "cpu") -> dict[str, float]:
-    """Return each encoder's median milliseconds for one image, as `single_images` times it, in at most 15 rounds."""
-    spent = single_images(encoders, device, ROUNDS, SECONDS, LEAST)
-    return {name: 1000 * one.median for name, one in spent.items()}
+def latencies(encoders: Mapping[str, Encoder], device: str = "cpu") -> dict[str, Latency]:
+    """Return what one image costs each encoder, as `single_images` times it: on one thread, and on all that torch has.
+
+    Encoders that are one network with other weights are measured as one, so that the noise of a clock is not shown as a
+    difference between them.
+    """
+    import torch
+
+    alike: dict[Hashable, list[str]] = {}
+    for name, encoder in encoders.items():
+        alike.setdefault(_network(encoder), []).append(name)
+    first = {names[0]: encoders[names[0]] for names in alike.values()}
+    every = torch.get_num_threads()
+    counts = sorted({1, every}) if device == "cpu" else [every]
+    taken: dict[int, dict[str, timing.Timing]] = {}
+    try:
+        for threads in counts:
+            torch.set_num_threads(threads)
+            taken[threads] = single_images(first, device, ROUNDS, SECONDS, LEAST)
+    finally:
+        torch.set_num_threads(every)
+    return {
+        name: Latency(device, {threads: found[names[0]] for threads, found in taken.items()})
+        for names in alike.values()
+        for name in names
+    }
+
+
+def _network(encoder: Encoder) -> Hashable:
+    """What decides an encoder's cost: architecture, tensors' shapes, what is read off it, and the size of its images."""
+    shapes = tuple((name, tuple(one.shape)) for name, one in encoder.state_dict().items())
+    return encoder.arch, str(encoder.arch_args), shapes, encoder.feature, encoder.preprocessing.size
 
 
 def single_images(

@@ -1,7 +1,7 @@
 """The report's drawings: SVG without scripts, at most 380 px wide so that a phone shows them at their own size.
 
-Colours are the classes c0 to c10 of `report.css`, so that they change with light and dark; every drawing says in words
-what it shows.
+Colours are the classes c0 to c10 of `report.css`, so that they change with light and dark. No colour stands alone: each has
+a shape of its own as a mark and a dash pattern of its own as a line. Every drawing says in words what it shows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,27 @@ import numpy as np
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 38
 NAMED = 10  # colours; the one after them is grey, for classes that have none of their own
+# The second sign of each colour. Shapes: corners of a mark of radius 1 around (0, 0); none is a circle.
+_SQUARE = ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85))
+_PLUS = (1, 0.35), (0.35, 0.35), (0.35, 1), (-0.35, 1), (-0.35, 0.35), (-1, 0.35)
+SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    _SQUARE,
+    ((0, -1.15), (1.05, 0.8), (-1.05, 0.8)),
+    ((0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)),
+    ((0, 1.15), (1.05, -0.8), (-1.05, -0.8)),
+    (*_PLUS, *((-x, -y) for x, y in _PLUS)),
+    tuple((0.75 * (x - y), 0.75 * (x + y)) for x, y in (*_PLUS, *((-x, -y) for x, y in _PLUS))),
+    ((-1.1, -0.6), (1.1, -0.6), (1.1, 0.6), (-1.1, 0.6)),
+    ((-0.6, -1.1), (0.6, -1.1), (0.6, 1.1), (-0.6, 1.1)),
+    tuple(
+        (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5))
+        for i in range(10)
+        for r in ((1.25, 0.55)[i % 2],)
+    ),
+    (),
+)
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "1 4", "12 4", "7 3 2 3 2 3", "4 6", "3 1", "1 2")
 
 
 def text(value: object) -> str:
@@ -26,6 +47,22 @@ def text(value: object) -> str:
 def colour(number: int) -> str:
     """Return the class of the n-th colour; grey from NAMED on."""
     return f"c{min(number, NAMED)}"
+
+
+def mark(number: int, x: float = 6, y: float = 6, radius: float = 5, words: str = "", more: str = "") -> str:
+    """Return the n-th colour's mark at a place; `words` are shown to a mouse over it."""
+    title = f"<title>{text(words)}</title>" if words else ""
+    corners = SHAPES[min(number, NAMED)]
+    if not corners:
+        return f'<circle class="{colour(number)}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"{more}>{title}</circle>'
+    path = " ".join(f"{x + radius * a:.1f},{y + radius * b:.1f}" for a, b in corners)
+    return f'<polygon class="{colour(number)}" points="{path}"{more}>{title}</polygon>'
+
+
+def dash(number: int) -> str:
+    """Return the n-th colour's dash pattern, as an attribute."""
+    pattern = DASHES[min(number, NAMED)]
+    return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def svg(width: float, height: float, marks: Iterable[str], words: str) -> str:
@@ -106,34 +143,72 @@ def short(value: float) -> str:
     return f"{value:.3g}" if size > 1e-12 else "0"
 
 
+@dataclass(frozen=True)
+class Point:
+    """A name's place in a chart: what it costs and what it reaches, each with its interval; nan where there is none."""
+
+    name: str
+    at: tuple[float, float, float]  # value, low, high
+    reached: tuple[float, float, float]
+
+
 def points_chart(
-    points: Sequence[tuple[str, float, float, float, float]], x_label: str, words: str, numbers: Mapping[str, int]
+    points: Sequence[Point], x_label: str, words: str, numbers: Mapping[str, int], chance: float = math.nan
 ) -> str:
-    """Return marks (name, x, value, low, high) over a logarithmic x axis; values are shares, drawn in percent."""
-    x = axis([p[1] for p in points], LEFT, WIDTH - RIGHT, log=True)
-    y = axis([v for p in points for v in p[2:]], HEIGHT - BOTTOM, TOP)
+    """Return marks over a logarithmic x axis; what is reached is a share, drawn in percent, and so is chance."""
+    x = axis([v for p in points for v in p.at], LEFT, WIDTH - RIGHT, log=True)
+    y = axis([*(v for p in points for v in p.reached), chance], HEIGHT - BOTTOM, TOP)
     marks = frame(x, y, x_label, "", percent=True)
-    for name, at, value, low, high in points:
-        kind = colour(numbers[name])
-        said = f"{name}: {short(at)} {x_label}, {100 * value:.1f} %"
-        if math.isfinite(low) and math.isfinite(high):
-            marks.append(f'<path class="{kind}" stroke-width="2" d="M{x(at):.1f} {y(low):.1f}V{y(high):.1f}"/>')
+    if math.isfinite(chance):
+        marks.append(f'<path class="rule" stroke-dasharray="1 3" d="M{x.start} {y(chance):.1f}H{x.end}"/>')
         marks.append(
-            f'<circle class="{kind}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="5.5"><title>{text(said)}</title></circle>'
+            f'<text class="soft" x="{x.end}" y="{y(chance) - 4:.1f}" text-anchor="end">chance {100 * chance:.1f} %</text>'
         )
+    for point in points:
+        (at, *across), (value, *along) = point.at, point.reached
+        kind = colour(numbers[point.name])
+        if all(map(math.isfinite, along)):
+            marks.append(
+                f'<path class="{kind}" stroke-width="2" d="M{x(at):.1f} {y(along[0]):.1f}V{y(along[1]):.1f}"/>'
+            )
+        if all(map(math.isfinite, across)):
+            marks.append(
+                f'<path class="{kind}" stroke-width="2" d="M{x(across[0]):.1f} {y(value):.1f}H{x(across[1]):.1f}"/>'
+            )
+        said = f"{point.name}: {short(at)} {x_label}, {100 * value:.1f} %"
+        marks.append(mark(numbers[point.name], x(at), y(value), 5.5, said))
     return svg(WIDTH, HEIGHT, marks, words)
 
 
 def lines_chart(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], words: str, numbers: Mapping[str, int]
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    words: str,
+    numbers: Mapping[str, int],
+    events: Sequence[tuple[str, float, str]] = (),
+    levels: Mapping[str, float] | None = None,
 ) -> str:
-    """Return one line per name over steps."""
-    x = axis([s for steps, _ in curves.values() for s in steps], LEFT, WIDTH - RIGHT, pad=0.0)
-    y = axis([v for _, values in curves.values() for v in values], HEIGHT - BOTTOM, TOP)
+    """Return one line per name over steps.
+
+    `events` (name, step, words) are upright lines with a cross, `levels` dotted level lines by what they are called.
+    """
+    levels = levels or {}
+    x = axis(
+        [*(s for steps, _ in curves.values() for s in steps), *(e[1] for e in events)], LEFT, WIDTH - RIGHT, pad=0.0
+    )
+    y = axis([*(v for _, values in curves.values() for v in values), *levels.values()], HEIGHT - BOTTOM, TOP)
     marks = frame(x, y, "step", "")
+    for said, level in levels.items():
+        marks.append(f'<path class="rule" stroke-dasharray="1 3" d="M{x.start} {y(level):.1f}H{x.end}"/>')
+        marks.append(f'<text class="soft" x="{x.end}" y="{y(level) - 4:.1f}" text-anchor="end">{text(said)}</text>')
     for name, (steps, values) in curves.items():
         path = "L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in thinned(list(zip(steps, values, strict=True))))
-        marks.append(f'<path class="line {colour(numbers[name])}" style="fill:none" d="M{path}"/>')
+        number = numbers[name]
+        marks.append(f'<path class="line {colour(number)}" style="fill:none"{dash(number)} d="M{path}"/>')
+        marks.append(mark(number, x(steps[-1]), y(values[-1]), 4, f"{name} ends at {values[-1]:.3g}"))
+    for name, step, said in events:
+        at = f"{x(step):.1f}"
+        marks.append(f'<path class="line {colour(numbers[name])}" stroke-dasharray="1 2" d="M{at} {y.start}V{y.end}"/>')
+        marks.append(f'<text x="{at}" y="{y.end + 10}" text-anchor="middle">✕<title>{text(said)}</title></text>')
     return svg(WIDTH, HEIGHT, marks, words)
 
 
@@ -152,14 +227,12 @@ def series_chart(
     for name, own in series.items():
         kind = colour(numbers[name])
         path = "L".join(f"{x(at):.1f} {y(value):.1f}" for at, value, _, _ in own)
-        marks.append(f'<path class="line {kind}" style="fill:none" d="M{path}"/>')
+        marks.append(f'<path class="line {kind}" style="fill:none"{dash(numbers[name])} d="M{path}"/>')
         for at, value, low, high in own:
             if math.isfinite(low) and math.isfinite(high):
                 marks.append(f'<path class="{kind}" stroke-width="1.5" d="M{x(at):.1f} {y(low):.1f}V{y(high):.1f}"/>')
             said = f"{name}: {short(at)} {x_label}, {100 * value:.1f} %"
-            marks.append(
-                f'<circle class="{kind}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="3.5"><title>{text(said)}</title></circle>'
-            )
+            marks.append(mark(numbers[name], x(at), y(value), 3.5, said))
     return svg(WIDTH, HEIGHT, marks, words)
 
 
@@ -172,12 +245,17 @@ def thinned(points: list[tuple[float, float]], most: int = 300) -> list[tuple[fl
 
 
 def intervals_chart(
-    groups: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]], words: str, numbers: Mapping[str, int]
+    groups: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]],
+    words: str,
+    numbers: Mapping[str, int],
+    ends: Iterable[float],
 ) -> str:
-    """Return shares with their intervals (name, share, low, high), group by group, around a line at 100 %."""
-    ends = [v for _, rows in groups for row in rows for v in row[1:] if math.isfinite(v)]
-    x = axis([*ends, 1.0], 8, WIDTH - 10)
-    marks, top = [], 8
+    """Return shares with their intervals (name, share, low, high), group by group, around a line at 100 %.
+
+    `ends` are all numbers that the scale holds: those of every chart that stands beside this one, so that they compare.
+    """
+    x = axis([*(v for v in ends if math.isfinite(v)), 1.0], 8, WIDTH - 10)
+    marks, top = [], 26
     for title, rows in groups:
         marks.append(f'<text x="8" y="{top + 12}">{text(title)}</text>')
         top += 24
@@ -186,28 +264,30 @@ def intervals_chart(
             if math.isfinite(low) and math.isfinite(high):
                 said += f" [{100 * low:.1f}, {100 * high:.1f}]"
                 marks.append(f'<path class="{kind}" stroke-width="3" d="M{x(low):.1f} {top}H{x(high):.1f}"/>')
-            marks.append(
-                f'<circle class="{kind}" cx="{x(share):.1f}" cy="{top}" r="5"><title>{text(said)}</title></circle>'
-            )
+            marks.append(mark(numbers[name], x(share), top, 5, said))
             top += 13
         top += 4
-    rule = f'<path class="axis" d="M8 {top}H{WIDTH - 10}M{x(1):.1f} 0V{top}" stroke-width="1.5"/>'
+    side = "end" if x(1) > WIDTH / 2 else "start"
+    rule = [
+        f'<path class="axis" d="M8 {top}H{WIDTH - 10}"/><path class="rule" d="M{x(1):.1f} 20V{top}"/>',
+        f'<text x="{x(1):.1f}" y="14" text-anchor="{side}">100 %: the reference</text>',
+    ]
     ticks = [
+        f'<path class="axis" d="M{x(tick):.1f} {top}v4"/>'
         f'<text class="soft" x="{x(tick):.1f}" y="{top + 16}" text-anchor="middle">{100 * tick:g} %</text>'
         for tick in x.ticks
         if 24 < x(tick) < WIDTH - 24
     ]
-    return svg(WIDTH, top + 24, [rule, *marks, *ticks], words)
+    return svg(WIDTH, top + 24, [*rule, *marks, *ticks], words)
 
 
 def map_chart(points: np.ndarray, labels: Sequence[str], numbers: Mapping[str, int], words: str) -> str:
-    """Return a projection's points (n, 2) in [-1, 1] in their classes' colours, those without one small and behind."""
-    marks = [
-        f'<circle class="{colour(numbers[name])}" cx="{150 + 142 * x:.1f}" cy="{150 - 142 * y:.1f}" '
-        f'r="{3 if numbers[name] < NAMED else 1.8}" fill-opacity="{0.75 if numbers[name] < NAMED else 0.35}" '
-        f'stroke="none"><title>{text(name)}</title></circle>'
-        for (x, y), name in sorted(zip(points, labels, strict=True), key=lambda one: numbers[one[1]] < NAMED)
-    ]
+    """Return a projection's points (n, 2) in [-1, 1] with their classes' marks, those without one small and behind."""
+    marks = []
+    for (x, y), name in sorted(zip(points, labels, strict=True), key=lambda one: numbers[one[1]] < NAMED):
+        radius, opacity = (3.0, 0.75) if numbers[name] < NAMED else (1.8, 0.35)
+        faint = f' fill-opacity="{opacity}" stroke="none"'
+        marks.append(mark(numbers[name], 150 + 142 * x, 150 - 142 * y, radius, name, faint))
     return svg(300, 300, marks, words)
 
 
@@ -261,16 +341,22 @@ def matrix_picture(counts: np.ndarray, words: str) -> str:
 
 
 def reliability_chart(bins: Sequence[Mapping[str, float]], width: float, words: str) -> str:
-    """Return how often right against how sure: a bar per bin, and the diagonal where both agree."""
-    x, y = Axis(0, 1, 40, 240), Axis(0, 1, 214, 14)
-    marks = frame(x, y, "how sure", "right", percent=True)
+    """Return how often right against how sure: a bar per bin, the diagonal where both agree, and how many images each bin has."""
+    x, y = Axis(0, 1, 44, 264), Axis(0, 1, 224, 24)
+    most = max((part["rows"] for part in bins), default=1)
+    counts = Axis(0, most, 330, 290)
+    marks = frame(x, y, "how sure", "", percent=True)
+    marks.append(f'<text class="soft" x="{x.start}" y="12">right</text>')
+    marks.append(f'<text class="soft" x="{x.start}" y="{counts.end - 6}">images: {most:,.0f} in the fullest bar</text>')
+    marks.append(f'<path class="axis" d="M{x.start} {counts.start}H{x.end}"/>')
     for part in bins:
         place = min(int(part["confidence"] / width), round(1 / width) - 1) * width
         said = f"sure {100 * part['confidence']:.0f} %, right {100 * part['accuracy']:.0f} %, {part['rows']} images"
-        marks.append(
-            f'<rect class="c0" fill-opacity=".55" x="{x(place) + 1:.1f}" y="{y(part["accuracy"]):.1f}" '
-            f'width="{x(width) - x(0) - 2:.1f}" height="{max(0.5, y(0) - y(part["accuracy"])):.1f}">'
-            f"<title>{text(said)}</title></rect>"
-        )
+        for share, scale, kind in ((part["accuracy"], y, "c0"), (part["rows"], counts, "c10")):
+            marks.append(
+                f'<rect class="{kind}" fill-opacity=".55" x="{x(place) + 1:.1f}" y="{scale(share):.1f}" '
+                f'width="{x(width) - x(0) - 2:.1f}" height="{max(0.5, scale(0) - scale(share)):.1f}">'
+                f"<title>{text(said)}</title></rect>"
+            )
     marks.append(f'<path class="line c1" stroke-dasharray="5 4" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
-    return svg(256, 254, marks, words)
+    return svg(284, 336, marks, words)

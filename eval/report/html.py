@@ -10,9 +10,12 @@ button; wide tables scroll by themselves on a phone.
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
+
+from ssl_kd.runtime.files import atomically
 
 from ..results import Results
-from .charts import colour
+from .charts import colour, dash, mark
 from .sections import plain_class, sections, summary
 
 
@@ -27,6 +30,20 @@ def page(results: Results, settings: str = "", title: str = "Evaluation") -> str
     )
 
 
+def write_page(path: Path, results: Results, settings: str = "", title: str = "Evaluation") -> None:
+    """Write the whole report into a file, atomically."""
+    content = page(results, settings, title).encode(
+        errors="backslashreplace"
+    )  # a class folder's name need not be UTF-8
+    atomically(path, lambda file: file.write(content))
+
+
+def is_page(path: Path) -> bool:
+    """Return whether a file is a report that we wrote."""
+    with open(path, "rb") as file:
+        return b'<meta name="generator" content="ssl-kd">' in file.read(1000)
+
+
 def rendered(template: str, **values: object) -> str:
     """Return a page: a template's text that extends `frame.html.j2`, with the looks that all reports share."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -35,7 +52,7 @@ def rendered(template: str, **values: object) -> str:
     environment = Environment(
         loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"plain": plain_class, "colour": colour, "drawing": Markup}
+    environment.filters |= {"plain": plain_class, "colour": colour, "mark": mark, "dash": dash, "drawing": Markup}
     looks = {"style": Markup(_file("report.css")), "script": Markup(_file("report.js"))}
     return environment.from_string(template).render(**values, **looks).lstrip() + "\n"
 

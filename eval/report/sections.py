@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..evaluators.calibration import BINS
 from ..results import Cell, Results, Row
+from ..results.runs import Run, differing
+from ..results.text import count
 from .charts import (
     NAMED,
+    Point,
     intervals_chart,
     lines_chart,
     map_chart,
@@ -26,9 +29,13 @@ from .charts import (
     reliability_chart,
 )
 from .projections import Look, Picture
-from .training_curves import HEALTH
+from .training_curves import HEALTH, Curves, titled
 
 DRAWN = 20  # classes that a confusion matrix names
+LEVELS = (
+    "teacher_",
+    "chance_",
+)  # begin what a run logged of its teacher and of chance, beside the student's own figure
 SOLVED = ("knn", "linear")  # the evaluators whose guesses are shown class by class
 Data = dict[str, object]  # what a block of the template is given
 
@@ -53,13 +60,18 @@ class Chart:
 
 
 def numbers_of(results: Results) -> dict[str, int]:
-    """Return each encoder's colour, the same in every drawing."""
-    return {name: i for i, name in enumerate(dict.fromkeys(cell.encoder for cell in results.cells))}
+    """Return the number of each encoder's and run's colour and mark, the same in every drawing."""
+    names = [*(cell.encoder for cell in results.cells), *results.curves, *(run.name for run in results.runs)]
+    return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
 def summary(results: Results) -> str:
     """Say what was compared, in a line or two."""
     tasks = list(dict.fromkeys(cell.task for cell in results.cells))
+    if not tasks:
+        return (
+            f"{len(results.runs)} run{'s' * (len(results.runs) != 1)}: {', '.join(run.name for run in results.runs)}."
+        )
     against = f" Shares are of {results.reference}." if results.reference else ""
     return (
         f"{', '.join(numbers_of(results))} on {', '.join(tasks)}.{against} Intervals are at 95 %, over the test images."
@@ -67,16 +79,42 @@ def summary(results: Results) -> str:
 
 
 def _answer(results: Results) -> Data | None:
-    """A sentence per encoder and evaluator; what no task can tell is said in a lighter voice. Then whether to keep an index."""
+    """A sentence per encoder and evaluator, whether to keep an index, and a sentence per run; in a lighter voice what nothing can tell."""
     lines = [(one.sentence(results.reference), one.certain) for one in results.verdicts()]
     lines += [(one.sentence(results.reference), math.isfinite(one.lost_half)) for one in results.index_verdicts()]
+    lines += [(run.sentence(), run.overlap is not None and not run.collapsed) for run in results.runs]
     return {"lines": lines} if lines else None
 
 
-def _headline(results: Results) -> Data:
+def _headline(results: Results) -> Data | None:
+    """The table. Where columns are encoders the reference's is last: on a phone the students are seen first."""
+    if not results.cells:
+        return None
     header, lines = results.grid()
+    if (own := f"{results.reference} %") in header:
+        at = header.index(own)
+        header, *lines = [[*line[:at], *line[at + 1 :], line[at]] for line in [header, *lines]]
     marks = [before is not None and before[0] != line[0] for before, line in zip([None, *lines], lines, strict=False)]
     return {"table": Table(header, lines, 2, results.caption(), marks)}
+
+
+def _runs(results: Results) -> Data | None:
+    """The runs side by side: the settings in which they differ, and what training itself measured."""
+    if not results.runs:
+        return None
+    names = differing(results.runs)
+    header = ("run", "student", "parameters", "neighbours in common", "best, at step", "steps", "images/s", *names)
+    rows = [(*_told(run), *(str(run.settings.get(name, "")) for name in names)) for run in results.runs]
+    alike = {k: v for k, v in results.runs[0].settings.items() if k not in names and k not in ("out", "student")}
+    shown = "".join(f"{key}: {value}\n" for key, value in alike.items())
+    return {"table": Table(header, rows, 2), "alike": shown if len(results.runs) > 1 else "", "differ": bool(names)}
+
+
+def _told(run: Run) -> tuple[str, ...]:
+    overlap = "" if run.overlap is None else _percent(run.overlap)
+    best = "" if run.best is None else f"{_percent(run.best[0])}, {run.best[1]:,.0f}"
+    rate = "" if run.images_per_second is None else f"{run.images_per_second:.0f}"
+    return run.name, str(run.settings.get("student", "")), count(run.parameters), overlap, best, f"{run.steps:,}", rate
 
 
 def _evaluator(row: Row) -> str:
@@ -88,8 +126,12 @@ def _shares(results: Results) -> Data | None:
     rows = [r for r in results.rows if r["headline"] and r["encoder"] != results.reference]
     rows = [r for r in rows if r["share_kept"] is not None and math.isfinite(r["share_kept"])]
     numbers = numbers_of(results)
+    ends = [row[key] for row in rows for key in ("share_kept", "share_low", "share_high")]
     charts = [
-        Chart(intervals_chart(_dots([r for r in rows if r["task"] == task]), f"Shares kept on {task}", numbers), task)
+        Chart(
+            intervals_chart(_dots([r for r in rows if r["task"] == task]), f"Shares kept on {task}", numbers, ends),
+            task,
+        )
         for task in dict.fromkeys(row["task"] for row in rows)
     ]
     legend = {row["encoder"]: numbers[row["encoder"]] for row in rows}
@@ -108,25 +150,46 @@ def _dots(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, float, float, 
 def _sizes(results: Results) -> Data | None:
     """Points: mean headline figure over tasks against parameters and against the time for one image."""
     numbers, charts = numbers_of(results), []
+    counts = list(dict.fromkeys(n for latency in results.latencies.values() for n in latency.by_threads))
     for evaluator in dict.fromkeys(cell.evaluator for cell in results.cells):
         cells = [cell for cell in results.cells if cell.evaluator == evaluator]
         if evaluator.split("/")[0] not in SOLVED or len({cell.encoder for cell in cells}) < 2:
             continue
-        for what, unit in (("parameters", "parameters"), ("latency", "ms per image")):
-            if points := _points(results, cells, what):
-                words = f"{evaluator}: mean over tasks against {unit}"
-                charts.append(Chart(points_chart(points, unit, words, numbers), words))
-    slow = ", ".join(f"{name} {ms:.1f} ms" for name, ms in results.latencies.items())
-    return {"slow": slow, "legend": numbers, "charts": charts} if charts else None
+        chance = _chance(cells)
+        for threads in (None, *counts):
+            if points := _points(results, cells, threads):
+                where = "" if threads is None else f", {next(iter(results.latencies.values())).where(threads)}"
+                unit = "parameters" if threads is None else "ms per image"
+                words = f"{evaluator}: mean over tasks against {unit}{where}"
+                charts.append(Chart(points_chart(points, unit, words, numbers, chance), words))
+    slow = [f"{name}: {one}" for name, one in results.latencies.items()]
+    return {"slow": slow, "legend": {p: numbers[p] for p in _encoders(results)}, "charts": charts} if charts else None
 
 
-def _points(results: Results, cells: Sequence[Cell], what: str) -> list[tuple[str, float, float, float, float]]:
+def _encoders(results: Results) -> list[str]:
+    return list(dict.fromkeys(cell.encoder for cell in results.cells))
+
+
+def _chance(cells: Sequence[Cell]) -> float:
+    """Return the mean over tasks of one in so many classes; nan where a task's figure is not accuracy."""
+    if any(cell.metric not in ("top1", "mean_per_class") for cell in cells):
+        return math.nan
+    return float(np.mean([1 / len(classes) for classes in {c.task: c.scores.classes for c in cells}.values()]))
+
+
+def _points(results: Results, cells: Sequence[Cell], threads: int | None) -> list[Point]:
+    """Return each encoder's place: its parameters, or with so many threads its time for one image, and its mean figure."""
     points = []
     for name in dict.fromkeys(cell.encoder for cell in cells):
         own = [cell for cell in cells if cell.encoder == name]
-        at = own[0].parameters if what == "parameters" else results.latencies.get(name)
-        if at:
-            points.append((name, float(at), *_mean([results.headline(name, c.task, c.evaluator) for c in own])))
+        latency = results.latencies.get(name)
+        if threads is None:
+            at = (float(own[0].parameters or 0), math.nan, math.nan)
+        else:
+            one = None if latency is None else latency.by_threads.get(threads)
+            at = (0.0, math.nan, math.nan) if one is None else (1e3 * one.median, 1e3 * one.low, 1e3 * one.high)
+        if at[0]:
+            points.append(Point(name, at, _mean([results.headline(name, c.task, c.evaluator) for c in own])))
     return points
 
 
@@ -162,16 +225,39 @@ def _health(results: Results) -> Data | None:
 
 
 def _curves(results: Results, health: bool) -> Data | None:
-    """One small chart per logged key, all encoders that logged it in one."""
+    """One small chart per logged key, all encoders that logged it in one; collapses as events, the teacher and chance as levels."""
     numbers, charts = numbers_of(results), []
+    events = [event for name, found in results.curves.items() for event in _collapses(name, found)] if health else []
     for key in dict.fromkeys(key for found in results.curves.values() for key in found):
-        if key.startswith(HEALTH) == health:
-            own = {name: found[key] for name, found in results.curves.items() if key in found}
-            title = key.removeprefix(HEALTH).replace("_", " ")
-            words = f"{title}; {', '.join(f'{name} ends at {values[-1]:.3g}' for name, (_, values) in own.items())}"
-            charts.append(Chart(lines_chart(own, words, numbers), words))
-    legend = {name: numbers[name] for name in results.curves if name in numbers}
-    return {"health": health, "legend": legend, "charts": charts} if charts else None
+        bare = key.removeprefix(HEALTH)
+        if key.startswith(HEALTH) != health or bare == "collapsed" or bare.startswith(LEVELS):
+            continue
+        own = {name: found[key] for name, found in results.curves.items() if key in found}
+        words = f"{titled(key)}; {', '.join(f'{name} ends at {values[-1]:.3g}' for name, (_, values) in own.items())}"
+        here = [event for event in events if event[0] in own]
+        charts.append(Chart(lines_chart(own, words, numbers, here, _levels(own, results.curves, bare)), words))
+    legend = {name: numbers[name] for name in results.curves}
+    said = [said for _, _, said in events]
+    return {"health": health, "legend": legend, "charts": charts, "events": said} if charts else None
+
+
+def _collapses(name: str, curves: Curves) -> list[tuple[str, float, str]]:
+    steps, values = curves.get(f"{HEALTH}collapsed", ([], []))
+    return [(name, s, f"{name} had collapsed at step {s:,.0f}") for s, v in zip(steps, values, strict=True) if v > 0]
+
+
+def _levels(names: Iterable[str], curves: Mapping[str, Curves], bare: str) -> dict[str, float]:
+    """Return what the teacher and chance reach of a figure, each as logged last; one entry where all runs agree."""
+    found: dict[str, float] = {}
+    for level in LEVELS:
+        of = {name: curves[name][key][1][-1] for name in names if (key := f"{HEALTH}{level}{bare}") in curves[name]}
+        what = level.rstrip("_")
+        found |= (
+            {what: next(iter(of.values()))}
+            if len(set(of.values())) == 1
+            else {f"{what}, {n}": v for n, v in of.items()}
+        )
+    return found
 
 
 def _neighbours(results: Results) -> Data | None:
@@ -271,7 +357,10 @@ def _calibrations(results: Results) -> Data | None:
     for cell in results.cells:
         if cell.scores.evaluator == "calibration":
             ece, scaled = (100 * cell.scores.value(name) for name in ("ece", "ece scaled"))
-            words = f"{cell.task}, {cell.encoder}: ECE {ece:.1f} %, {scaled:.1f} % after temperature scaling"
+            words = (
+                f"{cell.task}, {cell.encoder}: calibration error {ece:.1f} %, {scaled:.1f} % after temperature scaling"
+            )
+            words += f"; {sum(part['rows'] for part in cell.scores.details['bins']):,.0f} images"
             charts.append(Chart(reliability_chart(cell.scores.details["bins"], 1 / BINS, words), words))
     return {"charts": charts} if charts else None
 
@@ -294,7 +383,9 @@ def _sweep(cell: Cell, sweep: Sequence[Row]) -> tuple[str, ...]:
     return cell.task, cell.encoder, cell.scores.protocol, chosen, _percent(best), str(len(sweep)), str(late)
 
 
-def _everything(results: Results) -> Data:
+def _everything(results: Results) -> Data | None:
+    if not results.cells:
+        return None
     header = ("encoder", "evaluator", "metric", "value", "95 % interval", "kept %", "p", "n")
     found: dict[str, list[tuple[str, ...]]] = {}
     for row in results.rows:
@@ -321,13 +412,15 @@ def _notes(results: Results) -> Data | None:
     return {"notes": results.notes} if results.notes else None
 
 
-def _made_by(results: Results) -> Data:
+def _made_by(results: Results) -> Data | None:
     """The versions that made the cells, and, where they are not all of one, which made which."""
     found: dict[str, list[str]] = {}
     for cell in results.cells:
         found.setdefault(cell.programs, []).append(f"{cell.task}, {cell.encoder}, {cell.evaluator}")
     mixed = list(found.items()) if len(found) > 1 else []
-    return {"facts": "".join(f"{key}: {value}\n" for key, value in results.facts.items()), "mixed": mixed}
+    commands = [f"{run.name}: {run.command}" for run in results.runs if run.command]
+    facts = "".join(f"{key}: {value}\n" for key, value in results.facts.items())
+    return {"facts": facts, "mixed": mixed, "commands": commands}
 
 
 def _percent(value: float) -> str:
@@ -342,6 +435,7 @@ def _number(metric: str, value: float) -> str:
 SECTIONS: tuple[tuple[str, str, Callable[[Results], Data | None]], ...] = (  # heading, block of the template, its data
     ("Answer", "answer", _answer),
     ("Results", "headline", _headline),
+    ("Runs", "runs", _runs),
     ("Share kept", "shares", _shares),
     ("Accuracy, size and speed", "sizes", _sizes),
     ("Paired tests", "comparisons", _comparisons),

@@ -11,10 +11,34 @@ CLOCKS = ("step", "epoch")  # the axis, not curves of their own
 LARGEST = 1e100  # of a value or step that a chart can place: the difference of two such is a number too
 MOST = 200  # curves that are drawn, the first ones logged
 HEALTH = "health/"  # begins the keys of what training watched without labels
+# What a key is called in a chart; all others are terms of the objective, by their own names.
+TITLES = {
+    "loss": "loss: all terms together",
+    "lr": "learning rate",
+    "gradient_norm": "norm of the gradient",
+    "images_per_s": "images per second",
+    "wait_share": "share of the time spent waiting for images",
+    "neighbour_overlap": "neighbours in common with the teacher",
+    "cka": "CKA with the teacher",
+    "alignment": "cosine of the projected student to the teacher",
+}
 
 
-def read_curves(weights: str) -> Curves:
+def titled(key: str) -> str:
+    """Return what a logged key is called; a term of the objective keeps its own name."""
+    bare = key.removeprefix(HEALTH)
+    if bare in TITLES:
+        return TITLES[bare]
+    if bare != key:
+        return bare.replace("_", " ")
+    of = bare.removesuffix("_gradient")
+    return f"term {of}" if of == bare else f"term {of}: norm of its gradient"
+
+
+def read_curves(weights: str, least: int = 2) -> Curves:
     """Return the numbers that metrics.jsonl beside a weight file holds, by key, of the first 200 keys; empty without it.
+
+    least: points below which there is no curve to draw.
 
     The file may be anybody's: lines that are no JSON objects (a killed run's last one) and values that are no finite
     numbers up to 1e100 are passed over.
@@ -29,7 +53,7 @@ def read_curves(weights: str) -> Curves:
                 _add(curves, _record(line), number)
     except OSError:
         return {}
-    return {key: curve for key, curve in curves.items() if len(curve[0]) > 1}
+    return {key: curve for key, curve in curves.items() if len(curve[0]) >= least}
 
 
 def _add(curves: Curves, record: dict[str, object], number: int) -> None:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     from ..report.projections import Look
     from ..report.training_curves import Curves
+    from .latency import Latency
+    from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Results:
 
     `facts` say what made them (versions, digests of encoders and tasks), `left_out` which cells there cannot be. For
     the report: `looks` are pictures, `curves` what was logged while an encoder was trained (key -> steps and values),
-    `latencies` milliseconds per single image.
+    `latencies` the time for a single image, `runs` finished distillation runs to stand beside.
     """
 
     cells: tuple[Cell, ...]
@@ -65,7 +67,8 @@ class Results:
     looks: tuple[Look, ...] = ()
     left_out: tuple[str, ...] = ()
     curves: Mapping[str, Curves] = field(default_factory=dict)
-    latencies: Mapping[str, float] = field(default_factory=dict)
+    latencies: Mapping[str, Latency] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -32,8 +33,14 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Facts) -> No
     """Write scores and facts (parameters, rate, ...) atomically; without a folder nothing is kept. UserError where it cannot be."""
     if folder is None:
         return
+    head, arrays = packed(scores)
+    head |= {"key": key, "facts": facts}
+    save_arrays(folder / f"{key}.npz", json.dumps(head), arrays)
+
+
+def packed(scores: Scores, before: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return scores as plain values and as arrays, whose names begin with `before`; `unpacked` reads them."""
     head = {
-        "key": key,
         "evaluator": scores.evaluator,
         "protocol": scores.protocol,
         "rows": [asdict(row) for row in scores.rows],
@@ -41,19 +48,51 @@ def save_cell(folder: Path | None, key: str, scores: Scores, facts: Facts) -> No
         "headline_metric": scores.headline_metric,
         "notes": scores.notes,
         "details": scores.details,
-        "facts": facts,
         "ks": list(scores.predicted),
         "each": list(scores.each),
     }
-    arrays = {f"predicted{i}": guesses for i, guesses in enumerate(scores.predicted.values())}
-    arrays |= {f"each{i}": values for i, values in enumerate(scores.each.values())}
-    arrays |= {"head": np.array(json.dumps(head)), "classes": scores.classes, "labels": scores.labels}
+    arrays = {f"{before}predicted{i}": guesses for i, guesses in enumerate(scores.predicted.values())}
+    arrays |= {f"{before}each{i}": values for i, values in enumerate(scores.each.values())}
+    return head, arrays | {f"{before}classes": scores.classes, f"{before}labels": scores.labels}
+
+
+def unpacked(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], before: str = "") -> Scores:
+    """Return the scores that `packed` wrote."""
+    return Scores(
+        head["evaluator"],
+        head["protocol"],
+        tuple(Score(**row) for row in head["rows"]),
+        arrays[f"{before}classes"],
+        arrays[f"{before}labels"],
+        {k: arrays[f"{before}predicted{i}"] for i, k in enumerate(head["ks"])},
+        head["headline_k"],
+        tuple(head["notes"]),
+        head["details"],
+        head["headline_metric"],
+        {(metric, k): arrays[f"{before}each{i}"] for i, (metric, k) in enumerate(head["each"])},
+    )
+
+
+def save_arrays(path: Path, head: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a JSON text and arrays into one file, atomically, with the SHA-256 of all at its end. UserError where it cannot be."""
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    path = folder / f"{key}.npz"
+    np.savez_compressed(content, allow_pickle=False, head=np.array(head), **arrays)
     probe(path)
     whole = content.getvalue()
     atomically(path, lambda file: file.write(whole + hashlib.sha256(whole).digest()))
+
+
+def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Return what `save_arrays` wrote; None when there is nothing, or not to the byte what was written."""
+    content = _whole(path)
+    if content is None:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return json.loads(str(arrays.pop("head"))), arrays
+    except DAMAGED:
+        return None
 
 
 def _whole(path: Path) -> bytes | None:
@@ -72,29 +111,12 @@ def has_cell(folder: Path | None, key: str) -> bool:
 
 def load_cell(folder: Path | None, key: str) -> tuple[Scores, Facts] | None:
     """Return what was kept under the key; None when there is nothing, or not to the byte what was written under it."""
-    content = None if folder is None else _whole(folder / f"{key}.npz")
-    if content is None:
+    found = None if folder is None else load_arrays(folder / f"{key}.npz")
+    if found is None:
         return None
+    head, arrays = found
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            head = json.loads(str(stored["head"]))
-            if head["key"] != key:
-                return None  # another cell's file under this name
-            predicted = {k: stored[f"predicted{i}"] for i, k in enumerate(head["ks"])}
-            each = {(metric, k): stored[f"each{i}"] for i, (metric, k) in enumerate(head["each"])}
-            arrays = stored["classes"], stored["labels"]
+        # another cell's file under this name, or no cell of ours: computed again and written anew
+        return (unpacked(head, arrays), head["facts"]) if head["key"] == key else None
     except DAMAGED:
-        return None  # no cell of ours: computed again and written anew
-    scores = Scores(
-        head["evaluator"],
-        head["protocol"],
-        tuple(Score(**row) for row in head["rows"]),
-        *arrays,
-        predicted,
-        head["headline_k"],
-        tuple(head["notes"]),
-        head["details"],
-        head["headline_metric"],
-        each,
-    )
-    return scores, head["facts"]
+        return None

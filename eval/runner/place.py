@@ -9,6 +9,7 @@ from ssl_kd.runtime.ownership import Kind
 
 HEX = "[0-9a-f]" * 24
 OF_A_ROW = {"task", "encoder", "evaluator", "protocol", "metric", "value"}
+WHOLE = "results.npz"  # everything of the results, for `ssl-kd report`
 RESULTS = tuple(f"results.{form}" for form in ("jsonl", "csv", "md", "tex"))
 
 
@@ -33,7 +34,7 @@ EVALUATION = Kind(
     "evaluation",
     "out",
     "an evaluation's folder",
-    (*RESULTS, "facts.json", "report.html", "cells", "features"),
+    (*RESULTS, WHOLE, "facts.json", "report.html", "cells", "features"),
     _is_older,
     alone=False,
 )

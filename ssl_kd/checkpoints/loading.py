@@ -29,6 +29,7 @@ from ssl_kd.checkpoints.sources import Source, contents, source
 from ssl_kd.checkpoints.wrappers import branch_of, unwrapped
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
+from ssl_kd.models.factory import must_be_an_architecture
 
 __all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
 
@@ -73,6 +74,7 @@ def load_teacher(
     pixels. What is given by hand wins. Every tensor of the backbone is loaded or the load fails: CheckpointError.
     """
     given = reading(feature, format, branch, arch, arch_args, mean, std, size)
+    must_be_an_architecture("arch", given.arch)
     path, licence, name, method = Path(path_or_name), "", "", ""
     if not path.exists():
         found = by_name(str(path_or_name), given)
@@ -250,6 +252,7 @@ def inspect(
     Raises CheckpointError only where there is nothing to describe: no file, not a checkpoint, damaged or unsafe.
     """
     given = reading(feature, format, branch, arch, arch_args, mean, std, size)
+    must_be_an_architecture("arch", given.arch)
     path, name = Path(path), ""
     if not path.exists() and str(path).startswith(("hf-hub:", "hf_hub:")):
         from ssl_kd.checkpoints.hub import fetch_hub

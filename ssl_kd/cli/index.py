@@ -52,6 +52,7 @@ def add(argv: Sequence[str]) -> int:
         config.images, config.replace, quiet=config.quiet, max_unreadable=config.max_unreadable, **_embedding(config)
     )
     print(_said(index, change))
+    print(f"Next: ssl-kd search --index {config.index} query.jpg")
     return 0
 
 
@@ -65,6 +66,7 @@ def remove(argv: Sequence[str]) -> int:
     names = list(dict.fromkeys([*config.names, *(index.missing() if config.missing else ())]))
     count = index.remove(names) if names else 0
     print(f"{config.index}: {count:,} pictures removed, {len(index):,} are left")
+    print(f"Next: ssl-kd index verify {config.index}")
     return 0
 
 
@@ -73,6 +75,7 @@ def train(argv: Sequence[str]) -> int:
     examples = ("ssl-kd index train --index photos.index --factory 'IVF1024,Flat nprobe=16'",)
     config = _checked(parse(TrainConfig, argv, "ssl-kd index train", examples), "index", "factory")
     _train(_opened(config.index), config.factory)
+    print(f"Next: ssl-kd search --index {config.index} query.jpg")
     return 0
 
 
@@ -91,6 +94,7 @@ def info(argv: Sequence[str]) -> int:
     print(f"  preprocessing  {encoder.pixels}")
     print(f"  vectors        {encoder.width} wide, {kind}, {int(str(found['bytes'])) / 1e6:,.1f} MB")
     print(f"  search         {_recall(fast) if fast else 'exact'}")
+    print(f"Next: ssl-kd search --index {config.index[0]} query.jpg")
     return 0
 
 
@@ -99,6 +103,7 @@ def verify(argv: Sequence[str]) -> int:
     _, index = _looked_at(argv, "verify")
     index.verify()
     print(f"{shown_name(index.place)}: {len(index):,} pictures, every byte is as it was written")
+    print(f"Next: ssl-kd search --index {index.place} query.jpg")
     return 0
 
 
@@ -128,6 +133,8 @@ def search(argv: Sequence[str]) -> int:
             if path:
                 write(index, source, found, Path(path))
                 print(f"{path} shows them", file=sys.stderr)
+    if not (config.json or config.sheet or config.gallery):
+        print("Next: ssl-kd search with --sheet found.png draws what was found", file=sys.stderr)
     if config.k > len(index) > 0:
         print(f"k: the index holds {len(index):,} pictures, all of them are shown", file=sys.stderr)
     return 0

@@ -105,6 +105,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return code
 
 
+def report(argv: Sequence[str]) -> int:
+    """Make one report of finished runs and evaluations, and compare them."""
+    from ssl_kd.cli.report import main
+
+    return main(argv)
+
+
 def compare(argv: Sequence[str]) -> int:
     """Compare objectives on equal budgets, with intervals over seeds."""
     from ssl_kd.compare.run import main
@@ -247,14 +254,15 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
     labelled.handed_out(tasks, out)
     atomically(out / "teacher.pth.tar", lambda file: file.write(teacher_file(images).read_bytes()))
-    console.print(results.table())
     shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed)
     verdict = labelled.claims(results, tasks)
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
-    last = f"Picture: {shown}\nReport: {out / 'eval' / 'report.html'}, which opens with:\n"
-    last += "".join(f"  {answer}\n" for answer in results.answers())
-    last += f"Run folder: {out} (README.md in it explains every file)\n"
+    console.print(f"Picture: {shown}\nReport: {out / 'eval' / 'report.html'}, which opens with:\n", markup=False)
+    for answer in results.answers():
+        console.print(f"{answer}.", highlight=False, markup=False, soft_wrap=True)
+    console.print(results.table())
+    last = f"Run folder: {out} (README.md in it explains every file)\n"
     last += f"Next: ssl-kd distill --teacher {out}/teacher.pth.tar --images {out}/photos.zip --epochs 2 --out runs/mine"
     console.print(last, highlight=False, markup=False)
     return 0 if all(holds for holds, _ in verdict) else 1
@@ -324,6 +332,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "index": index,
     "inspect": inspect,
     "pretrain": pretrain,
+    "report": report,
     "search": search,
     "targets": targets,
     "zoo": zoo,

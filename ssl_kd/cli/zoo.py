@@ -8,6 +8,7 @@ ssl-kd zoo download dino_vits16      # bring it; load_teacher("dino_vits16") doe
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -37,11 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.verb == "list":
         entries = _matching(chosen.words)
         print(json.dumps([_as_json(e) for e in entries], indent=1) if chosen.json else list_table(chosen.words))
+        following = "" if chosen.json else "ssl-kd zoo show NAME, then ssl-kd zoo download NAME"
     elif chosen.verb == "show":
         print(json.dumps(_as_json(find(chosen.name)), indent=1) if chosen.json else show(chosen.name))
+        following = "" if chosen.json else f"ssl-kd zoo download {chosen.name}"
     else:
         for name in chosen.names:
             print(fetch(name, chosen.quiet))
+        first = chosen.names[0]
+        following = "" if chosen.quiet else f"ssl-kd distill --teacher {first} --images photos/ --out runs/student"
+    if following:
+        print(f"Next: {following}", file=sys.stderr)
     return 0
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ssl_kd.compare import judging
-from ssl_kd.compare.config import CompareConfig, check, objectives_of
+from ssl_kd.compare.config import CompareConfig, check, objectives_of, students_of, teachers_of
 from ssl_kd.compare.plan import Job, jobs_of
 from ssl_kd.compare.results import Comparison, Group, Line
 from ssl_kd.compare.shelf import COMPARISON, Record, Shelf
 from ssl_kd.compare.table import markdown
 from ssl_kd.compare.training import hide_ranks
 from ssl_kd.compare.work import Worker, work
+from ssl_kd.models.factory import must_be_an_architecture
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.ownership import mark, require_ours
 from ssl_kd.runtime.run_dir import environment
@@ -35,6 +36,9 @@ def compare(config: CompareConfig) -> Comparison:
     """
     check(config)
     judging.check(config)
+    for what, rows in (("students", students_of(config)), ("teachers", teachers_of(config))):
+        for name, row in rows.items():
+            must_be_an_architecture(f"{what}: arch of {name}", row.arch)
     out = Path(config.out)
     require_ours(out, COMPARISON)
     number, count = hide_ranks()
@@ -203,6 +207,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{config.out}/report.html, compare.md and compare.csv hold all of it ({(time.monotonic() - began) / 60:.1f} minutes)"
     )
+    print(f"Next: open {config.out}/report.html, then ssl-kd distill --objective NAME for the longer run")
     return 0
 
 

@@ -196,7 +196,7 @@ class OptimiserSettings:
     objective: NameOrRows = field(
         default="default",
         metadata=described(
-            "default, dlkd, simreg, seed, compress_1q, rkd, ... (all presets: docs/objectives.md), or a list of terms",
+            "default, dlkd, simreg, seed, compress_1q, rkd, ... (all presets: docs/objectives_catalogue.md), or a list of terms",
             expects="a preset's name or a list of terms",
             first=True,
             code=True,
@@ -218,7 +218,7 @@ class OptimiserSettings:
     )
     lr: float = setting(
         1e-3,
-        "peak learning rate; a short run of a convolutional student wants more, up to 1.6e-2 (docs/objectives.md)",
+        "peak learning rate; a short run of a convolutional student wants more, up to 1.6e-2 (docs/faq.md)",
         above=0,
         first=True,
     )

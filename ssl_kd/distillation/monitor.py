@@ -22,6 +22,7 @@ from ssl_kd.data.prefetch import prefetch
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.errors import Collapsed
 from ssl_kd.metrics import (
+    NEIGHBOURS,
     centred_kernel_alignment,
     effective_rank,
     mean_of,
@@ -43,14 +44,25 @@ LINE = 1.5  # effective rank below which all images lie along one line
 # ------------------------------------------------------------------------------------------------- measures
 
 
+# What an encoder's embeddings (N, D) say by themselves: logged of the teacher too, for comparison.
+OWN: dict[str, Callable[[Tensor], float]] = {
+    "effective_rank": effective_rank,
+    "uniformity": uniformity,
+    "spread": spread,
+}
+
+
+def chance(images: int) -> float:
+    """The neighbour overlap that unrelated embeddings of so many images have: 10 / (N - 1), at most 1."""
+    return min(1.0, NEIGHBOURS / max(images - 1, 1))
+
+
 def figures(student: Tensor, teacher: Tensor) -> dict[str, float]:
     """All measures that need nothing but the embeddings (N, Ds) and (N, Dt) of the same images."""
     return {
         "neighbour_overlap": neighbour_overlap(student, teacher),
         "cka": centred_kernel_alignment(student, teacher),
-        "effective_rank": effective_rank(student),
-        "uniformity": uniformity(student),
-        "spread": spread(student),
+        **{name: of(student) for name, of in OWN.items()},
     }
 
 
@@ -150,7 +162,8 @@ class Monitor:
         measurement in a row of a collapsed student.
         """
         ours, theirs = self._rows(student, teacher)
-        found = figures(ours, theirs) | {"teacher_effective_rank": effective_rank(theirs)}
+        found = figures(ours, theirs) | {"chance_neighbour_overlap": chance(len(ours))}
+        found |= {f"teacher_{name}": of(theirs) for name, of in OWN.items()}
         if objective is not None and (cosine := head_cosine(objective, ours, theirs)) is not None:
             found["alignment"] = cosine
         why = collapsed(ours, theirs)

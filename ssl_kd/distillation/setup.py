@@ -30,8 +30,8 @@ from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
 from ssl_kd.distillation.teachers import Teacher, TeacherGroup, load_teachers, recorded
 from ssl_kd.errors import UserError, must_be, one_line
-from ssl_kd.models.encoder import Encoder, submodule
-from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.models.encoder import MODULE, Encoder, submodule
+from ssl_kd.models.factory import BAD_ARGUMENTS, must_be_an_architecture
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.objectives import Widths, build_objective, taps
 from ssl_kd.objectives.boundary import BOUNDARY
@@ -82,6 +82,7 @@ def prepare(
     """
     check(config)
     asked = asked_students(config, objects)
+    _names_must_be_known(config, asked, student, objects)
     torch.manual_seed(config.seed)
     images = open_images(
         config.images if images is None or is_path(images) else images, config.max_unreadable, config.verify
@@ -203,6 +204,22 @@ def _contract(config: DistillConfig, teachers: Mapping[str, Teacher]) -> Preproc
     if largest.size != contract.size or config.size or config.crop_ratio:
         contract = contract.at(config.size or largest.size, config.crop_ratio or None)
     return contract
+
+
+def _names_must_be_known(config: DistillConfig, asked: Mapping[str, Asked], student: object, objects: Objects) -> None:
+    """UserError for an architecture, an objective or a scheme of views that nobody knows, before anything is read."""
+    for name, one in asked.items():
+        given = one.objects.student or student
+        by_name = not (name or config.student_weights or config.student.startswith(MODULE))
+        if by_name and not isinstance(given, nn.Module) and not callable(given):
+            must_be_an_architecture("student", config.student)
+        for teacher, line in one.lines.items():
+            where = f"teachers: {teacher}: " if teacher else ""
+            must_be_an_architecture(f"{where}arch" if where else "teacher_arch", line.arch)
+            if teacher not in one.objects.objectives and "" not in one.objects.objectives:
+                taps(line.objective)
+    if objects.views is None:
+        recipes_of(_views(config, [line for one in asked.values() for line in one.lines.values()]))
 
 
 def _views(config: DistillConfig, lines: Iterable[TeacherSpec]) -> str | list[dict[str, object]]:

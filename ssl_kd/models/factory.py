@@ -73,6 +73,12 @@ def known_to_be_wrong(arch: str) -> str:
     return ""
 
 
+def must_be_an_architecture(what: str, arch: str | None) -> None:
+    """UserError, before anything is loaded, where no network can have that name; nothing is no name."""
+    if arch and (why := known_to_be_wrong(arch)):
+        raise UserError(f"{what}: {why}")
+
+
 def make_timm(name: str, arch_args: dict[str, object]) -> Network:
     """A timm network without its classifier."""
     import timm

@@ -24,7 +24,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.view_settings import as_views, recipes_of, views_record
 from ssl_kd.errors import NonFinite, UserError, one_line
-from ssl_kd.models.factory import BAD_ARGUMENTS
+from ssl_kd.models.factory import BAD_ARGUMENTS, must_be_an_architecture
 from ssl_kd.pretraining.config import PretrainConfig, check
 from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext, pixels_record
 from ssl_kd.registry import load_object
@@ -55,6 +55,7 @@ def pretrain(config: PretrainConfig | None = None, images: object = None, **sett
     recipes = own_views or recipes_of(config.views)
     if len(recipes) != 2:
         raise UserError(f"views: contrast needs two views of an image, but {config.views!r} gives {len(recipes)}")
+    must_be_an_architecture("arch", config.arch)
     pictures = open_images(config.images if images is None else images)
     loader = ViewLoader(pictures, recipes, config.size, config.batch_size, config.seed, config.threads)
     steps = loader.batches_per_epoch()

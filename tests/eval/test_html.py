@@ -6,16 +6,29 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from math import nan
 
 import numpy as np
 import pytest
 from small_results import cell, results
 
 from ssl_kd.errors import UserError
-from ssl_kd.eval.report.charts import Axis, axis, short, thinned
+from ssl_kd.eval.report.charts import (
+    NAMED,
+    Axis,
+    Point,
+    axis,
+    dash,
+    intervals_chart,
+    mark,
+    points_chart,
+    reliability_chart,
+    short,
+    thinned,
+)
 from ssl_kd.eval.report.html import page
 from ssl_kd.eval.report.projections import PROJECTIONS, principal_map
-from ssl_kd.eval.report.sections import worst_confusions
+from ssl_kd.eval.report.sections import sections, worst_confusions
 from ssl_kd.eval.report.training_curves import read_curves
 from ssl_kd.eval.results import Results
 
@@ -228,3 +241,68 @@ def test_only_so_many_curves_of_a_log_are_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
     assert read_curves(str(tmp_path / "student.safetensors")) == {}
+
+
+def numbers(text, pattern):
+    return [float(found) for found in re.findall(pattern, text)]
+
+
+def test_every_colour_has_a_second_sign():
+    marks = [re.sub(r'class="\w+"', "", mark(number)) for number in range(NAMED)]
+    assert len(set(marks)) == NAMED
+    assert len({dash(number) for number in range(NAMED)}) == NAMED
+
+
+def test_share_kept_panels_have_one_scale_and_a_labelled_line_at_100_percent():
+    rows = {"near": (0.98, 0.96, 1.0), "far": (0.4, 0.2, 0.6)}
+    ends = [v for row in rows.values() for v in row]
+    drawn = {
+        name: intervals_chart([("knn", [("student", *row)])], name, {"student": 0}, ends) for name, row in rows.items()
+    }
+    rules = {name: re.search(r'class="rule" d="M([\d.]+)', svg)[1] for name, svg in drawn.items()}
+    assert rules["near"] == rules["far"]
+    assert all("100 %: the reference" in svg for svg in drawn.values())
+
+
+def test_times_have_level_bars_and_chance_is_a_line_where_it_is_known():
+    points = [Point("student", (2.0, 1.5, 4.0), (0.8, 0.7, 0.9)), Point("teacher", (9.0, nan, nan), (0.9, nan, nan))]
+    svg = points_chart(points, "ms", "words", {"student": 0, "teacher": 1}, chance=0.25)
+    assert len(re.findall(r"H[\d.]+\"/>", svg)) >= 2  # the axis, and one time's interval
+    assert "chance 25.0 %" in svg
+    assert len(re.findall(r'stroke-width="2"', svg)) == 2  # the teacher has no interval, and gets none
+    assert "chance" not in points_chart(points, "ms", "words", {"student": 0, "teacher": 1})
+
+
+def test_calibration_counts_its_images_and_cuts_nothing_off():
+    bins = [{"rows": 3, "confidence": 0.05, "accuracy": 0.0}, {"rows": 97, "confidence": 1.0, "accuracy": 1.0}]
+    svg = reliability_chart(bins, 1 / 15, "words")
+    width, height = numbers(svg, r'viewBox="0 0 (\d+)')[0], numbers(svg, r'viewBox="0 0 \d+ (\d+)')[0]
+    places = numbers(svg, r'<rect[^>]* y="([-\d.]+)"'), numbers(svg, r'<rect[^>]* height="([-\d.]+)"')
+    assert all(0 <= top and top + tall <= height for top, tall in zip(*places, strict=True))
+    assert all(0 <= x <= width for x in numbers(svg, r' x="([-\d.]+)"'))
+    assert "97 in the fullest bar" in svg
+    assert "3 images" in svg
+
+
+def test_a_collapse_is_an_event_and_the_teacher_and_chance_are_levels():
+    text = page(results())
+    assert "student had collapsed at step 1" in text
+    panel = next(part for part in text.split("<figure") if "<figcaption>overlap" in part)
+    assert ">teacher</text>" in panel
+    assert ">chance</text>" in panel
+    assert "term align;" in text
+    assert "collapsed;" not in text  # no curve of zeros and ones
+
+
+def test_the_references_column_is_last_for_a_phone_shows_the_first():
+    found = results()
+    cells = [replace(c, scores=replace(c.scores, protocol=f"p{i}")) for c in found.cells for i in range(3)]
+    header, lines = headline_of(replace(found, cells=tuple(cells)))
+    assert header[2] == "student %"
+    assert header[-1] == "teacher %"
+    assert {len(line) for line in lines} == {len(header)}
+
+
+def headline_of(found):
+    data = next(data for heading, _, data in sections(found) if heading == "Results")
+    return list(data["table"].header), data["table"].rows

@@ -23,7 +23,7 @@ from ssl_kd.objectives.presets.preset import EVIDENCE
 from ssl_kd.objectives.projectors import KEEPS_WIDTH
 from ssl_kd.objectives.target_norms import TARGET_NORMS
 
-PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
+PAGE = Path(__file__).parents[2] / "docs" / "objectives_catalogue.md"
 LAYERED = {"flow": ("stage.3", "stage.4"), "class_attention": (ATTENTION,)}
 
 
@@ -288,7 +288,7 @@ def test_the_page_shows_the_catalogue_as_it_is():
     text = PAGE.read_text()
     begin, end = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
     assert text.split(begin)[1].split(end)[0].strip() == page().strip(), (
-        "python -m ssl_kd.objectives.presets.docs_table docs/objectives.md"
+        "python -m ssl_kd.objectives.presets.docs_table docs/objectives_catalogue.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""The catalogue as tables for docs/objectives.md: `python -m ssl_kd.objectives.presets.docs_table docs/objectives.md` renews them."""
+"""The catalogue as tables: `python -m ssl_kd.objectives.presets.docs_table docs/objectives_catalogue.md` renews them."""
 
 from __future__ import annotations
 

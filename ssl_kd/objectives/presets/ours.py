@@ -1,4 +1,4 @@
-"""Our own objectives and combinations, chosen by the comparison in docs/objectives.md."""
+"""Our own objectives and combinations, chosen by the comparison in docs/objectives_comparison.md."""
 
 from __future__ import annotations
 

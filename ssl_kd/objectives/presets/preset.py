@@ -1,4 +1,4 @@
-"""What a row of the catalogue says: the terms, and where they come from. docs/objectives.md is printed from these rows."""
+"""What a row of the catalogue says: the terms, and where they come from. docs/objectives_catalogue.md is printed from these rows."""
 
 from __future__ import annotations
 
