@@ -107,6 +107,7 @@ def test_the_walk_goes_past_every_command():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_command_names_the_next(place, capsys):
     pytest.importorskip("onnxscript")
     for command in WALK:

@@ -338,10 +338,10 @@ def test_a_config_that_a_hand_has_damaged_is_one_line(tmp_path, text):
     assert (tmp_path / "run/config.yaml").read_bytes() == text
 
 
-def test_the_readme_names_every_file_of_a_new_run_folder():
-    """Its list, after `The run folder explains itself`, against the names that are a run's own."""
-    page = (Path(__file__).parents[2] / "README.md").read_text()
-    listed = set(page.split("The run folder explains itself:")[1].split("```")[1].split())
+def test_the_docs_name_every_file_of_a_new_run_folder():
+    """The list of docs/recipes.md, under `The run folder`, against the names that are a run's own."""
+    page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
+    listed = set(page.split("## The run folder")[1].split("```")[1].split())
     named = {name.strip("()") for name in listed} - {"runs/x/README.md"} | {"README.md"}
     on_demand = {name for name in RUN.names if "/" in name}  # targets and events, only where they are asked for
     assert named == (set(RUN.names) - on_demand) | {MARKER}
