@@ -45,8 +45,13 @@ def latencies(encoders: Mapping[str, Encoder], device: str = "cpu") -> dict[str,
 
 
 def _network(encoder: Encoder) -> Hashable:
-    """What decides an encoder's cost: architecture, tensors' shapes, what is read off it, and the size of its images."""
-    shapes = tuple((name, tuple(one.shape)) for name, one in encoder.state_dict().items())
+    """What decides an encoder's cost: architecture, tensors' shapes, what is read off it, and the size of its images.
+
+    Heads that are kept beside the network cost nothing, but for the one through which it is read.
+    """
+    head = encoder.head(encoder.feature)
+    parts = [encoder.network] if head is None else [encoder.network, head]
+    shapes = tuple((name, tuple(one.shape)) for part in parts for name, one in part.state_dict().items())
     return encoder.arch, str(encoder.arch_args), shapes, encoder.feature, encoder.preprocessing.size
 
 
