@@ -272,6 +272,12 @@ def byol_learner():
     return {**state, **prefixed(shaken(resnet("resnet18"), 1).state_dict(), "target_encoder.net.")}, net, 64
 
 
+def byol_lightning():
+    """The learner, which holds its network under two names, in a LightningModule."""
+    state, net, side = byol_learner()
+    return {"state_dict": prefixed({**state, **prefixed(net.state_dict(), "net.")}, "learner."), "epoch": 1}, net, side
+
+
 LAYOUTS = {
     "iBOT, teacher of a run": (ibot_full, "zip", "ibot"),
     "MSN, target encoder": (msn, "zip", "msn"),
@@ -282,6 +288,7 @@ LAYOUTS = {
     "VICReg, own run": (lambda: joint("projector.0.weight", "projector.0.bias"), "zip", "vicreg"),
     "BYOL, numbered layers": (byol, "zip", "byol"),
     "BYOL, a whole learner": (byol_learner, "zip", "byol"),
+    "BYOL, a learner in Lightning": (byol_lightning, "zip", "byol"),
     "MoCo, ResNet-34": (lambda: moco("resnet34"), "zip", "moco"),
     "MoCo, ResNeXt-50": (lambda: moco("resnext50_32x4d"), "legacy", "moco"),
     "MoCo, wide ResNet-50-2": (lambda: moco("wide_resnet50_2"), "zip", "moco"),

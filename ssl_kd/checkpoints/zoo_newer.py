@@ -123,7 +123,8 @@ def _siamese() -> list[Entry]:
         Entry("vicreg_r200w2", "VICReg", "ResNet-200 w2", 4096, "resnet200x2.pth", f"{META}/vicreg/resnet200x2.pth", MIT, vicreg, 250,
               linear=77.3, aliases=("facebookresearch/vicreg:resnet200x2",)),
         Entry("byol_r50_1000ep", "BYOL", "ResNet-50", 2048, "byol_r50.pth", None, APACHE, byol,
-              note="Published for JAX only (pretrain_res50x1.pkl, a pickle); convert it to a torchvision state dict first"),
+              note="Published for JAX only (pretrain_res50x1.pkl, a pickle that needs dill and JAX to open). Conversions such as chigur/byol-convert load "
+              "into torchvision's ResNet-50, which pads in another way than haiku's, so that features differ a little: read one as format=resnet"),
     ]
 
 

@@ -169,6 +169,20 @@ def test_whoever_names_the_format_vouches_for_it(tmp_path):
     assert load_teacher(nested, format="mae").origin == "MAE ViT of width 128, patch 8"
 
 
+@pytest.mark.parametrize(
+    ("layout", "origin", "colours"),
+    [
+        (layouts.byol, "BYOL (sthalles) resnet18", ((0.0,) * 3, (1.0,) * 3, 96)),
+        (layouts.byol_learner, "BYOL resnet18", ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224)),
+        (layouts.byol_lightning, "BYOL resnet18", ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224)),
+    ],
+)
+def test_byol_has_the_pixels_of_the_program_that_trained_it(layout, origin, colours, tmp_path):
+    encoder = load_teacher(layouts.save(layout()[0], "zip", tmp_path))
+    pixels = encoder.preprocessing
+    assert (encoder.origin, (pixels.mean, pixels.std, pixels.size)) == (origin, colours)
+
+
 def test_a_format_that_does_not_fit_is_met_with_what_was_found(tmp_path):
     path = layouts.save(layouts.simsiam()[0], "zip", tmp_path)
     with pytest.raises(UnknownCheckpoint, match=r"not laid out as moco.*a ResNet under `state_dict/module.encoder.`"):

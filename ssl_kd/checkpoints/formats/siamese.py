@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from ssl_kd.checkpoints.formats import resnets
 from ssl_kd.checkpoints.formats.lightning import NUMBERED
+from ssl_kd.checkpoints.formats.simclr import STHALLES_PIXELS
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Place, State, Weights, find, must, rename, select
+from ssl_kd.models.preprocessing import Preprocessing
 
 PREDICTORS = ("module.predictor.", "predictor.")
 PROJECTORS = ("module.projector.", "projector.")
@@ -80,21 +82,24 @@ def convert_vicreg(file: Contents) -> Weights:
     return resnets.read_at(file, place, "VICReg", resnets.IMAGENET, sure=bool(projector(file)))
 
 
-# Where programs that train BYOL in PyTorch keep the online network's backbone.
+# Programs that train BYOL in PyTorch, each read in its source: where it keeps the online network's backbone, whose it is, and
+# the pixels that it trains and evaluates on. sthalles/PyTorch-BYOL scales to [0, 1] and no more, and measures STL-10 at 96 px;
+# lucidrains/byol-pytorch normalises within its views. Its Lightning example keeps the learner as `learner`.
 BYOL_PLACES = (
-    (("online_network_state_dict",), "encoder."),
-    ((), "online_encoder.net."),
-    (("state_dict",), "online_encoder.net."),
+    (("online_network_state_dict",), "encoder.", "BYOL (sthalles)", STHALLES_PIXELS),
+    ((), "online_encoder.net.", "BYOL", resnets.IMAGENET),
+    (("state_dict",), "online_encoder.net.", "BYOL", resnets.IMAGENET),
+    (("state_dict",), "learner.online_encoder.net.", "BYOL", resnets.IMAGENET),
 )
 
 
-def byol_place(file: Contents) -> tuple[Place, State] | None:
-    """The online backbone as the file names it, and in torchvision's names, which some number instead."""
-    for path, prefix in BYOL_PLACES:
+def byol_place(file: Contents) -> tuple[Place, State, str, Preprocessing] | None:
+    """The online backbone as the file names it, and in torchvision's names, which some number instead; whose, its pixels."""
+    for path, prefix, whose, pixels in BYOL_PLACES:
         if place := find(file, lambda state: "conv1.weight" in state or "0.weight" in state, [path], (prefix,)):
             state = rename(place.state, NUMBERED) if "0.weight" in place.state else place.state
             if resnets.is_resnet(state):
-                return place, state
+                return place, state, whose, pixels
     return None
 
 
@@ -103,9 +108,9 @@ def convert_byol(file: Contents) -> Weights:
     found = byol_place(file)
     if found is None:
         return resnets.read_at(file, must(resnets.bare(file), "BYOL's ResNet"), "BYOL", resnets.IMAGENET)
-    place, state = found
+    place, state, whose, pixels = found
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    weights = resnets.read_resnet(replace(file, nodes=kept), "BYOL", resnets.IMAGENET)
+    weights = resnets.read_resnet(replace(file, nodes=kept), whose, pixels)
     used = {path: tensor for path, tensor in place.used.items() if not path.startswith(f"{place.where}fc.")}
     return replace(weights, branch=place.where, used=used)
 
@@ -140,7 +145,8 @@ VICREG = Format(
 BYOL = Format(
     "byol",
     "byol",
-    "BYOL in PyTorch: sthalles/PyTorch-BYOL (`online_network_state_dict`), lucidrains/byol-pytorch (`online_encoder.`)",
+    "BYOL in PyTorch: lucidrains/byol-pytorch learners (`online_encoder.`, also of its Lightning example); "
+    "sthalles/PyTorch-BYOL `model.pth`, in plain [0, 1] at 96 px",
     "online network; pooled map",
     resnets.IMAGENET,
     lambda file: byol_place(file) is not None,
