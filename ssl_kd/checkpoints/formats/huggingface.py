@@ -99,7 +99,7 @@ def read_kind(name: str) -> Callable[[Contents], Weights]:
         origin = file.credit(
             f"Hugging Face {lab}", vits.summary(dim, args, sure or file.vouched), sure, f"Hugging Face's {lab}"
         )
-        pixels = vits.native(pixels, args)
+        pixels = vits.at_own_size(pixels, args) if name == "ijepa" else vits.native(pixels, args)
         return Weights(
             arch, args, dim, state, pixels, feature, origin, prefix or "the whole file", paths((prefix, given))
         )

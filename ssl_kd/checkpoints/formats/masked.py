@@ -6,6 +6,8 @@ predictor (I-JEPA), prototypes (MSN). Alone, the backbones have DINO's names and
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ssl_kd.checkpoints.formats import resnets, vits
 from ssl_kd.checkpoints.formats.dino import BICUBIC, MASK_HEADS, has
 from ssl_kd.checkpoints.formats.dino import teacher as dino_teacher
@@ -82,9 +84,11 @@ def is_ijepa(state: State) -> bool:
 
 
 def convert_ijepa(file: Contents) -> Weights:
-    """I-JEPA is evaluated by the mean of the target encoder's patch tokens."""
-    place = must(ijepa_place(file), "I-JEPA's ViT")
-    return vits.read(file, place, "I-JEPA", resnets.IMAGENET, feature="avg", positions="size")
+    """I-JEPA is evaluated by the mean of the target encoder's patch tokens, each network at the size it was trained at."""
+    weights = vits.read(
+        file, must(ijepa_place(file), "I-JEPA's ViT"), "I-JEPA", resnets.IMAGENET, feature="avg", positions="size"
+    )
+    return replace(weights, preprocessing=vits.at_own_size(resnets.IMAGENET, weights.arch_args))
 
 
 IBOT = Format(

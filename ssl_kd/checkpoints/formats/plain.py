@@ -10,6 +10,7 @@ from ssl_kd.models.preprocessing import Preprocessing
 
 # crop_pct 0.9 of timm's DINO, 1.0 of its DINOv2
 TIMM_DINO = Preprocessing(resize=248, interpolation="bicubic")
+IJEPA_WIDTHS = (1280, 1408)  # of I-JEPA's ViT-H and ViT-g; timm's other ViTs without class token (SigLIP's) have others
 TIMM_DINOV2 = Preprocessing(size=518, resize=518, crop=518, interpolation="bicubic")
 TORCHVISION_VIT: Rules = {
     r"^class_token$": "cls_token",
@@ -28,6 +29,8 @@ TORCHVISION_VIT: Rules = {
 def is_timm_vit(file: Contents) -> bool:
     """DINO's names in safetensors, or DINOv2 with timm's own name for registers and no mask token."""
     state = file.state()
+    if is_timm_ijepa(file):
+        return True
     if not vits.is_vit(state) or "mask_token" in state or any(name.startswith("head.") for name in state):
         return False
     return (
@@ -37,9 +40,24 @@ def is_timm_vit(file: Contents) -> bool:
     )
 
 
+def is_timm_ijepa(file: Contents) -> bool:
+    """A ViT without class token or anything beside it, of the width of an I-JEPA, in safetensors."""
+    state = file.state()
+    alone = vits.has_blocks(state) and "cls_token" not in state and not any(n.startswith(vits.EXTRAS) for n in state)
+    return alone and file.container == "safetensors" and state["pos_embed"].shape[-1] in IJEPA_WIDTHS
+
+
 def convert_timm_vit(file: Contents) -> Weights:
     """timm's names are the architecture's own. Layer scale at patch 14 is DINOv2's; a plain ViT may be anybody's."""
     place = Place((), "", file.state())
+    if is_timm_ijepa(file):
+        like = "timm's I-JEPA"
+        weights = vits.read(
+            file, place, "timm I-JEPA", TIMM_DINO, False, like=like, feature="avg", positions="antialias"
+        )
+        size = weights.arch_args.get("img_size", 224)
+        whole = 1.0 if isinstance(size, int) and size > 224 else None  # timm cuts nothing off at 448 px
+        return replace(weights, preprocessing=TIMM_DINO.at(size, whole) if isinstance(size, int) else TIMM_DINO)
     if "blocks.0.ls1.gamma" not in place.state:
         like = "timm's DINO" if place.state["pos_embed"].shape[-1] != 1280 else "timm's MAE"
         return vits.read(file, place, "timm DINO", TIMM_DINO, sure=False, like=like, interleave=True)
@@ -81,7 +99,8 @@ def is_imagenet_example(file: Contents) -> bool:
 TIMM_VIT = Format(
     "timm_vit",
     "timm",
-    "timm `vit_*_dinov2` (518 px) and `vit_*.dino` in safetensors; the latter's names are also those of timm's MAE",
+    "timm `vit_*_dinov2` (518 px), `vit_*_gap_*.*_ijepa` and `vit_*.dino` in safetensors; the latter's names are also those of "
+    "timm's MAE",
     "class token",
     TIMM_DINO,
     is_timm_vit,

@@ -154,6 +154,12 @@ def native(pixels: Preprocessing, args: Mapping[str, object]) -> Preprocessing:
     return pixels.at(size) if isinstance(size, int) and size <= THUMBNAIL else pixels
 
 
+def at_own_size(pixels: Preprocessing, args: Mapping[str, object]) -> Preprocessing:
+    """The lab's preprocessing at the size that the network's position embeddings are for."""
+    size = args.get("img_size", 224)
+    return pixels.at(size) if isinstance(size, int) else pixels
+
+
 def ratio(hidden: int, dim: int) -> float:
     """The MLP ratio that timm turns back into `hidden` when it truncates dim * ratio."""
     exact = hidden / dim
