@@ -69,7 +69,9 @@ def blueprint(weights: Weights, feature: str | None = None) -> Network:
     }
     for problem, names in problems.items():
         if names:
-            raise BrokenCheckpoint(f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}{channels(state)}")
+            raise BrokenCheckpoint(
+                f"{weights.arch} {problem} {len(names)} tensors: {shown(names)}{channels(state, wanted)}"
+            )
     return network
 
 
@@ -78,11 +80,12 @@ def loaded_as(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
-def channels(state: Mapping[str, Tensor]) -> str:
-    """That the first layer of a network is not made for RGB, where that is so."""
-    for name in ("conv1.weight", "patch_embed.proj.weight", "conv1.0.weight", "patch_embed.proj.0.weight"):
-        if name in state and state[name].ndim == 4 and state[name].shape[1] != 3:
-            return f"; its first layer takes {state[name].shape[1]} channels, and images have 3 (RGB)"
+def channels(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """That the first layer of a network is not made for RGB, where that is so: its kernel is the only one that takes three."""
+    for name in state.keys() & wanted.keys():
+        have, want = state[name].shape, wanted[name].shape
+        if len(have) == len(want) == 4 and want[1] == 3 and have[1] != 3 and have[0] == want[0]:
+            return f"; its first layer takes {have[1]} channels, and images have 3 (RGB)"
     return ""
 
 

@@ -6,7 +6,9 @@ Nothing heavy is imported here: settings and command lines use it as well.
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,10 +132,10 @@ def from_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def spelled(given: Mapping[str, object]) -> list[str]:
-    """The same as words for `ssl-kd distill`."""
+    """The same as words for `ssl-kd distill`, as a shell takes them."""
     words = []
     for name, value in given.items():
         if value is not None:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [f"--teacher-{name.replace('_', '-')}", f"'{text}'" if name == "arch_args" else text]
+            parts = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, Mapping) else value]
+            words += [f"--teacher-{name.replace('_', '-')}", " ".join(shlex.quote(str(part)) for part in parts)]
     return words

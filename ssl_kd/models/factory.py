@@ -89,6 +89,11 @@ def make_timm(name: str, arch_args: dict[str, object]) -> Network:
     if "norm_eps" in ours:
         norm: Callable[..., nn.Module] = nn.LayerNorm
         arch_args["norm_layer"] = partial(norm, eps=ours.pop("norm_eps"))
+    if arch_args.get("in_chans", 3) != 3:
+        raise UserError(
+            f"{name}: in_chans is {one_line(arch_args['in_chans'], 40)}, and images have three channels (RGB): networks of "
+            "more channels or bands are not read, give three of them to one that takes three"
+        )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()}
     create: Callable[..., nn.Module] = timm.create_model
     backbone = create(name, pretrained=False, num_classes=0, **given)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import layouts
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from ssl_kd.checkpoints.folders import processor_pixels
 from ssl_kd.checkpoints.loading import inspect, load_teacher
-from ssl_kd.checkpoints.reading import colours, reading
+from ssl_kd.checkpoints.reading import colours, reading, spelled
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError
 from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
 
@@ -394,6 +395,10 @@ def test_a_bare_state_dict_of_any_network_is_read_by_its_architecture(arch, tmp_
         ({"arch": "regnetx_002.nobody"}, "Invalid pretrained tag"),
         ({"arch": "regnetx_00"}, "no such architecture"),
         ({"arch": "regnetx_002", "mean": [0.5] * 13, "std": [0.5] * 13}, "got 13: networks of other channels"),
+        (
+            {"arch": "regnetx_002", "arch_args": {"in_chans": 13}, "mean": 0.5, "std": 0.5},
+            "in_chans is 13, and images have",
+        ),
         ({"arch": "regnetx_002", "format": "moco"}, "either a format"),
         ({"arch_args": {"img_size": 3}}, "belong to arch"),
         ({"arch": "regnetx_002", "mean": 0.5, "std": 0.5, "size": -3}, "a side in pixels"),
@@ -405,6 +410,28 @@ def test_what_does_not_fit_by_hand_is_one_line(given, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
         load_teacher(path, **given)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("arch", ["regnetx_002", "efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("bands", [1, 13])
+def test_a_network_of_other_bands_is_named_whatever_its_first_layer_is_called(arch, bands, tmp_path):
+    path = layouts.save(timm.create_model(arch, in_chans=bands).state_dict(), "zip", tmp_path)
+    with pytest.raises(BrokenCheckpoint, match=f"takes {bands} channels, and images have 3") as error:
+        load_teacher(path, arch=arch, mean=0.5, std=0.5)
+    assert str(error.value).isprintable()
+
+
+def test_the_next_line_can_be_pasted_into_a_shell():
+    given = {"arch": "x", "arch_args": {"img_size": 32, "act": "it's"}, "mean": ["0.5", "0.4", "0.3"], "size": None}
+    words = shlex.split(" ".join(spelled(given)))
+    assert words == [
+        "--teacher-arch",
+        "x",
+        "--teacher-arch-args",
+        json.dumps(given["arch_args"]),
+        "--teacher-mean",
+        *given["mean"],
+    ]
 
 
 def test_a_tensor_too_many_is_refused_by_hand_as_well(tmp_path):
