@@ -2,12 +2,13 @@
 # make test   install, then all but the slow tests (under 5 minutes on 2 cores)
 # make test-kill  kill a run at 40 random moments; it must end with the same bits (also, smaller, in make test-slow)
 # make test-index-kill  kill a picture index at 200 random moments; nothing may be lost or doubled
+# make test-oldest  the fast tests on the oldest versions that pyproject.toml allows, in an environment of its own (4 GB, removed by make clean)
 # make check  style, types and the fast tests: before each commit
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: install demo test test-slow test-kill test-index-kill check bench bench-distill bench-memory bench-eval bench-index docs clean
+.PHONY: install demo test test-slow test-oldest test-kill test-index-kill check bench bench-distill bench-memory bench-eval bench-index docs clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +24,15 @@ demo: install
 # two processes; hashing is fixed so that both collect the same tests
 test: install
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 -m 'not slow'
+
+OLDEST = $(VENV)-oldest
+
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/oldest.py dev > $(OLDEST)/versions.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(OLDEST)/versions.txt 'setuptools>=77,<82' wheel
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	PYTHONHASHSEED=0 $(OLDEST)/bin/python -m pytest -n 2 -m 'not slow'
 
 test-kill: install
 	$(BIN)/python -m benchmarks.kill --kills 40 --spawn
@@ -67,4 +77,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .ci/mkdocs.yml
 
 clean:
-	rm -rf $(VENV) build site docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest build site docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache

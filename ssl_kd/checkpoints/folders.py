@@ -24,6 +24,7 @@ from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
 
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 CONFIG, PROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
+TEACHERS = "teacher_licence"  # in a README's front matter: whose licence may bind a student, as `ssl-kd export --to hub` writes it
 LARGEST = 1 << 22  # bytes of a file of settings
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 # Cards that say which feature is meant where config.json does not: class token and mean patch side by side.
@@ -56,7 +57,8 @@ class Folder:
     def licence(self) -> str:
         """As the README or the config says it; nothing where neither does."""
         named = self.front.get("license_name") if self.front.get("license") in (None, "other") else None
-        return stated(named) or stated(self.front.get("license")) or stated(self.pretrained.get("license"))
+        own = stated(named) or stated(self.front.get("license")) or stated(self.pretrained.get("license"))
+        return own or stated(self.front.get(TEACHERS))
 
     @property
     def feature(self) -> str | None:

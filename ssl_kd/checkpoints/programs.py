@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from ssl_kd.checkpoints.formats.report import Report
+from ssl_kd.checkpoints.licences import UNSTATED, stated
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnsafeCheckpoint, UserError, one_line
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.preprocessing import Preprocessing
@@ -60,7 +61,9 @@ def load_program(path: Path, feature: str | None = None) -> Encoder:
         network.default = str(card.get("feature", network.default))
         eyes = _pixels(card, network.size)
         # Its own name, or none: a program has one answer and cannot be asked for another.
-        return Encoder(network, f"{PROGRAM}{kind}", {}, feature, eyes, origin(path, card))
+        encoder = Encoder(network, f"{PROGRAM}{kind}", {}, feature, eyes, origin(path, card))
+        encoder.licence = stated(card.get("licence")) or UNSTATED
+        return encoder
     except UserError as error:
         raise (error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}")) from error
 
@@ -85,6 +88,7 @@ def describe_program(path: Path) -> Report:
         preprocessing=encoder.preprocessing,
         parameters=encoder.parameter_count,
         digest=encoder.digest,
+        licence=encoder.licence,
     )
 
 

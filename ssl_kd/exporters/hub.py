@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssl_kd.checkpoints.folders import TEACHERS
+from ssl_kd.checkpoints.licences import warning
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import UserError, one_line
 from ssl_kd.exporters.equivalents import stem_lines, timm_twin
@@ -148,11 +150,10 @@ def _difference(encoder: Encoder, folder: Path, images: Tensor) -> float:
 
 
 def licence_of(notes: Mapping[str, object]) -> str:
-    """The licence of the teacher's weights, or of each, as the student's own record has it."""
+    """The licence of the teacher's weights, or of each, as the student's own record has it; nothing where it has none."""
     said = notes.get("teacher_licence", "")
     named = list(said.values()) if isinstance(said, Mapping) else [str(said)]
-    told = ", ".join(dict.fromkeys(one_line(one, 200) for one in named if one))
-    return told or "not recorded; look at the teacher's own page before you share the student"
+    return ", ".join(dict.fromkeys(one_line(one, 200) for one in named if one))
 
 
 def readme(encoder: Encoder, notes: Mapping[str, object], figures: str = "") -> str:
@@ -160,18 +161,22 @@ def readme(encoder: Encoder, notes: Mapping[str, object], figures: str = "") -> 
     none = "None were given (`ssl-kd export ... --to hub --figures FOLDER_OF_SSL_KD_EVAL`)."
     eyes = encoder.preprocessing
     story = "\n".join(f"| {one_line(key)} | {_told(value)} |" for key, value in notes.items())
+    licence = licence_of(notes)
+    front = f"\n{TEACHERS}: {json.dumps(licence)}" if licence else ""
+    binds = licence or "not recorded; look at the teacher's own page before you share the student"
+    binds = "\n\n".join(filter(None, [binds, warning([licence])]))
     resized = f"resize the shorter side to {eyes.resize}, " if eyes.resize else ""
     return f"""---
 library_name: timm
 pipeline_tag: image-feature-extraction
-tags: [image-feature-extraction, timm, knowledge-distillation, self-supervised]
+tags: [image-feature-extraction, timm, knowledge-distillation, self-supervised]{front}
 ---
 
 # {encoder.arch}, distilled without labels
 
 {encoder.parameter_count:,} parameters; an image becomes {encoder.dim} numbers. Made by ssl_kd from a teacher; no label was seen.
 
-Licence of the teacher's weights, which may bind the student: {licence_of(notes)}
+Licence of the teacher's weights, which may bind the student: {binds}
 
 ```python
 import timm

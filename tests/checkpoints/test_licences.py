@@ -1,6 +1,6 @@
 """The publisher's licence of a teacher is said wherever something that was made from it goes."""
 
-import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.checkpoints.zoo_entries import ZOO
 from ssl_kd.eval.evaluation import facts
 from ssl_kd.eval.results import Results
+from ssl_kd.exporters.export import HUB, TARGETS
 
 
 def tiny(licence=""):
@@ -68,9 +69,28 @@ def test_a_students_student_still_says_it(tmp_path):
     assert ssl_kd.inspect(save_student(tiny(), tmp_path / "c.safetensors")).licence == UNSTATED
 
 
-def test_the_card_of_an_export_says_it(tmp_path):
-    student = save_student(tiny(), tmp_path / "s.safetensors", teacher_licence="CC-BY-NC-4.0")
-    (done,) = ssl_kd.export(student, "safetensors", tmp_path / "out.safetensors")
-    card = json.loads(done.card.read_text())
-    assert card["licence"] == "CC-BY-NC-4.0"
-    assert "ask before commercial use" in card["licence_warning"]
+def stranger(form):
+    """Where a form needs what is not here, or only some of our networks fit into it."""
+    for package in {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}.get(form.partition("-")[0], ()):
+        pytest.importorskip(package)
+    return ssl_kd.build("torchvision/resnet18").eval() if form == "torchvision" else tiny()
+
+
+# Those that are judged on photos say it by the same card, and take minutes.
+FORMS = [*(form for form, target in TARGETS.items() if not target.shrink), HUB]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [form if form in ("timm", "safetensors", "hub") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS],
+)
+def test_whatever_is_made_of_a_student_says_it_and_so_does_what_is_read_back(form, tmp_path):
+    student = save_student(stranger(form), tmp_path / "s.safetensors", teacher_licence="CC-BY-NC-4.0")
+    name = "hub" if form == HUB else f"out{Path(TARGETS[form].name).suffix}"
+    (done,) = ssl_kd.export(student, form, tmp_path / name)
+    card = done.card.read_text()
+    assert "CC-BY-NC-4.0" in card
+    assert "ask before commercial use" in card
+    if form not in ("torchscript", "timm", "torchvision"):  # code, and bare weights for others, whose card lies beside
+        assert ssl_kd.load_encoder(done.path).licence == "CC-BY-NC-4.0"
+        assert ssl_kd.inspect(done.path).licence == "CC-BY-NC-4.0"
