@@ -1,6 +1,6 @@
 """Prints the oldest versions that pyproject.toml allows, one a line as pip takes them: what `make test-oldest` installs.
 
-    python .ci/oldest.py [EXTRA ...]
+python .ci/oldest.py [EXTRA ...]
 """
 
 import re
