@@ -23,7 +23,7 @@ ELSEWHERE = {
     "docs/images.md": "tests/data/test_open.py",
     "docs/objectives.md": "tests/objectives/test_plain_tensors.py",
     "docs/objects.md": "tests/distillation/test_objects.py",
-    "docs/quickstart.md": "tests/cli/test_quickstart.py",
+    "docs/quickstart.md": "tests/packaging/test_wheel.py",
     "docs/search.md": "tests/search/test_page.py",
 }
 # What a page's reader is taken to have, in words of Python, and the blocks that are parts of other files.
