@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,27 @@ from torch.optim.optimizer import ParamsT
 from ssl_kd.distillation.config import DistillConfig
 
 
-def make_optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
-    """AdamW, SGD or Muon over student and heads; no weight decay on vectors (norms, biases). That exception is our choice."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+def make_optimizer(module: nn.Module, config: DistillConfig, half: bool = False) -> torch.optim.Optimizer:
+    """AdamW, SGD or Muon over student and heads; no weight decay on vectors (norms, biases). That exception is our choice.
+
+    module: what is trained; what lies in its `student` is the network, anything else a head. half: Muon's products in bfloat16.
+    """
+    network = getattr(module, "student", None)
+    inside = {id(p) for p in network.parameters()} if isinstance(network, nn.Module) else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(d, o): [] for o in (True, False) for d in (True, False)}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            groups[parameter.ndim > 1].append(parameter)
-    lists = [
-        {"params": group, "weight_decay": config.weight_decay if decays else 0.0}
-        for decays, group in groups.items()
+            apart = config.optimizer == "muon" and id(parameter) not in inside
+            groups[parameter.ndim > 1, not apart].append(parameter)
+    lists: list[dict[str, Any]] = [
+        {"params": group, "weight_decay": config.weight_decay if decays else 0.0, "orthogonal": network_}
+        for (decays, network_), group in groups.items()
         if group
     ]
     if config.optimizer == "muon":
-        return Muon(lists, lr=config.lr)
+        return Muon(lists, lr=config.lr, half=half)
+    for one in lists:
+        del one["orthogonal"]
     if config.optimizer == "sgd":
         # Not fused: that one fails where a head's first gradient comes later than others' (a term with `start`).
         return torch.optim.SGD(lists, lr=config.lr, momentum=0.9)
@@ -40,6 +48,7 @@ class Rules(TypedDict):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+    orthogonal: bool
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,10 +58,12 @@ class Muon(torch.optim.Optimizer):
     five Newton-Schulz steps, times sqrt(max(1, rows / columns)). Vectors (norms, biases) take AdamW at `ratio` x lr, as
     the step of a matrix is measured in other units. Weight decay is decoupled. For short runs of convolutional students:
     a step has the same size whatever the gradient's, so that a few hundred of them go far.
-    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (form and constants). Differs: heads
-    and the first convolution take it as well, and vectors follow its schedule.
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (form and constants). Differs: the
+    first convolution takes it as well, and vectors follow its schedule. A group of parameters with `orthogonal` false takes AdamW
+    whole: `make_optimizer` says so of an objective's heads, whose matrices are large and are thrown away.
 
-    lr: 1e-2 to 4e-2. Raises nothing of its own; what is not finite is found before the step.
+    lr: 1e-2 to 8e-2. half: Newton-Schulz in bfloat16, as its source does. Raises nothing of its own; what is not finite is
+    found before the step.
     """
 
     def __init__(
@@ -63,9 +74,11 @@ class Muon(torch.optim.Optimizer):
         ratio: float = 0.2,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        half: bool = False,
     ):
         rules = {"lr": lr, "momentum": momentum, "ratio": ratio, "betas": betas, "eps": eps, "weight_decay": 0.0}
-        super().__init__(parameters, rules)
+        super().__init__(parameters, rules | {"orthogonal": True})
+        self.half = half
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
@@ -73,7 +86,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    (self._matrix if parameter.ndim > 1 else self._vector)(parameter, cast(Rules, group))
+                    is_matrix = parameter.ndim > 1 and group.get("orthogonal", True)
+                    (self._matrix if is_matrix else self._vector)(parameter, cast(Rules, group))
 
     def _matrix(self, parameter: Tensor, group: Rules) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -81,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         running = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonal(gradient.lerp(running, group["momentum"]).flatten(1))
+        update = orthogonal(gradient.lerp(running, group["momentum"]).flatten(1), half=self.half)
         scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
@@ -104,12 +118,16 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["mean"], size, value=-rate / (1 - first**count))
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(R, C) -> (R, C) with the same directions and singular values near 1 (0.7 to 1.2): Newton-Schulz, quintic, float32."""
+def orthogonal(matrix: Tensor, steps: int = 5, half: bool = False) -> Tensor:
+    """(R, C) -> (R, C) with the same directions and singular values near 1 (0.7 to 1.2): Newton-Schulz, quintic.
+
+    half: in bfloat16, else in float32.
+    """
     x = matrix.float()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
+    x = x.bfloat16() if half else x
     for _ in range(steps):
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x

@@ -92,15 +92,22 @@ class Stepper:
 class CohortStepper:
     """Students that step together, each with its own optimiser and clipping. configs: theirs, by name.
 
-    The heads of terms between them have an optimiser as well, by the settings of `config`.
+    The heads of terms between them have an optimiser as well, by the settings of `config`. half: Muon's products in bfloat16.
     """
 
-    def __init__(self, fabric: Fabric, bare: Cohort, configs: Mapping[str, DistillConfig], config: DistillConfig):
+    def __init__(
+        self,
+        fabric: Fabric,
+        bare: Cohort,
+        configs: Mapping[str, DistillConfig],
+        config: DistillConfig,
+        half: bool = False,
+    ):
         self.fabric, self.bare, self.configs = fabric, bare, {**configs, BETWEEN: config}
         self.trained: dict[str, nn.Module] = dict(bare.students)
         if bare.between is not None and any(p.requires_grad for p in bare.between.parameters()):
             self.trained[BETWEEN] = bare.between
-        own = [make_optimizer(module, self.configs[name]) for name, module in self.trained.items()]
+        own = [make_optimizer(module, self.configs[name], half) for name, module in self.trained.items()]
         self.module, *optimizers = fabric.setup(bare, *own)
         self.optimizers: dict[str, torch.optim.Optimizer] = dict(zip(self.trained, optimizers, strict=True))
         self.ended = False  # no more steps: patience is out

@@ -243,7 +243,8 @@ class _Trainer:
         if config.compile:
             self._networks_are_compiled(True)
         self.tie = parts.tie
-        cohorts = [CohortStepper(fabric, bare, self._configs(bare), config) for bare in self._cohorts()]
+        half = precision == "bf16-mixed"
+        cohorts = [CohortStepper(fabric, bare, self._configs(bare), config, half) for bare in self._cohorts()]
         for cohort in cohorts:
             for name, optimizer in cohort.optimizers.items():
                 if name in self.learners:

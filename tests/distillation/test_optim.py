@@ -6,7 +6,8 @@ from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
 from torch import nn
 
 import ssl_kd
-from ssl_kd.distillation.optim import Muon, orthogonal
+from ssl_kd.distillation.config import DistillConfig
+from ssl_kd.distillation.optim import Muon, make_optimizer, orthogonal
 from ssl_kd.runtime.signals import Interrupted
 
 
@@ -59,3 +60,26 @@ def test_a_run_with_muon_learns_and_resumes_to_the_same_bits(tmp_path):
         ssl_kd.distill(small_teacher(), images=small_images(), out=str(tmp_path / "half"), **settings)
     rest = ssl_kd.distill(small_teacher(), images=small_images(), out=str(tmp_path / "half"), **settings)
     assert same(whole.student, rest.student)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 30), (30, 4)])
+def test_in_bfloat16_the_step_points_where_it_does_in_float32(shape):
+    exact, half = orthogonal(drawn(*shape)), orthogonal(drawn(*shape), half=True)
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), half.flatten(), dim=0) > 0.99
+
+
+def test_muon_turns_the_network_and_adamw_moves_the_heads():
+    module = nn.ModuleDict({"student": nn.Linear(5, 4), "objective": nn.Linear(4, 9)})
+    peer = torch.optim.AdamW([nn.Parameter(module["objective"].weight.detach().clone())], lr=0.2 * 0.04, weight_decay=0.3)
+    optimizer = make_optimizer(module, DistillConfig(optimizer="muon", lr=0.04, weight_decay=0.3))
+    before = module["student"].weight.detach().clone()
+    for parameter in module.parameters():
+        parameter.grad = drawn(*parameter.shape)
+    theirs = peer.param_groups[0]["params"][0]
+    theirs.grad = module["objective"].weight.grad.clone()
+    optimizer.step()
+    peer.step()
+    assert torch.allclose(module["objective"].weight, theirs, atol=1e-6)
+    moved = torch.linalg.svdvals(module["student"].weight.detach() - before * (1 - 0.04 * 0.3))
+    assert moved.min() > 0.3 * 0.04  # every direction alike
