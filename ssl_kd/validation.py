@@ -178,7 +178,9 @@ def must_fit(name: str, value: object, kind: object, expects: str = "") -> objec
     if not fits(kind, value):
         got = one_line(repr(value), 60)
         raise UserError(f"{name}: expected {expects or in_words(kind)}, got {got}{_meant(kind, value)}")
-    return float(value) if kind is float and isinstance(value, int | float) else value
+    kinds = typing.get_args(kind) or (kind,)
+    whole = isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds
+    return float(cast(int, value)) if whole else value
 
 
 def _meant(kind: object, value: object) -> str:

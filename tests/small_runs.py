@@ -18,6 +18,8 @@ SMALL = {
     "size": 32,
     "epochs": 2,
     "batch_size": 8,
+    "lr": 1e-3,
+    "warmup": 2.0,
     "quiet": True,
     "precision": "32-true",
     "accelerator": "cpu",

@@ -203,27 +203,26 @@ class OptimiserSettings:
             tables=OBJECTIVES,
         ),
     )
-    epochs: int = setting(100, "passes over the images", least=1, first=True)
+    epochs: int | Literal["auto"] = setting(
+        "auto", "passes over the images; auto: as many as make a million looks, 20 to 400", least=1, first=True
+    )
     steps: int = setting(0, "so many steps, whatever epochs says; 0: whole epochs", least=0)
     batch_size: int = setting(
-        128,
-        "images at a time (views multiply it); short runs do better with 64",
+        64,
+        "images at a time (views multiply it); short runs do better with 32",
         least=2,
         why="samples are related to each other",
         first=True,
     )
     accumulate: int = setting(1, "so many batches make one step, as one batch of so many times the size would", least=1)
-    optimizer: Literal["adamw", "sgd", "muon"] = setting(
-        "adamw", "adamw, sgd (momentum 0.9) or muon (for short runs; lr 2e-2)"
-    )
-    lr: float = setting(
-        1e-3,
-        "peak learning rate; a short run of a convolutional student wants more, up to 1.6e-2 (docs/faq.md)",
-        above=0,
-        first=True,
+    optimizer: Literal["auto", "muon", "adamw", "sgd"] = setting("auto", "muon, adamw or sgd (momentum 0.9); auto: muon, or adamw where lr is given")
+    lr: float | Literal["auto"] = setting(
+        "auto", "peak learning rate; auto: 4e-2 for muon, 4e-3 for adamw, 5e-2 for sgd", above=0, first=True
     )
     weight_decay: float = setting(0.02, "decoupled (adamw) or L2 (sgd); not on biases and norms", least=0)
-    warmup: float = setting(2.0, "epochs of linear warm-up before the cosine", least=0)
+    warmup: float | Literal["auto"] = setting(
+        "auto", "epochs of linear warm-up before the cosine; auto: a twentieth of the run, 2 at most", least=0
+    )
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping", least=0)
     compile: bool = setting(
         False, "let torch.compile build both networks (needs a C++ compiler; the first steps take minutes)"

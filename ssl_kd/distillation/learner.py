@@ -13,6 +13,7 @@ from typing import TypedDict, cast
 import torch
 
 from ssl_kd.checkpoints.saving import save_module, save_student
+from ssl_kd.distillation.auto import known
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.members import Member
 from ssl_kd.distillation.model_card import card, provenance
@@ -56,7 +57,7 @@ class Learner:
         self.path = self.folder.path if self.folder else run
         self.run = run
         self.step = 0  # steps done
-        self.epochs: float = member.config.epochs  # passes over the images that the run asks for
+        self.epochs: float = known(member.config.epochs)  # passes over the images that the run asks for
         self.skipped = 0  # steps not taken because a number was not finite
         self.ended = False  # patience is out
         self.last: dict[str, float] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from ssl_kd.distillation.auto import known
 from ssl_kd.distillation.config import DistillConfig
 
 
@@ -30,13 +31,13 @@ def make_optimizer(module: nn.Module, config: DistillConfig, half: bool = False)
         if group
     ]
     if config.optimizer == "muon":
-        return Muon(lists, lr=config.lr, half=half)
+        return Muon(lists, lr=known(config.lr), half=half)
     for one in lists:
         del one["orthogonal"]
     if config.optimizer == "sgd":
         # Not fused: that one fails where a head's first gradient comes later than others' (a term with `start`).
-        return torch.optim.SGD(lists, lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(lists, lr=config.lr, fused=True)
+        return torch.optim.SGD(lists, lr=known(config.lr), momentum=0.9)
+    return torch.optim.AdamW(lists, lr=known(config.lr), fused=True)
 
 
 class Rules(TypedDict):

@@ -22,6 +22,7 @@ from ssl_kd.data.subset import hold_out
 from ssl_kd.data.view_settings import recipes_of
 from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
+from ssl_kd.distillation.auto import settled
 from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
 from ssl_kd.distillation.members import Asked, Member, Randomness, Tie, asked_students, tied
@@ -60,6 +61,7 @@ class Parts:
     contract: Preprocessing
     mix: str
     settings: dict[str, object]  # what config.yaml keeps
+    config: DistillConfig  # what was asked for, with numbers in place of `auto`
     tie: Tie | None = None  # what is between the students
 
     @property
@@ -89,6 +91,8 @@ def prepare(
     )
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
+    config = settled(config, len(trained_on))
+    asked = asked_students(config, objects)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
     contract = _contract(config, teachers)
     loaded, several = torch.get_rng_state(), "" not in asked
@@ -138,7 +142,9 @@ def prepare(
     }
     settings = _settings(config, asked, {name: named for name, (_, named) in found.items()}, teachers)
     settings["images_digest"] = images.digest
-    return Parts(TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings, tie)
+    return Parts(
+        TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings, config, tie
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.data.mixup import mixed
+from ssl_kd.distillation.auto import known
 from ssl_kd.distillation.cohort import Answer, Cohort
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.module import Batch
@@ -116,7 +117,7 @@ class CohortStepper:
 
     def begin(self, rate: float, measure: bool) -> None:
         """Make ready for a step."""
-        self.rates = {name: config.lr * rate for name, config in self.configs.items()}
+        self.rates = {name: known(config.lr) * rate for name, config in self.configs.items()}
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name]

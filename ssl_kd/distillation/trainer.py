@@ -26,6 +26,7 @@ from torch import nn
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.distillation.anchors import due, lay_anchors
 from ssl_kd.distillation.arguments import NOTHING, Objects, merge
+from ssl_kd.distillation.auto import known
 from ssl_kd.distillation.cohort import Cohort
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.distillation.learner import Learner
@@ -148,6 +149,7 @@ def _trainer(
 ) -> Iterator[_Trainer]:
     """Everything that a run needs, tried out before its folder is touched; the folder is locked while this is open."""
     parts = prepare(config, teacher, student, images, objects)
+    config = parts.config
     if config.targets and not in_store(config.targets):
         require_ours(Path(config.targets), TARGETS)
     run = RunDir(
@@ -237,7 +239,7 @@ class _Trainer:
         if saved is None:  # a saved state holds them
             self._lay_anchors()
         self.steps_per_epoch = self.loader.batches_per_epoch()
-        self.total = config.steps or self.steps_per_epoch * config.epochs
+        self.total = config.steps or self.steps_per_epoch * known(config.epochs)
         self.held = HeldOut(parts.held) if parts.held is not None else None  # shared: one pass of the teacher over them
         self.learners = {name: self._learner(member, parts) for name, member in parts.members.items()}
         if config.compile:
@@ -345,7 +347,7 @@ class _Trainer:
     @property
     def _epochs(self) -> float:
         """Passes over the images, a whole number unless steps were asked for."""
-        return round(self.total / self.steps_per_epoch, 3) if self.config.steps else self.config.epochs
+        return round(self.total / self.steps_per_epoch, 3) if self.config.steps else known(self.config.epochs)
 
     def _images_done(self) -> int:
         return round(len(self.loader.images) * self.step / self.steps_per_epoch)
@@ -428,7 +430,7 @@ class _Trainer:
 
     def _rate(self) -> float:
         """The share of each peak learning rate."""
-        warmup = min(self.config.warmup * self.steps_per_epoch, self.total / 2)
+        warmup = min(known(self.config.warmup) * self.steps_per_epoch, self.total / 2)
         return warmup_cosine(self.step, warmup, self.total)
 
     def _log(self, records: Mapping[str, dict[str, float]], rate: float) -> None:

@@ -207,7 +207,13 @@ def _docstring(settings: type) -> dict[str, str]:
 def _metavar(kind: object) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(str(choice) for choice in typing.get_args(kind) if choice != "") + "}"
-    names: dict[object, str] = {str: "TEXT", int: "N", float: "X"}
+    names: dict[object, str] = {
+        str: "TEXT",
+        int: "N",
+        float: "X",
+        int | Literal["auto"]: "N",
+        float | Literal["auto"]: "X",
+    }
     return names.get(kind, "YAML")
 
 

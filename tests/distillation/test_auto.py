@@ -1,0 +1,62 @@
+"""What `auto` stands for: the length, the optimiser and the rate of a run that names none."""
+
+import pytest
+import yaml
+from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
+
+import ssl_kd
+from ssl_kd.distillation.auto import FEWEST, LOOKS, MOST, RATES, settled
+from ssl_kd.distillation.config import DistillConfig
+from ssl_kd.errors import UserError
+from ssl_kd.runtime.signals import Interrupted
+
+ASKED = {key: value for key, value in SMALL.items() if key not in ("lr", "warmup")}
+
+
+@pytest.mark.parametrize("images", [10, 13_166, 50_000, 1_281_167])
+def test_a_run_has_a_million_looks_unless_its_images_are_very_few_or_very_many(images):
+    epochs = settled(DistillConfig(), images).epochs
+    assert FEWEST <= epochs <= MOST
+    assert epochs in (FEWEST, MOST) or LOOKS <= epochs * images < LOOKS + images
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_each_optimiser_has_a_rate_of_its_own(optimizer):
+    assert settled(DistillConfig(optimizer=optimizer), 1000).lr == RATES[optimizer]
+    assert settled(DistillConfig(optimizer=optimizer, lr=0.5), 1000).lr == 0.5
+
+
+def test_who_names_a_rate_alone_gets_the_optimiser_that_rates_are_named_for():
+    assert settled(DistillConfig(), 1000).optimizer == "muon"
+    assert settled(DistillConfig(lr=1e-3), 1000).optimizer == "adamw"
+
+
+def test_a_short_run_warms_up_shortly():
+    assert settled(DistillConfig(epochs=2), 1000).warmup == 0.1
+    assert settled(DistillConfig(steps=100, batch_size=10), 1000).warmup == 0.05
+    assert settled(DistillConfig(epochs=400), 1000).warmup == 2.0
+    assert settled(DistillConfig(warmup=7), 1000).warmup == 7
+
+
+def test_what_was_asked_for_is_left_alone():
+    config = DistillConfig(epochs=3, lr=0.1, optimizer="sgd", warmup=0.0)
+    assert settled(config, 10) == config
+
+
+def test_a_run_keeps_the_numbers_and_resumes_by_the_command_or_by_them(tmp_path):
+    whole = ssl_kd.distill(small_teacher(), images=small_images(), out=tmp_path / "whole", **ASKED)
+    kept = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
+    assert (kept["optimizer"], kept["lr"]) == ("muon", RATES["muon"])
+    assert kept["warmup"] == 0.1
+    for out, settings in (("a", ASKED), ("b", {key: kept[key] for key in (*ASKED, "optimizer", "lr", "warmup")})):
+        with signal_in_step(2), pytest.raises(Interrupted):
+            ssl_kd.distill(small_teacher(), images=small_images(), out=tmp_path / out, **ASKED)
+        again = ssl_kd.distill(small_teacher(), images=small_images(), out=tmp_path / out, **settings)
+        assert same(whole.student, again.student)
+
+
+def test_a_wrong_word_is_one_line():
+    with pytest.raises(UserError, match=r"^epochs: expected a whole number or auto, got 'ten'"):
+        ssl_kd.distill(small_teacher(), images=small_images(), out="run", **ASKED | {"epochs": "ten"})
+    with pytest.raises(UserError, match=r"^lr: expected a number or auto, got True"):
+        ssl_kd.distill(small_teacher(), images=small_images(), out="run", **ASKED | {"lr": True})
