@@ -177,7 +177,7 @@ class ChoiceSettings:
     """Learning rates."""
 
     lr: list[float] = field(
-        default_factory=lambda: [4e-3],
+        default_factory=lambda: [4e-2],
         metadata=described(
             "several: each objective at the best of them for it", expects="a list of numbers", first=True
         ),
@@ -197,14 +197,15 @@ class ChoiceSettings:
 class StepSettings:
     """Steps and stored targets."""
 
-    batch_size: int = setting(64, "images at a time", least=2)
-    optimizer: Literal["adamw", "sgd", "muon"] = setting("adamw", "adamw, sgd or muon")
+    batch_size: int = setting(32, "images at a time", least=2)
+    optimizer: Literal["adamw", "sgd", "muon"] = setting("muon", "muon, adamw or sgd")
     weight_decay: float = setting(0.02, "as in `ssl-kd distill`", least=0)
-    warmup: float = setting(0.5, "epochs", least=0)
+    warmup: float = setting(0.2, "epochs", least=0)
     replay: int = setting(
         0, "views of each image that come round again; 0: as many as the longest budget has epochs", least=0
     )
     targets: str = setting("", "folder of the stored teacher outputs; empty: targets in out")
+    target_bits: Literal[16, 4] = setting(16, "of stored patches and layers, as in `ssl-kd distill`")
     targets_gb: float = setting(20.0, "room for them; what does not fit is asked of the teacher each time", least=0)
 
 

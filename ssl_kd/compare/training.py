@@ -181,7 +181,7 @@ class Study:
             wanted = {name: _code(spec) for name, spec in self.objectives.items()}
             return parts | {"objectives": wanted, "views": self.config.views, "room": self.config.targets_gb} | {
                 "replay": {s: self.replay(job, s) for s in self.schemes()}, "precision": self.config.precision,
-                "students": [[row.arch, row.args] for row in self.student_rows.values()],
+                "bits": self.config.target_bits, "students": [[row.arch, row.args] for row in self.student_rows.values()],
             }  # fmt: skip
         if job.kind in TRAINED:
             settings = {name: value for name, value in self.settings(job).items() if name not in PLACES}
@@ -273,6 +273,7 @@ class Study:
             "replay": replay,
             "targets": (config.targets or f"{config.out}/targets") if replay else "",
             "view_seed": TARGETS_SEED,
+            "target_bits": self.config.target_bits,
             "seed": job.seed,
             "steps": steps,
             "epochs": max(1, math.ceil(steps / epoch)),
@@ -309,13 +310,17 @@ class Study:
             rows = self.replay(job, views) * len(scheme(views)) * images
             for name, layout in sorted(layouts.items(), key=lambda one: sum(width for *_, width in one[1])):
                 new = {part: (part, shape, width) for part, shape, width in layout if part not in parts}
-                needed = sum(rows * (2 * width + 4) for _, _, width in new.values())
+                needed = sum(rows * (self._bytes(part, width) + 4) for part, _, width in new.values())
                 if needed <= room:
                     room, parts = room - needed, parts | new
                     stored.append(name)
             if parts:
                 self._fill_scheme(job, views, list(parts), place / views)
         return {"stored": stored, "not for": refused}
+
+    def _bytes(self, part: str, width: int) -> float:
+        """Of a part of the teacher's outputs for one view: the embedding stays in float16."""
+        return 2 * width if part == "" or self.config.target_bits == 16 else width / 2
 
     def _layout(self, job: Job, objective: str, refused: dict[str, str]) -> dict[str, Layout]:
         """What an objective reads of the teacher; nothing for one that no student can have."""

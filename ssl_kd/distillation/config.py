@@ -215,7 +215,9 @@ class OptimiserSettings:
         first=True,
     )
     accumulate: int = setting(1, "so many batches make one step, as one batch of so many times the size would", least=1)
-    optimizer: Literal["auto", "muon", "adamw", "sgd"] = setting("auto", "muon, adamw or sgd (momentum 0.9); auto: muon, or adamw where lr is given")
+    optimizer: Literal["auto", "muon", "adamw", "sgd"] = setting(
+        "auto", "muon, adamw or sgd (momentum 0.9); auto: muon, or adamw where lr is given"
+    )
     lr: float | Literal["auto"] = setting(
         "auto", "peak learning rate; auto: 4e-2 for muon, 4e-3 for adamw, 5e-2 for sgd", above=0, first=True
     )

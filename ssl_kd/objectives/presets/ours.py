@@ -6,6 +6,10 @@ from ssl_kd.objectives.presets.papers import DLKD_ALIGNMENT, DLKD_CORRELATION, Q
 from ssl_kd.objectives.presets.preset import Preset, alignment, correlation
 
 # A head that can bend, and one that cannot: the second keeps the teacher's neighbours in the student's own embedding.
+_CENTRED = (
+    alignment("mlp", "cosine", space="centred"),
+    alignment("bn", "cosine", space="centred"),
+)
 _STANDARDISED = (
     alignment("mlp", "mse", space="standardised"),
     alignment("bn", "mse", space="standardised"),
@@ -14,17 +18,34 @@ _STANDARDISED = (
 
 OURS: dict[str, Preset] = {
     "default": Preset(
+        (*_CENTRED, alignment("mlp", "cosine", of="tokens", space="centred")),
+        "chosen by the comparison on real teachers",
+        "ours",
+        "-",
+        "(2 - 2 cos(g1(s), t)) + (2 - 2 cos(g2(s), t)) + (2 - 2 cos(g3(patches of s), patches of t)), t less its running mean; g1, g3: "
+        "two layers, g2: linear and batch norm",
+        "patches make stored targets large: `target_bits: 4`, or `default_light` then",
+    ),
+    "default_light": Preset(
+        _CENTRED,
+        "`default` without patches: for teachers that have none, and for stored targets",
+        "ours",
+        "-",
+        "(2 - 2 cos(g1(s), t)) + (2 - 2 cos(g2(s), t)), t less its running mean",
+        "-",
+    ),
+    "standardised": Preset(
         (*_STANDARDISED, alignment("mlp", "mse", of="tokens", space="standardised")),
-        "chosen by the comparison below",
+        "the default until the comparison on real teachers",
         "ours",
         "-",
         "MSE(g1(s), t) + MSE(g2(s), t) + MSE(g3(patches of s), patches of t), t standardised; g1, g3: two layers, g2: linear "
         "and batch norm",
-        "each dimension of the teacher counts equally; patches make stored targets large: `default_light` then",
+        "each dimension of the teacher counts equally",
     ),
-    "default_light": Preset(
+    "standardised_light": Preset(
         _STANDARDISED,
-        "`default` without patches: for teachers that have none, and for stored targets",
+        "`standardised` without patches",
         "ours",
         "-",
         "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
