@@ -57,6 +57,11 @@ VERSION = 1  # raise it when a change of code changes what a cell is
 SMALL_VIEWS = {"weak": "strong_small", "multi": "multi_small", "two_strong": "two_strong_small"}
 PACE_STEPS = 24  # of a run that only shows how fast an objective is
 TARGETS_SEED = 0  # of the views, which all cells share
+# How the run that only fills targets is set, whatever the comparison's steps and rates are: they decide no target.
+NO_TRAINING: dict[str, Any] = {
+    "steps": 0, "lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.0, "warmup": 0.0, "health_every": 1.0, "seed": 0,
+    "batch_size": 64,
+}  # fmt: skip
 # What a run's settings say of place and machine: no part of what a cell is.
 PLACES = ("out", "targets", "threads", "quiet", "save_minutes", "accelerator", "log_every")
 REFUSED = ("objective:", "student:", "views:", "accumulate:", "batch_size:")  # begin what says that a cell cannot be
@@ -348,9 +353,9 @@ class Study:
         like = next(name for name in self.objectives if self.views(name) == views)
         student = next(iter(self.student_rows))
         trial = Job("trial", job.teacher, student, job.pool, like, seed=self.config.tune_seed, lr=self.config.lr[0])
-        settings = self.settings(trial, replay=self.replay(job, views)) | {
-            "objective": AllParts(TOKENS in parts, layers)
-        }
+        settings = self.settings(trial, replay=self.replay(job, views)) | NO_TRAINING | {
+            "objective": AllParts(TOKENS in parts, layers), "epochs": self.replay(job, views),
+        }  # fmt: skip
         fill_targets(
             self.teacher(job.teacher), images=self.pool(job.pool), **settings | {"out": str(out), "mix": "none"}
         )

@@ -1,5 +1,6 @@
 """`ssl-kd compare` end to end: the table, what the teacher is asked, resuming, several processes, and who may choose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -298,3 +299,23 @@ def test_a_table_of_what_is_finished_can_be_asked_for_at_any_time(tmp_path, teac
     found = collect(config)
     assert found.unfinished == len(worker.jobs) - 1
     assert found.lines == ()
+
+
+def test_a_fill_that_was_stopped_goes_on_under_other_steps_and_rates(tmp_path, teacher, monkeypatch):
+    """What decides no target does not stand in the way of those that are there."""
+    config, fill = small(tmp_path, teacher, objectives=["sp"]), training.fill_targets
+
+    def stopped(*given, **settings):
+        fill(*given, **settings)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "fill_targets", stopped)
+        compare(config)
+    other = replace(
+        config, tune_share=0.5, lr=[3e-3, 5e-3], optimizer="sgd", tune_seed=9, batch_size=4, weight_decay=0.5, warmup=0.1
+    )
+    calls = asked(teacher)
+    assert compare(other).unfinished == 0
+    views = [size for size in calls if size == 8]
+    assert not views  # of stored ones, in the batches of the first fill
