@@ -309,11 +309,19 @@ def test_a_fill_that_was_stopped_goes_on_under_other_steps_and_rates(tmp_path, t
         fill(*given, **settings)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "fill_targets", stopped)
+    monkeypatch.setattr(training, "fill_targets", stopped)
+    with pytest.raises(KeyboardInterrupt):
         compare(config)
+    monkeypatch.setattr(training, "fill_targets", fill)
     other = replace(
-        config, tune_share=0.5, lr=[3e-3, 5e-3], optimizer="sgd", tune_seed=9, batch_size=4, weight_decay=0.5, warmup=0.1
+        config,
+        tune_share=0.5,
+        lr=[3e-3, 5e-3],
+        optimizer="sgd",
+        tune_seed=9,
+        batch_size=4,
+        weight_decay=0.5,
+        warmup=0.1,
     )
     calls = asked(teacher)
     assert compare(other).unfinished == 0

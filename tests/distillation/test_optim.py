@@ -71,7 +71,9 @@ def test_in_bfloat16_the_step_points_where_it_does_in_float32(shape):
 
 def test_muon_turns_the_network_and_adamw_moves_the_heads():
     module = nn.ModuleDict({"student": nn.Linear(5, 4), "objective": nn.Linear(4, 9)})
-    peer = torch.optim.AdamW([nn.Parameter(module["objective"].weight.detach().clone())], lr=0.2 * 0.04, weight_decay=0.3)
+    peer = torch.optim.AdamW(
+        [nn.Parameter(module["objective"].weight.detach().clone())], lr=0.2 * 0.04, weight_decay=0.3
+    )
     optimizer = make_optimizer(module, DistillConfig(optimizer="muon", lr=0.04, weight_decay=0.3))
     before = module["student"].weight.detach().clone()
     for parameter in module.parameters():
