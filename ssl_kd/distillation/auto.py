@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 def settled(config: DistillConfig, images: int) -> DistillConfig:
     """The config with numbers and names in place of `auto`. images: how many are trained on, at least 1."""
-    optimizer = _or(config.optimizer, "muon" if config.lr == "auto" else "adamw")  # who names a rate means AdamW's
+    usual: Literal["muon", "adamw"] = "muon" if config.lr == "auto" else "adamw"  # who names a rate means AdamW's
+    optimizer = usual if config.optimizer == "auto" else config.optimizer
     epochs = _or(config.epochs, min(max(-(-LOOKS // images), FEWEST), MOST))
     passes = config.steps * config.batch_size * config.accumulate / images if config.steps else epochs
     share, most = WARMUP
