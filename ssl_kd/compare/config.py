@@ -103,7 +103,7 @@ class WhatSettings:
         metadata=described("{NAME: ARCHITECTURE} or {NAME: {arch, args}}", expects="a mapping", first=True),
     )
     objectives: list[Any] = field(
-        default_factory=lambda: ["default"],
+        default_factory=lambda: ["centred"],
         metadata=described("presets, or {NAME: [terms]}", expects="a list", first=True),
     )
     own: str = setting(

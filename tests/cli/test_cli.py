@@ -106,7 +106,7 @@ def mistakes(tmp_path, folder):
         "unknown key": ([*good, "--epochz", "3"], "Did you mean epochs"),
         "unknown key in a file": (["distill", "--config", str(bad)], "Did you mean epochs"),
         "missing config": (["distill", "--config", str(tmp_path / "none.yaml")], "none.yaml"),
-        "wrong type": ([*good, "--epochs", "ten"], "epochs: expected a whole number, got 'ten'\n"),
+        "wrong type": ([*good, "--epochs", "ten"], "epochs: expected a whole number or auto, got 'ten'\n"),
         "a device of another name": ([*good, "--accelerator", "gpu"], "cpu or cuda, got 'gpu'. Did you mean cuda?\n"),
         "no value": ([*good[:-1]], "out: expected a value behind --out (see"),
         "a stray argument": ([*good, "photos"], "expected --setting value, got 'photos'"),
@@ -192,8 +192,8 @@ def test_of_several_files_the_later_wins(tmp_path):
 
 
 WRONG = {
-    "epochs": ("ten", "a whole number"),
-    "lr": ("fast", "a number"),
+    "epochs": ("ten", "a whole number or auto"),
+    "lr": ("fast", "a number or auto"),
     "quiet": ("maybe", "true or false"),
     "student_args": ("[1]", "a mapping"),
     "teachers": ("3", "a mapping"),

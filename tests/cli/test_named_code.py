@@ -29,6 +29,7 @@ WALK = [
     (DistillConfig, "student", "PARTS:network/tiny"),
     (DistillConfig, "teacher_format", "PARTS:FORMAT"),
     (DistillConfig, "teachers", "{a: {file: a.pth, format: PARTS:FORMAT, objective: [{term: PARTS:ExampleNorms}]}}"),
+    (DistillConfig, "between", "[{term: PARTS:LENGTHS}]"),
     (DistillConfig, "objective", "[{term: PARTS:ExampleNorms}]"),
     (DistillConfig, "objective", "[{term: alignment, distance: PARTS:absolute, space: PARTS:Halved}]"),
     (DistillConfig, "objective", "[{term: alignment, projector: PARTS:two_layers}]"),

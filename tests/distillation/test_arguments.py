@@ -88,7 +88,7 @@ def test_paths_and_numbers_of_numpy_become_what_yaml_keeps():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"epochs": "2"}, r"^epochs: expected a whole number, got '2'$"),
+        ({"epochs": "2"}, r"^epochs: expected a whole number or auto, got '2'$"),
         ({"epochs": 1.5}, "epochs: expected a whole number"),
         ({"epochs": True}, "epochs: expected a whole number"),
         ({"batch_size": None}, "batch_size: expected a whole number"),

@@ -233,7 +233,7 @@ def test_an_encoder_from_python_is_trained_in_place(teacher, tmp_path):
         ({"epochs": 0}, "epochs: expected at least 1"),
         ({"batch_size": 1}, "batch_size: expected at least 2"),
         ({"lr": 0.0}, "lr: expected above 0"),
-        ({"optimizer": "adam"}, "adamw, sgd or muon"),
+        ({"optimizer": "adam"}, "auto, muon, adamw or sgd"),
         ({"precision": "fp8"}, "expected auto"),
         ({"epoch": 3}, "Did you mean epochs"),
         ({"targets": "shelf"}, "targets: without replay"),

@@ -185,12 +185,12 @@ def test_theia_and_unic_mix_cosine_and_smooth_l1_on_standardised_teachers():
     assert unic.answer(0)[0] == pytest.approx((whole + patches) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["default", "default_light"])
+@pytest.mark.parametrize("name", ["centred", "centred_light"])
 def test_ours_are_cosines_to_teachers_without_their_mean(name):
     case = Case(name)
     t = case.teacher(0) - case.teacher(0).mean(0)
     by_hand = [2 - 2 * np.mean((unit(case.projected(0, i)) * unit(t)).sum(1)) for i in range(2)]
-    if name == "default":
+    if name == "centred":
         s, _ = rows_of_tokens(case, 2)
         patches = case.teacher(0, "tokens").reshape(-1, DT)
         by_hand.append(2 - 2 * np.mean((unit(s) * unit(patches - patches.mean(0))).sum(1)))
@@ -199,11 +199,11 @@ def test_ours_are_cosines_to_teachers_without_their_mean(name):
     assert total == pytest.approx(sum(by_hand), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["standardised", "standardised_light"])
+@pytest.mark.parametrize("name", ["default", "default_light"])
 def test_our_earlier_ones_are_squared_distances_to_standardised_teachers(name):
     case = Case(name)
     by_hand = [np.mean((case.projected(0, i) - standardised(case.teacher(0))) ** 2) for i in range(2)]
-    if name == "standardised":
+    if name == "default":
         by_hand.append(np.mean(np.square(np.subtract(*rows_of_tokens(case, 2)))))
     total, values = case.answer(0)
     assert values == pytest.approx(by_hand, rel=1e-3)

@@ -135,6 +135,7 @@ COMMAND_LINES = {
     "compare": lambda things, place: comparing(things, place),
     "certify": lambda things, place: ["certify", "--file", str(things / "w.safetensors"), "--student",
         str(things / "w.safetensors"), "--images", str(things / "i.npy"), "--out", str(place), "--quiet"],
+    "report": lambda things, place: ["report", str(place), "--out", str(place / "report.html")],
     "configs copy": lambda things, place: ["configs", "copy", "distill/four_teachers", str(place / "config.yaml")],
     "index build": lambda things, place: ["index", "build", "--weights", str(things / "w.safetensors"), "--images",
         str(things / "task"), "--out", str(place), "--quiet"],

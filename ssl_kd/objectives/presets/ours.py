@@ -17,35 +17,35 @@ _STANDARDISED = (
 
 
 OURS: dict[str, Preset] = {
-    "default": Preset(
+    "centred": Preset(
         (*_CENTRED, alignment("mlp", "cosine", of="tokens", space="centred")),
-        "chosen by the comparison on real teachers",
+        "what a run takes that names none; chosen by the comparison on real teachers",
         "ours",
         "-",
         "(2 - 2 cos(g1(s), t)) + (2 - 2 cos(g2(s), t)) + (2 - 2 cos(g3(patches of s), patches of t)), t less its running mean; g1, g3: "
         "two layers, g2: linear and batch norm",
-        "patches make stored targets large: `target_bits: 4`, or `default_light` then",
+        "patches make stored targets large: `target_bits: 4`, or `centred_light` then",
     ),
-    "default_light": Preset(
+    "centred_light": Preset(
         _CENTRED,
-        "`default` without patches: for teachers that have none, and for stored targets",
+        "`centred` without patches: for teachers that have none, and for stored targets",
         "ours",
         "-",
         "(2 - 2 cos(g1(s), t)) + (2 - 2 cos(g2(s), t)), t less its running mean",
         "-",
     ),
-    "standardised": Preset(
+    "default": Preset(
         (*_STANDARDISED, alignment("mlp", "mse", of="tokens", space="standardised")),
-        "the default until the comparison on real teachers",
+        "what runs took until 2026-11-29, and its name: a config that says `default` means it still",
         "ours",
         "-",
         "MSE(g1(s), t) + MSE(g2(s), t) + MSE(g3(patches of s), patches of t), t standardised; g1, g3: two layers, g2: linear "
         "and batch norm",
         "each dimension of the teacher counts equally",
     ),
-    "standardised_light": Preset(
+    "default_light": Preset(
         _STANDARDISED,
-        "`standardised` without patches",
+        "`default` without patches",
         "ours",
         "-",
         "MSE(g1(s), t) + MSE(g2(s), t), t standardised",
