@@ -40,7 +40,7 @@ from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.data.subset import FEWEST, MOST, SHARE, Subset
 from ssl_kd.distillation.arguments import merge
 from ssl_kd.distillation.setup import prepare
-from ssl_kd.distillation.target_cache import Layout
+from ssl_kd.distillation.target_cache import Layout, bytes_of
 from ssl_kd.distillation.trainer import Distilled, distill, fill_targets
 from ssl_kd.errors import Collapsed, NonFinite, UserError, one_line
 from ssl_kd.models.encoder import Encoder, build, frozen
@@ -315,17 +315,13 @@ class Study:
             rows = self.replay(job, views) * len(scheme(views)) * images
             for name, layout in sorted(layouts.items(), key=lambda one: sum(width for *_, width in one[1])):
                 new = {part: (part, shape, width) for part, shape, width in layout if part not in parts}
-                needed = sum(rows * (self._bytes(part, width) + 4) for part, _, width in new.values())
+                needed = sum(rows * bytes_of(part, width, self.config.target_bits) for part, _, width in new.values())
                 if needed <= room:
                     room, parts = room - needed, parts | new
                     stored.append(name)
             if parts:
                 self._fill_scheme(job, views, list(parts), place / views)
         return {"stored": stored, "not for": refused}
-
-    def _bytes(self, part: str, width: int) -> float:
-        """Of a part of the teacher's outputs for one view: the embedding stays in float16."""
-        return 2 * width if part == "" or self.config.target_bits == 16 else width / 2
 
     def _layout(self, job: Job, objective: str, refused: dict[str, str]) -> dict[str, Layout]:
         """What an objective reads of the teacher; nothing for one that no student can have."""

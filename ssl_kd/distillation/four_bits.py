@@ -50,9 +50,8 @@ def _lloyd(columns: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 class FourBits:
     """Rows of numbers <-> rows of bytes, by the levels (D, 16) of each dimension; a row is one vector of D or several."""
 
-    def __init__(self, levels: np.ndarray):
-        self.levels = np.ascontiguousarray(levels, np.float32)
-        known = torch.from_numpy(self.levels)
+    def __init__(self, levels: Tensor):
+        self.levels = known = levels.float().contiguous()
         self.edges = ((known[:, 1:] + known[:, :-1]) / 2).T.contiguous()  # (15, D)
         self.flat = known.flatten()
         self.first = torch.arange(len(known), dtype=torch.int32) * LEVELS

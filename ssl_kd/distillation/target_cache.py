@@ -37,8 +37,10 @@ from torch import Tensor
 from ssl_kd.distillation.four_bits import LEVELS, FourBits, fit_levels, packed_width
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.download import Check, download
-from ssl_kd.runtime.files import atomically, reserve
+from ssl_kd.runtime.files import reserve
 from ssl_kd.runtime.ownership import Kind, mark, require_ours
+from ssl_kd.runtime.run_dir import UNREADABLE
+from ssl_kd.runtime.state import load_state, save_state
 from ssl_kd.runtime.stores import about, in_store, local_folder, put
 from ssl_kd.types import Features
 
@@ -91,7 +93,8 @@ class TargetCache:
         self.there = str(folder).rstrip("/") if in_store(folder) else ""  # the folder of a store
         self.folder = local_folder("targets", self.there) if self.there else Path(folder)
         self.shape = (views, images, width)
-        self.vector, self.codec = vector, None if vector == 0 else FourBits(np.zeros((vector, LEVELS)))
+        self.vector = vector
+        self.codec: FourBits | None = None  # until levels are known
         self.kind = np.dtype(np.uint8 if vector else np.float16)
         self.columns = packed_width(width) if vector else width
         self.path = self.folder / f"{self.key}.{'u4' if vector else 'f16'}"
@@ -109,9 +112,13 @@ class TargetCache:
             raise UserError(
                 f"targets: cannot keep them in {self.folder} ({error.strerror or error}); use replay 0"
             ) from error
-        self.must_fit = bool(vector)
         if vector:
             self._read_levels()
+
+    @property
+    def must_fit(self) -> bool:
+        """Whether `fit` is wanted before anything is put."""
+        return bool(self.vector) and self.codec is None
 
     def _map(self) -> None:
         self.rows = np.memmap(self.path, self.kind, "r+", shape=(*self.shape[:2], self.columns))
@@ -135,30 +142,27 @@ class TargetCache:
     @property
     def bytes(self) -> int:
         """Size on disk when full."""
-        views, images, _ = self.shape
-        return views * images * (self.kind.itemsize * self.columns + 4)
+        views, images, width = self.shape
+        return views * images * _row_bytes(width, bool(self.vector))
 
     def fit(self, sample: Tensor) -> None:
         """Find the levels of each dimension on vectors (N, vector), and keep them; rows of other levels count as empty."""
-        levels = fit_levels(sample).numpy().astype("<f4")
-        record = levels.tobytes()
-        atomically(
-            self.path.with_suffix(".levels"),
-            lambda file: file.write(record + zlib.crc32(record).to_bytes(4, "little")),
-        )
+        levels = fit_levels(sample)
+        save_state(self.path.with_suffix(".levels"), {"levels": levels})
         self._lay(levels)
 
     def _read_levels(self) -> None:
         """Take the levels of an intact file; one that is damaged or missing leaves `must_fit` set."""
-        path = self.path.with_suffix(".levels")
-        record = path.read_bytes() if path.is_file() else b""
-        body, seal = record[:-4], record[-4:]
-        if len(body) == self.vector * LEVELS * 4 and zlib.crc32(body).to_bytes(4, "little") == seal:
-            self._lay(np.frombuffer(bytearray(body), "<f4").reshape(self.vector, LEVELS))
+        try:
+            levels = load_state(self.path.with_suffix(".levels"))["levels"]
+        except UNREADABLE:
+            return
+        if isinstance(levels, Tensor) and levels.shape == (self.vector, LEVELS):
+            self._lay(levels)
 
-    def _lay(self, levels: np.ndarray) -> None:
-        self.codec, self.must_fit = FourBits(levels), False
-        self.seal = self.key.encode() + b"%d" % zlib.crc32(levels.tobytes())
+    def _lay(self, levels: Tensor) -> None:
+        self.codec = FourBits(levels)
+        self.seal = self.key.encode() + b"%d" % zlib.crc32(levels.numpy().tobytes())
 
     def _make_room(self) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -197,16 +201,21 @@ class TargetCache:
         given = embeddings.detach().cpu()
         if not given.half().isfinite().all():
             raise UserError("targets: the teacher's embeddings overflow float16 (or are not numbers); use replay 0")
-        rows = given.half().numpy() if self.codec is None else self.codec.encode(given)
+        rows = self._codec.encode(given) if self.vector else given.half().numpy()
         self.rows[view, index] = rows
         self.sums[view, index] = self._sums_of(view, index, rows)
         return self._read(rows)
 
     def _read(self, rows: np.ndarray) -> Tensor:
         """Stored rows as float32 (B, width)."""
-        if self.codec is None:
-            return torch.from_numpy(rows.astype(np.float32))
-        return self.codec.decode(rows, self.shape[2])
+        if self.vector:
+            return self._codec.decode(rows, self.shape[2])
+        return torch.from_numpy(rows.astype(np.float32))
+
+    @property
+    def _codec(self) -> FourBits:
+        assert self.codec is not None, "fit comes first"
+        return self.codec
 
     def _sums_of(self, view: int, index: np.ndarray, rows: np.ndarray) -> list[int]:
         """A checksum per row, of its bytes, its place and the store; never 0, which means empty."""
@@ -252,7 +261,7 @@ class TargetStore:
         self.layout, self.shape = layout, (views, images)
         self.parts = {
             name: TargetCache(
-                folder, (question, name, shape), views, images, width, _vector(shape) if bits == 4 and name else 0
+                folder, (question, name, shape), views, images, width, _vector(shape) if _is_packed(name, bits) else 0
             )
             for name, shape, width in layout
         }
@@ -309,6 +318,20 @@ class TargetStore:
         """Ask the system to write everything out."""
         for part in self.parts.values():
             part.flush()
+
+
+def bytes_of(part: str, width: int, bits: int) -> int:
+    """What one part of a teacher's outputs takes for one view of an image, with its checksum. bits: as of a `TargetStore`."""
+    return _row_bytes(width, _is_packed(part, bits))
+
+
+def _row_bytes(width: int, packed: bool) -> int:
+    return (packed_width(width) if packed else 2 * width) + 4
+
+
+def _is_packed(part: str, bits: int) -> bool:
+    """Whether a part is kept in four bits a number: embeddings never are."""
+    return bits == 4 and part != EMBEDDING
 
 
 def _vector(shape: tuple[int, ...]) -> int:

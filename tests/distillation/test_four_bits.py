@@ -37,7 +37,7 @@ def test_levels_are_as_good_as_a_slow_search_finds(kind):
     bell = torch.randn(600, 3) * torch.tensor([1.0, 0.01, 9.0]) + torch.tensor([0.0, 1.0, -7.0])
     rows = {"bell": bell, "sparse": bell.clamp_min(0), "heavy": bell**3}[kind]
     levels = fit_levels(rows)
-    codec = FourBits(levels.numpy())
+    codec = FourBits(levels)
     back = codec.decode(codec.encode(rows), 3)
     for d in range(3):
         error = float((rows[:, d] - levels[d][(rows[:, d, None] - levels[d]).abs().argmin(1)]).square().mean())
@@ -48,7 +48,7 @@ def test_levels_are_as_good_as_a_slow_search_finds(kind):
 def test_each_number_becomes_its_nearest_level():
     levels = np.sort(np.random.default_rng(0).normal(size=(5, LEVELS)).astype(np.float32), 1)
     rows = torch.randn(7, 15)  # three vectors a row: an odd count of numbers
-    codec = FourBits(levels)
+    codec = FourBits(torch.from_numpy(levels))
     packed = codec.encode(rows)
     assert packed.shape == (7, packed_width(15))
     assert packed.dtype == np.uint8
@@ -61,7 +61,7 @@ def test_each_number_becomes_its_nearest_level():
 
 def test_a_dimension_with_few_values_keeps_them_exactly():
     rows = torch.tensor([0.0, 1.0, 4.0]).repeat(50)[:, None].repeat(1, 2)
-    codec = FourBits(fit_levels(rows).numpy())
+    codec = FourBits(fit_levels(rows))
     assert torch.equal(codec.decode(codec.encode(rows), 2), rows)
 
 
