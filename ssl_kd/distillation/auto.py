@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from ssl_kd.distillation.student_specs import student_specs
+
 if TYPE_CHECKING:
     from ssl_kd.distillation.config import DistillConfig
 
@@ -22,7 +24,9 @@ T = TypeVar("T")
 
 def settled(config: DistillConfig, images: int) -> DistillConfig:
     """The config with numbers and names in place of `auto`. images: how many are trained on, at least 1."""
-    usual: Literal["muon", "adamw"] = "muon" if config.lr == "auto" else "adamw"  # who names a rate means AdamW's
+    # Who names a rate, the run's or a student's, means AdamW's; students share the optimiser.
+    rates = [config.lr, *(spec.lr or "auto" for spec in student_specs(config).values())]
+    usual: Literal["muon", "adamw"] = "muon" if set(rates) == {"auto"} else "adamw"
     optimizer = usual if config.optimizer == "auto" else config.optimizer
     epochs = _or(config.epochs, min(max(-(-LOOKS // images), FEWEST), MOST))
     passes = config.steps * config.batch_size * config.accumulate / images if config.steps else epochs

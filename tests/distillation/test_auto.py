@@ -31,6 +31,16 @@ def test_who_names_a_rate_alone_gets_the_optimiser_that_rates_are_named_for():
     assert settled(DistillConfig(lr=1e-3), 1000).optimizer == "adamw"
 
 
+def test_a_rate_of_one_student_counts_for_the_optimiser_that_all_share():
+    """Else a student's own rate, meant for AdamW, would be Muon's, and the student not what it is alone."""
+    several = {"students": {"a": {"arch": "resnet18", "lr": 2e-3}, "b": {"arch": "resnet34"}}}
+    found = settled(DistillConfig(**several), 1000)
+    assert (found.optimizer, found.lr) == ("adamw", RATES["adamw"])
+    assert settled(DistillConfig(students={"a": "resnet18", "b": "resnet34"}), 1000).optimizer == "muon"
+    again = settled(DistillConfig(**several, optimizer=found.optimizer, lr=found.lr), 1000)  # as config.yaml keeps it
+    assert again.optimizer == "adamw"
+
+
 def test_a_short_run_warms_up_shortly():
     assert settled(DistillConfig(epochs=2), 1000).warmup == 0.1
     assert settled(DistillConfig(steps=100, batch_size=10), 1000).warmup == 0.05
