@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import Any, TypedDict, cast
 
 import torch
@@ -20,20 +21,17 @@ def make_optimizer(module: nn.Module, config: DistillConfig, half: bool = False)
     """
     network = getattr(module, "student", None)
     inside = {id(p) for p in network.parameters()} if isinstance(network, nn.Module) else set()
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(d, o): [] for o in (True, False) for d in (True, False)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            apart = config.optimizer == "muon" and id(parameter) not in inside
-            groups[parameter.ndim > 1, not apart].append(parameter)
-    lists: list[dict[str, Any]] = [
-        {"params": group, "weight_decay": config.weight_decay if decays else 0.0, "orthogonal": network_}
-        for (decays, network_), group in groups.items()
-        if group
-    ]
+            of_head = config.optimizer == "muon" and id(parameter) not in inside
+            groups.setdefault((of_head, parameter.ndim <= 1), []).append(parameter)
+    lists: list[dict[str, Any]] = []
+    for (of_head, is_vector), own in sorted(groups.items(), key=itemgetter(0)):
+        decay = 0.0 if is_vector else config.weight_decay
+        lists.append({"params": own, "weight_decay": decay} | ({"orthogonal": False} if of_head else {}))
     if config.optimizer == "muon":
         return Muon(lists, lr=known(config.lr), half=half)
-    for one in lists:
-        del one["orthogonal"]
     if config.optimizer == "sgd":
         # Not fused: that one fails where a head's first gradient comes later than others' (a term with `start`).
         return torch.optim.SGD(lists, lr=known(config.lr), momentum=0.9)
