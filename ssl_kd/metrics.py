@@ -21,6 +21,11 @@ def neighbour_overlap(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> 
     return float(shared_neighbours(student, teacher, k).float().mean())
 
 
+def chance_overlap(images: int, k: int = NEIGHBOURS) -> float:
+    """The neighbour overlap that unrelated embeddings of so many images have: k / (N - 1), at most 1."""
+    return min(1.0, k / max(images - 1, 1))
+
+
 def shared_neighbours(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """What each image contributes to `neighbour_overlap`: (N,) from 0 to 1."""
     assert len(student) == len(teacher) > k

@@ -21,7 +21,7 @@ from ssl_kd.distillation.module import DistillationModule
 from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.step import Bad
 from ssl_kd.errors import NonFinite
-from ssl_kd.metrics import NEIGHBOURS
+from ssl_kd.metrics import chance_overlap
 from ssl_kd.models.space_head import SpaceHead
 from ssl_kd.objectives.into_teacher import into_teacher
 from ssl_kd.objectives.multi_teacher import MultiTeacher
@@ -177,6 +177,6 @@ class Learner:
             "held-out images": (
                 f"{count}; most neighbours in common with the teacher at step {course.best_step:,}: "
                 f"{100 * course.best:.1f} ±{100 * course.best_half:.1f} % of the nearest 10, where unrelated networks share "
-                f"{NEIGHBOURS / max(count - 1, 1):.1%} (`{BEST}`)"
+                f"{chance_overlap(count):.1%} (`{BEST}`)"
             )
         }

@@ -22,8 +22,8 @@ from ssl_kd.data.prefetch import prefetch
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.errors import Collapsed
 from ssl_kd.metrics import (
-    NEIGHBOURS,
     centred_kernel_alignment,
+    chance_overlap,
     effective_rank,
     mean_of,
     neighbour_overlap,
@@ -50,11 +50,6 @@ OWN: dict[str, Callable[[Tensor], float]] = {
     "uniformity": uniformity,
     "spread": spread,
 }
-
-
-def chance(images: int) -> float:
-    """The neighbour overlap that unrelated embeddings of so many images have: 10 / (N - 1), at most 1."""
-    return min(1.0, NEIGHBOURS / max(images - 1, 1))
 
 
 def figures(student: Tensor, teacher: Tensor) -> dict[str, float]:
@@ -162,7 +157,7 @@ class Monitor:
         measurement in a row of a collapsed student.
         """
         ours, theirs = self._rows(student, teacher)
-        found = figures(ours, theirs) | {"chance_neighbour_overlap": chance(len(ours))}
+        found = figures(ours, theirs) | {"chance_neighbour_overlap": chance_overlap(len(ours))}
         found |= {f"teacher_{name}": of(theirs) for name, of in OWN.items()}
         if objective is not None and (cosine := head_cosine(objective, ours, theirs)) is not None:
             found["alignment"] = cosine

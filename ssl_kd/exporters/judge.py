@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssl_kd.data.open import open_images
 from ssl_kd.errors import UserError
-from ssl_kd.metrics import NEIGHBOURS, Mean, mean_of, shared_neighbours
+from ssl_kd.metrics import Mean, chance_overlap, mean_of, shared_neighbours
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.runtime.timing import Timing
@@ -139,7 +139,7 @@ class Judge:
         part = self.proof
         rows = part.rows(ask)
         same = mean_of(shared_neighbours(rows, part.student))
-        chance = NEIGHBOURS / (len(rows) - 1)
+        chance = chance_overlap(len(rows))
         met, asked = same.value >= self.keep, f"at least {100 * self.keep:.0f} % of the float student's neighbours"
         if part.teacher is None:
             return verdict(len(rows), chance, same, None, None, None, met, asked, **further)
