@@ -58,7 +58,7 @@ def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     if config.workers > 1:
         _check_names(wanted, task_list, encoder_list)
     _check_machine(config.device, config.engine)
-    _architectures_must_be_an_architecture(encoder_list)
+    _architectures_must_be_known(encoder_list)
     further, alike, strange = damaged_photos(task_list)
     task_list = [*task_list, *further]
     tasks = {title_of(task): open_task(task, config.max_unreadable) for task in task_list}
@@ -138,7 +138,7 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | None) else described(value)[0]
 
 
-def _architectures_must_be_an_architecture(encoders: Sequence[EncoderConfig]) -> None:
+def _architectures_must_be_known(encoders: Sequence[EncoderConfig]) -> None:
     from ssl_kd.models.factory import must_be_an_architecture
 
     for one in encoders:

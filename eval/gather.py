@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from ssl_kd.checkpoints.formats.student import HEADS
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.checkpoints.loading import inspect
+from ssl_kd.errors import CheckpointError, UserError, nearest
 from ssl_kd.runtime.files import probe
 from ssl_kd.runtime.ownership import refuse_replacing
+from ssl_kd.runtime.run_dir import STUDENT
 
 from .kept import load_results
 from .report.html import is_page, write_page
@@ -29,7 +29,6 @@ from .results import Results
 from .results.runs import Run
 from .runner.place import WHOLE
 
-STUDENT = "student.safetensors"
 OVERLAP = f"{HEALTH}neighbour_overlap"
 
 
@@ -203,16 +202,8 @@ def _command(path: Path) -> str:
 
 
 def _parameters(path: Path) -> int | None:
-    """Return how many numbers a student's backbone holds, from the head of its file; None without a file.
-
-    Running statistics of batch norm are no parameters, and a saved head is no part of the backbone.
-    """
+    """Return how many numbers a student's backbone holds; None where its file is not there, or damaged."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            head = json.loads(file.read(min(length, 1 << 26)))
-    except (OSError, ValueError, struct.error, RecursionError):
+        return inspect(path).parameters
+    except CheckpointError:
         return None
-    shapes = {name: one["shape"] for name, one in head.items() if name != "__metadata__" and not name.startswith(HEADS)}
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(int(math.prod(shape)) for name, shape in shapes.items() if not name.endswith(statistics))

@@ -26,13 +26,14 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--out: of several folders, say where the page shall be, such as --out report.html")
     out = Path(options.out or Path(options.runs[0]) / "report.html")
     from ssl_kd.eval.gather import report
+    from ssl_kd.runtime.run_dir import STUDENT
 
     results = report(options.runs, out, options.reference)
     for said in [*results.answers(), *(run.sentence() for run in results.runs)]:
         print(said)
     print(f"{out} shows it")
     if results.runs and not results.cells:
-        first = results.runs[0].folder / "student.safetensors"
+        first = results.runs[0].folder / STUDENT
         print(f"Next: ssl-kd embed --weights {first} --images photos/ --out features.npz; ssl-kd eval --help")
     else:
         print(f"Next: open {out} in a browser")
