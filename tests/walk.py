@@ -72,7 +72,11 @@ GROUPS = {
     },
 }
 CASES = {name: {"objective": few(name)} for name in PRESETS} | OWN | GROUPS
-FILES = {"heads": saved_dino, "heads_ibot": saved_ibot}  # with the head that the teacher was trained with
+FILES = {
+    "heads": saved_dino,
+    "heads_ibot": saved_ibot,
+    "retro": saved_dino,
+}  # with the head that the teacher was trained with
 
 
 def teacher(arch, args, seed):

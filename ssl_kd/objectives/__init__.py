@@ -29,8 +29,10 @@ from ssl_kd.objectives.divergences import (
     TopK,
 )
 from ssl_kd.objectives.factory import PRESETS, TERMS, build_objective, taps
+from ssl_kd.objectives.information import RenyiCorrelation, RenyiMutual, Variational
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.maps import Factors, Selectivity
 from ssl_kd.objectives.masked import MaskedHead, MaskedTokens
 from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.multi_teacher import MultiTeacher, build_several
@@ -61,6 +63,7 @@ __all__ = [
     "Decoupled",
     "Differences",
     "Divergence",
+    "Factors",
     "Features",
     "HardPairs",
     "Ladder",
@@ -73,8 +76,11 @@ __all__ = [
     "Progression",
     "Prototypes",
     "Relation",
+    "RenyiCorrelation",
+    "RenyiMutual",
     "Residual",
     "RowsAndColumns",
+    "Selectivity",
     "SoftRank",
     "Softened",
     "SoftmaxKL",
@@ -84,6 +90,7 @@ __all__ = [
     "TopK",
     "TwoMemoryBanks",
     "Uncertainty",
+    "Variational",
     "ViewBatch",
     "Weight",
     "WeightedSum",

@@ -86,6 +86,15 @@ def unit_squared(s: Tensor, t: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(s, dim=1), F.normalize(t, dim=1))
 
 
+def unit_softmax_kl(s: Tensor, t: Tensor, tau: float = 0.2) -> Tensor:
+    """Mean over samples of KL(softmax(t / tau) || softmax(s / tau)), rows of length 1, dimensions for classes.
+
+    Source: the distillation loss of S2-BNN (CVPR 2021), read in szq0214/S2-BNN, with MoCo v2's temperature as there.
+    """
+    log_q, log_p = (F.log_softmax(F.normalize(z, dim=1) / tau, dim=1) for z in (s, t))
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
 def unit_columns(s: Tensor, t: Tensor) -> Tensor:
     """The same of unit columns, each dimension over the batch: CLKD's match per class, with dimensions for classes."""
     return F.mse_loss(F.normalize(s, dim=0), F.normalize(t, dim=0))
@@ -105,6 +114,7 @@ DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry(
         "difference": difference,
         "unit_mse": unit_squared,
         "unit_columns": unit_columns,
+        "unit_kl": unit_softmax_kl,
     },
     group="ssl_kd.distances",
 )
@@ -159,8 +169,8 @@ class Alignment(Term):
         if self.of == "tokens":
             s = cells(student, "student", self.widths[0], self.student_layers)
             t = cells(teacher, "teacher", self.widths[1], self.teacher_layers)
-            s = over_rows(self.projector, to_grid(s, t.shape[1])).flatten(0, 1)
-            t = t.flatten(0, 1)
+            s, t = self.on_one_grid(s, t)
+            s, t = over_rows(self.projector, s).flatten(0, 1), t.flatten(0, 1)
         else:
             s, t = self.projector(student.embedding), teacher.embedding
         with torch.autocast(s.device.type, enabled=False):
@@ -168,6 +178,10 @@ class Alignment(Term):
             if self.whole_map:
                 s, t = (z.reshape(len(student.embedding), -1) for z in (s, t))
             return self.distance(s, t)
+
+    def on_one_grid(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, L, Ds) and (N, L', Dt) with as many cells: the student's are brought onto the teacher's."""
+        return to_grid(s, t.shape[1]), t
 
 
 def distance_by(given: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -18,8 +18,10 @@ from ssl_kd.objectives.auxiliary import HardPairs, Residual, Uncertainty
 from ssl_kd.objectives.boundary import Boundary
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.correlation import Correlation
+from ssl_kd.objectives.information import RenyiCorrelation, RenyiMutual, Variational
 from ssl_kd.objectives.inputs import Widths
 from ssl_kd.objectives.ladder import Ladder
+from ssl_kd.objectives.maps import Factors, Selectivity
 from ssl_kd.objectives.masked import MaskedHead, MaskedTokens
 from ssl_kd.objectives.options import must_fit
 from ssl_kd.objectives.presets import CATALOGUE
@@ -45,6 +47,11 @@ TERMS: Registry[type[Term]] = Registry(
         "masked_tokens": MaskedTokens,
         "masked_head": MaskedHead,
         "boundary": Boundary,
+        "variational": Variational,
+        "renyi_correlation": RenyiCorrelation,
+        "renyi_mutual": RenyiMutual,
+        "selectivity": Selectivity,
+        "factors": Factors,
     },
     group="ssl_kd.terms",
 )

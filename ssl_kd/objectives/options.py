@@ -62,6 +62,8 @@ OPTIONS: dict[str, Rule] = {
     "tau_student": ABOVE_ZERO,
     "tau_teacher": ABOVE_ZERO,
     "eps": ABOVE_ZERO,
+    "alpha": ABOVE_ZERO,
+    "rate": number("a number above 0, at most 1", lambda v: 0 < v <= 1),
     "gamma": number("a number above 0, at most 100", lambda v: 0 < v <= 100),
     "threshold": number("a number above 0, at most 1", lambda v: 0 < v <= 1),
     "smoothing": number("a number above 0, at most 1", lambda v: 0 < v <= 1),

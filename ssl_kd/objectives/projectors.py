@@ -71,6 +71,12 @@ def _seed(ds: int, dt: int) -> nn.Module:
     return nn.Sequential(nn.Linear(ds, ds), nn.ReLU(inplace=True), nn.Linear(ds, dt))
 
 
+def _vid(ds: int, dt: int) -> nn.Module:
+    """Linear Ds -> Dt, ReLU, Dt -> Dt, ReLU, Dt -> Dt, none with a bias (VID's regressor, on cells its 1 x 1 convolutions)."""
+    first, second, last = (nn.Linear(width, dt, bias=False) for width in (ds, dt, dt))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+
+
 PROJECTORS: Registry[Callable[[int, int], nn.Module]] = Registry(
     "projectors",
     {
@@ -83,6 +89,7 @@ PROJECTORS: Registry[Callable[[int, int], nn.Module]] = Registry(
         "square": _square,
         "layernorm": _layernorm,
         "seed": _seed,
+        "vid": _vid,
     },
     group="ssl_kd.projectors",
 )

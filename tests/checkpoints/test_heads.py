@@ -111,7 +111,7 @@ def test_a_file_without_a_head_for_patches_says_so(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-SAVED = {"heads": saved_dino, "heads_ibot": saved_ibot}
+SAVED = {"heads": saved_dino, "heads_ibot": saved_ibot, "retro": saved_dino}
 
 
 @pytest.mark.parametrize("objective", SAVED)

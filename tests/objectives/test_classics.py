@@ -16,6 +16,7 @@ from small_features import (
     everything,
     gram_kl,
     kl,
+    rand,
     softmax,
     standardised,
     unit,
@@ -23,7 +24,10 @@ from small_features import (
     widths,
 )
 
-from ssl_kd.objectives import build_objective
+from ssl_kd.errors import UserError
+from ssl_kd.objectives import Factors, Selectivity, Variational, build_objective
+from ssl_kd.objectives.maps import by_cells, by_channels
+from ssl_kd.types import Features
 
 # ------------------------------------------------------------------- classics
 
@@ -58,6 +62,104 @@ def test_fsp_compares_the_flow_from_one_stage_to_the_next():
     s, t = (as_features(everything(B, DT, seed=seed)) for seed in (0, 100))
     total, _ = objective(s, t, views(B))
     assert total.item() == pytest.approx(50 * np.mean((flow(s) - flow(t)) ** 2), rel=1e-4)
+
+
+def pooled(case, place):
+    """(N, C, L) of both networks at a stage, the larger map pooled to the smaller."""
+    maps = [given.layers[place].double() for given in case.batch(0)]
+    side = min(m.shape[2] for m in maps)
+    return [torch.nn.functional.adaptive_avg_pool2d(m, side).flatten(2).numpy() for m in maps]
+
+
+STAGES = [f"stage.{k}" for k in (1, 2, 3, 4)]
+
+
+def test_nst_compares_the_places_that_channels_choose_pair_by_pair():
+    """Against HobbitLong/RepDistiller, fewer cells than channels and more, one stage of other sides: value to 3e-7, gradient to 5e-7."""
+
+    def kernel(a, b):
+        return np.mean([(x @ y) ** 2 for x in a for y in b])
+
+    case, total = Case("nst"), 0.0
+    for place in STAGES:
+        pairs = zip(*(unit(z, 2) for z in pooled(case, place)), strict=True)
+        total += 50 * np.mean([kernel(s, s) + kernel(t, t) - 2 * kernel(s, t) for s, t in pairs])
+    assert case.answer(0)[0] == pytest.approx(total, rel=1e-4)
+
+
+def test_both_ways_to_nst_are_one():
+    s, t = (torch.nn.functional.normalize(rand(3, c, 9, seed=c), dim=2) for c in (5, 14))
+    assert by_cells(s, t).item() == pytest.approx(by_channels(s, t).item(), rel=1e-5)
+
+
+def test_a_channel_that_is_silent_leaves_nst_a_gradient():
+    term, tap = Selectivity(4, 6), torch.rand(2, 9, 4)
+    tap[:, :, 1] = 0
+    s = tap.requires_grad_()
+    term(Features(rand(2, 4), s), Features(rand(2, 6), rand(2, 9, 6))).backward()
+    assert s.grad.isfinite().all()
+    assert s.grad[:, :, 0].abs().sum() > 0
+
+
+def test_vid_is_a_gaussian_around_what_the_student_says_at_every_stage():
+    """Against HobbitLong/RepDistiller with its regressor and variances in ours, maps of equal and of other sides: value to
+    float32, gradient to 3e-7, of the variances as well."""
+    case, total = Case("vid"), 0.0
+    for place, term in zip(STAGES, case.terms, strict=True):
+        term.log_scale.data += rand(*term.log_scale.shape, seed=3)
+        s, t = pooled(case, place)
+        first, _, second, _, last = term.projector
+        ours = s.swapaxes(1, 2)
+        for layer, bend in ((first, True), (second, True), (last, False)):
+            ours = ours @ layer.weight.detach().double().numpy().T
+            ours = np.maximum(ours, 0) if bend else ours
+        variance = np.log1p(np.exp(term.log_scale.detach().double().numpy())) + 1e-5
+        total += np.mean((ours - t.swapaxes(1, 2)) ** 2 / variance + np.log(variance)) / 2
+    assert case.answer(0)[0] == pytest.approx(total, rel=1e-4)
+
+
+def test_vid_begins_at_a_variance_of_five_and_rests_at_what_the_student_misses():
+    term, t = Variational(6, 6, projector="identity"), rand(64, 6)
+    assert term(t, t).item() == pytest.approx(math.log(5) / 2, rel=1e-5)
+    assert term(t + 0.1, t) > term(t, t)
+    missed = torch.tensor([0.3, 0.5, 1.0, 1.0, 2.0, 3.0])
+    term(t + missed, t).backward()
+    assert torch.equal(term.log_scale.grad > 0, missed.square() < 5)  # followed well: smaller, and counts more
+    term.log_scale.data = torch.log(torch.expm1(missed.square() - 1e-5))
+    term.log_scale.grad = None
+    term(t + missed, t).backward()
+    assert term.log_scale.grad.abs().max() < 1e-5
+
+
+def test_ft_compares_unit_factors_and_trains_the_paraphraser_on_the_side():
+    """Against Jangho-Kim/Factor-Transfer-pytorch with its three networks in ours: value to 2e-7, gradient to 5e-7, that of the
+    paraphraser equal to the bit."""
+    case = Case("ft")
+    (s, t), (term,) = case.batch(0), case.terms
+    side = int(math.sqrt(s.tokens.shape[1]))
+    maps = [z.tokens.mT.unflatten(2, (side, side)) for z in (s, t)]
+    with torch.no_grad():
+        ours, theirs = term.translator(maps[0]), term.encoder(maps[1])
+        missed = (term.decoder(theirs) - maps[1]).abs().mean().item()
+    assert theirs.shape[1] == round(0.5 * DT)
+    a, b = (unit(z.flatten(1).double().numpy()) for z in (ours, theirs))
+    assert case.answer(0)[0] == pytest.approx(500 * np.abs(a - b).mean() + missed, rel=1e-4)
+
+
+def test_the_paraphraser_of_ft_does_not_hear_the_student():
+    term, t = Factors(6, 8), Features(rand(4, 8), rand(4, 9, 8))
+    heard = []
+    for seed in (0, 1):
+        term.zero_grad()
+        term(Features(rand(4, 6), rand(4, 9, 6, seed=seed)), t).backward()
+        heard.append([p.grad.clone() for part in (term.encoder, term.decoder) for p in part.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*heard, strict=True))
+    assert sum(g.abs().sum() for g in heard[0]) > 0
+
+
+def test_ft_asks_for_square_grids():
+    with pytest.raises(UserError, match="6 tokens of the teacher are no square grid"):
+        Factors(6, 8)(Features(rand(4, 6), rand(4, 9, 6)), Features(rand(4, 8), rand(4, 6, 8)))
 
 
 def test_sp_compares_unit_rows_of_gram_matrices():

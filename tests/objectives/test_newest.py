@@ -4,12 +4,14 @@ Where a docstring gives a deviation, value and gradient were compared once with 
 tensors (96 x 32, float32), beside these tests and not as part of them.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from small_features import Case, rand, softmax, unit, views
 
-from ssl_kd.objectives import DISTANCES, Correlation
+from ssl_kd.objectives import DISTANCES, Correlation, RenyiCorrelation, RenyiMutual
 from ssl_kd.objectives.compression import Compressed
 from ssl_kd.objectives.divergences import Differences, TopK
 from ssl_kd.objectives.hadamard import even_rotation
@@ -75,6 +77,46 @@ def test_columns_that_take_no_part_are_never_among_the_nearest(divergence):
     hidden[:, 4] = True
     masked = divergence(*(z.masked_fill(hidden, -torch.inf) for z in (s, t)))
     assert masked == divergence(*(z[:, ~hidden[0]] for z in (s, t)))
+
+
+# ------------------------------------------------------------------------------------------------ ITRD
+
+
+def test_itrd_adds_up_missing_correlations_and_the_cosines_that_the_teacher_lacks():
+    """Against roymiles/ITRD (96 x 32 to 96 x 48), its embedding in ours: value to 2e-7, gradient to 4e-7, each term and the sum."""
+    case = Case("itrd", b=7)
+    s, t = case.projected(0), case.teacher(0)
+    correlations = [np.corrcoef(a, b)[0, 1] * 6 / 7 for a, b in zip(s.T, t.T, strict=True)]
+    missing = math.log2(sum((1 - c) ** 3 for c in correlations))
+    ours, theirs = (unit(z) @ unit(z).T for z in (s, t))
+    spread = sum((ours[i, j] / 7) ** 2 - (ours[i, j] * theirs[i, j] / 7) ** 2 for i in range(7) for j in range(7))
+    assert case.answer(0)[1] == pytest.approx([missing, spread], rel=1e-4)
+    assert case.answer(0)[0] == pytest.approx(2 * missing + 0.05 * spread, rel=1e-4)
+    assert len({id(term.projector) for term in case.terms}) == 1
+
+
+def test_the_correlations_of_itrd_are_lowest_at_a_match_whatever_scale_and_place():
+    term, t = RenyiCorrelation(6, 6, projector="identity"), rand(16, 6)
+    lowest = math.log2(6 * 16**-3)
+    assert term(3 * t + 5, t).item() == pytest.approx(lowest, abs=1e-3)
+    for size in (0.1, 1.0):
+        assert term(t + size * rand(16, 6, seed=1), t) > lowest + 0.01
+
+
+def test_a_dimension_that_rests_is_uncorrelated_and_no_nan():
+    term, t = RenyiCorrelation(6, 6, projector="identity"), rand(16, 6)
+    t[:, 2] = 1
+    s = rand(16, 6, seed=1).requires_grad_()
+    value = term(s, t)
+    value.backward()
+    assert value.isfinite()
+    assert s.grad.isfinite().all()
+    assert torch.allclose(s.grad[:, 2], torch.zeros(16), atol=1e-6)
+
+
+def test_the_second_term_of_itrd_is_content_with_pairs_that_the_teacher_has_together():
+    together = torch.cat([rand(1, 6), rand(1, 6)]).repeat(4, 1)
+    assert RenyiMutual(6, 6, projector="identity")(rand(8, 6, seed=1), together).abs() < 1e-6
 
 
 # ------------------------------------------------------------------------------------------------ RADIO

@@ -162,6 +162,11 @@ def test_terms_and_presets_are_criteria():
         "masked_tokens",
         "masked_head",
         "boundary",
+        "variational",
+        "renyi_correlation",
+        "renyi_mutual",
+        "selectivity",
+        "factors",
     }
 
 

@@ -61,6 +61,13 @@ def test_seed_at_its_teacher_temperature_is_contrast_with_the_own_slot():
     assert case.answer(1)[0] == pytest.approx(-np.mean(np.log(softmax(logits)[:, 0])), rel=1e-4)
 
 
+def test_s2bnn_takes_dimensions_of_unit_outputs_for_classes():
+    """Against szq0214/S2-BNN's distillation alone, 128 outputs, less the teacher's entropy: value to float32, gradient to 6e-7."""
+    case = Case("s2bnn")
+    q, p = (softmax(unit(z) / 0.2) for z in (case.projected(0), case.teacher(0)))
+    assert case.answer(0)[0] == pytest.approx(kl(p, q), rel=1e-4)
+
+
 def test_compress_1q_looks_at_the_queue_before_the_batch_joins_it():
     """Against UMBCvision/CompRess with full queues (384): value to float32, gradient to 6e-7."""
     case = Case("compress_1q")
@@ -108,6 +115,14 @@ def test_lightly_v3_adds_the_patches_of_each_image():
     queue = np.concatenate([unit(case.teacher(0)), np.zeros((8192 - B, DT))])
     assert world == pytest.approx(queue_kl(case.projected(0), case.teacher(0), queue, 0.07, 0.07), rel=1e-4)
     assert total == pytest.approx(world + local, rel=1e-5)
+
+
+def test_lightly_v2_is_the_squared_distance_of_patches_on_the_teachers_grid():
+    """Against lightly-ai/lightly-train's DistillationV2, one teacher block, 16 patches onto 16 and 36, its head in ours: value to
+    float32, gradient to 2e-7. Onto fewer patches it reads at the centres of cells, where ours are means: 2e-3 and 0.6."""
+    case = Case("lightly_v2")
+    by_hand = np.mean((case.projected(0, 0, "tokens") - case.teacher(0, "tokens")) ** 2)
+    assert case.answer(0)[0] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_ega_is_made_of_pearson_correlations_between_samples():

@@ -166,6 +166,17 @@ def test_heads_asks_the_student_for_what_the_teachers_head_assigns():
     } | {"terms.correlation_teacher_head.relation.student_prototypes.weight"}
 
 
+def test_retro_sends_the_student_through_the_teachers_own_head():
+    case = Case("retro")
+    head = case.terms[0].relation.head
+    with torch.no_grad():
+        theirs = head(case.batch(0)[1].embedding).double().numpy()
+        ours = head(case.terms[0].projector(case.batch(0)[0].embedding)).double().numpy()
+    assert case.answer(0)[0] == pytest.approx(kl(sinkhorn_by_hand(theirs / 0.1), softmax(ours / 0.1)), rel=1e-4)
+    names = {name for name, p in case.objective.named_parameters() if p.requires_grad}
+    assert all(".projector." in name for name in names)
+
+
 def test_heads_ibot_asks_for_what_the_head_for_patches_assigns_to_hidden_ones():
     """Half of the images have nothing hidden; all count in the mean, as published.
 

@@ -42,6 +42,30 @@ CLASSICS: dict[str, Preset] = {
         differs="the last pair of stages; a linear map per student layer where widths differ (published: equal widths only); "
         "the published script trains this term before the others, and its weight of 50 never reaches that loss",
     ),
+    "nst": Preset(
+        tuple({"term": "selectivity", "weight": 50.0, **stage(k)} for k in (1, 2, 3, 4)),
+        f"neuron selectivity transfer; {_REPDISTILLER}",
+        "third-party",
+        "50 MMD^2 of the channels' unit maps at every stage, kernel <a, b>^2",
+    ),
+    "vid": Preset(
+        tuple(
+            {"term": "variational", "of": "tokens", "projector": "vid", "weight": 1.0, **stage(k)} for k in (1, 2, 3, 4)
+        ),
+        f"variational information distillation, CVPR 2019; its authors' code in {_REPDISTILLER}",
+        "code",
+        "mean of ((g(s) - t)^2 / v + log v) / 2 at every stage, g: three 1 x 1 convolutions, v trained per channel, 5 at first",
+        differs="lowest at a match for given v, where its value is the mean of log v / 2",
+    ),
+    "ft": Preset(
+        ({"term": "factors", "rate": 0.5, "strength": 500.0, "weight": 1.0},),
+        "factor transfer, NeurIPS 2018; Jangho-Kim/Factor-Transfer-pytorch",
+        "code",
+        "500 mean |unit factors of s - unit factors of t| of the last maps; factors of t: the code, of half the channels, of an "
+        "autoencoder (the paraphraser) trained by |decoded - map|; of s: three convolutions (the translator)",
+        differs="the paraphraser learns beside the student, not in five epochs before it; the larger map of factors is pooled to the "
+        "smaller. 132 million numbers for a ResNet-50 teacher, 5 million for a ViT-S",
+    ),
     "sp": Preset(
         (correlation("products", "identity", comparison="row_unit_l2", weight=3000.0),),
         f"similarity-preserving; {_REPDISTILLER}",

@@ -24,6 +24,18 @@ NEWEST: dict[str, Preset] = {
         differs="a linear head where widths differ; used beside CE and triplets there; weights of the training scripts, the defaults "
         "are 50, 2 and 1",
     ),
+    "itrd": Preset(
+        (
+            {"term": "renyi_correlation", "projector": "linear", "alpha": 1.5, "weight": 2.0, "head": "itrd"},
+            {"term": "renyi_mutual", "projector": "linear", "weight": 0.05, "head": "itrd"},
+        ),
+        "ITRD, BMVC 2022 (2112.00459); roymiles/ITRD",
+        "code",
+        "2 log2 sum_d |c_d - 1|^3 + 0.05 (sum G_s^2 - sum (G_s G_t)^2) / N^2, c_d: correlation over the batch of dimension d of g(s) with "
+        "t's, G: cosines of samples, g linear",
+        differs="used beside CE in the paper; g in the second term also where widths are equal; a dimension that rests has c_d = 0, "
+        "there no number. The first term is lowest at a match (not 0), the second is not: it spreads samples out",
+    ),
     "radio": Preset(
         (
             alignment("mlp", "balanced", space="phi_s"),

@@ -84,6 +84,15 @@ ON_PROTOTYPES: dict[str, Preset] = {
         "KL instead of CE (the same gradient); class tokens alone, for DINO, SwAV and MSN, whose files have no head for patches; no "
         "KoLeo, which pushes images apart; not zero at a match, as Sinkhorn moves the teacher",
     ),
+    "retro": Preset(
+        ({**CLASS_TOKENS, "projector": "simreg", "own_head": False},),
+        "Retro, reuse of the teacher's projection head",
+        "abstract",
+        "the teacher's projection head, frozen, behind an adapter on the student; a contrastive term and one of consistency",
+        "KL(sinkhorn(head_t(t) / tau_t) || softmax(head_t(g(s)) / 0.1)), head_t from the teacher's file, tau_t its own",
+        "the term of `heads` in place of theirs, which push samples apart; SimReg's head is the adapter. RoB (2301.09451), where the "
+        "student keeps a head of its own, is `heads` itself",
+    ),
     "heads_ibot": Preset(
         (CLASS_TOKENS, {"term": "masked_head", "weight": 1.0}),
         _HEADS[0],

@@ -43,6 +43,15 @@ SELF_SUPERVISED: dict[str, Preset] = {
         differs="KL instead of CE (the same gradient); empty slots instead of random ones; name the teacher's own "
         "128-d head as `teacher_feature` where its file has one",
     ),
+    "s2bnn": Preset(
+        (alignment("seed", "unit_kl"),),
+        "Shen et al., S2-BNN, CVPR 2021; szq0214/S2-BNN, distillation alone",
+        "code",
+        "CE(softmax(t / 0.2), softmax(g(s) / 0.2)) of unit outputs of 128 numbers, dimensions for classes; g: Linear, ReLU, Linear",
+        differs="KL instead of CE (the same gradient); students of real numbers; name the teacher's own 128-d head as `teacher_feature` "
+        "where its file has one: of wide features the softmax is nearly even",
+        views="strong",
+    ),
     "compress_1q": Preset(
         (correlation("queue", "linear", batch="none", size=128000, tau=0.04),),
         "Koohpayegani et al., CompRess, NeurIPS 2020; UMBCvision/CompRess",
@@ -86,6 +95,14 @@ SELF_SUPERVISED: dict[str, Preset] = {
         "code",
         "v1 + per image KL of row softmaxes of the patch Gram matrices, tau 0.07; g(s) laid over the teacher's grid bilinearly",
         differs="as v1",
+        mix="mixup",
+    ),
+    "lightly_v2": Preset(
+        (alignment("linear", "mse", of="tokens"),),
+        "LightlyTrain, distillation v2",
+        "code",
+        "MSE(g(patches), patches of the teacher's last two blocks), g linear; g(s) laid over the teacher's grid bilinearly",
+        differs="the last block alone; means over cells where the teacher's grid is the coarser; other first weights of g",
         mix="mixup",
     ),
     "ega": Preset(
