@@ -8,6 +8,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from ssl_kd.distillation.auto import known
@@ -83,10 +84,12 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    is_matrix = parameter.ndim > 1 and group.get("orthogonal", True)
-                    (self._matrix if is_matrix else self._vector)(parameter, cast(Rules, group))
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            matrices = [one for one in moved if one.ndim > 1 and group.get("orthogonal", True)]
+            for parameter in matrices:
+                self._matrix(parameter, cast(Rules, group))
+            inside = {id(one) for one in matrices}
+            self._others([one for one in moved if id(one) not in inside], cast(Rules, group))
 
     def _matrix(self, parameter: Tensor, group: Rules) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -99,37 +102,68 @@ class Muon(torch.optim.Optimizer):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
-    def _vector(self, parameter: Tensor, group: Rules) -> None:
-        state, gradient, (first, second) = self.state[parameter], parameter.grad, group["betas"]
-        assert gradient is not None
-        if not state:
-            state |= {
-                "step": torch.zeros(()),
-                "mean": torch.zeros_like(parameter),
-                "square": torch.zeros_like(parameter),
-            }
-        state["step"] += 1
-        count, rate = int(state["step"]), group["lr"] * group["ratio"]
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].lerp_(gradient.square(), 1 - second)
-        size = (state["square"] / (1 - second**count)).sqrt_().add_(group["eps"])
-        parameter.mul_(1 - rate * group["weight_decay"])
-        parameter.addcdiv_(state["mean"], size, value=-rate / (1 - first**count))
+    def _others(self, parameters: list[nn.Parameter], group: Rules) -> None:
+        """AdamW, each parameter by its own count of steps: a head may get its first gradient later than others."""
+        if not parameters:
+            return
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state |= {
+                    "step": torch.zeros((), device=parameter.device),
+                    "mean": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                }
+            # the fused kernel wants its counts where the parameters are; a state read back may have them elsewhere
+            state["step"] = state["step"].to(parameter.device)
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            cast(list[Tensor], parameters),
+            [cast(Tensor, parameter.grad) for parameter in parameters],
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            lr=group["lr"] * group["ratio"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+
+STEP = (3.4445, -4.7750, 2.0315)  # x -> (a + b xx' + c (xx')^2) x, which moves singular values towards 1
+WIDE = 2  # columns for each row from which on the steps are taken on x x' alone
 
 
 def orthogonal(matrix: Tensor, steps: int = 5, half: bool = False) -> Tensor:
     """(R, C) -> (R, C) with the same directions and singular values near 1 (0.7 to 1.2): Newton-Schulz, quintic.
 
-    half: in bfloat16, else in float32.
+    half: in bfloat16, else in float32. All steps are polynomials in x x', so that in float32 those of a wide matrix (most
+    convolutions) are multiplied up first and meet the matrix once, 2.5 to 3 times as fast at 1 x 9. In bfloat16 that loses the
+    small singular values.
     """
     x = matrix.float()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
-    x = x.bfloat16() if half else x
-    for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    a, b, c = STEP
+    if steps and not half and x.shape[1] >= WIDE * x.shape[0]:
+        gram, product = x @ x.T, torch.eye(len(x), device=x.device)
+        for step in range(steps):
+            power = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+            power.diagonal().add_(a)
+            product = power @ product if step else power
+            gram = power @ gram @ power if step < steps - 1 else gram
+        x = product @ x
+    else:
+        x = x.bfloat16() if half else x
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     out: Tensor = x.T if tall else x
     return out.to(matrix.dtype)
 

@@ -27,6 +27,18 @@ def test_a_matrix_keeps_its_directions_and_loses_its_lengths(shape):
     assert (inner - inner.diagonal().diag()).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (4, 30), (30, 4), (16, 40)])
+@pytest.mark.parametrize(("half", "off"), [(False, 1e-3), (True, 0.03)])
+@pytest.mark.parametrize("falling", [0.0, 3.0])
+def test_the_steps_are_those_of_the_plain_loop(shape, half, off, falling):
+    """`falling`: over so many powers of ten the columns shrink, which leaves small singular values."""
+    matrix = drawn(*shape) @ torch.logspace(0, -falling, shape[1]).diag()
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    assert (orthogonal(matrix, half=half) - x).norm() < off * x.norm()
+
+
 def test_the_size_of_a_gradient_plays_no_part():
     matrix = drawn(8, 12)
     assert torch.allclose(orthogonal(matrix), orthogonal(1e-4 * matrix), atol=1e-3)
@@ -41,6 +53,17 @@ def test_vectors_follow_torchs_adamw_at_a_share_of_the_rate():
         mine.step()
         peer.step()
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_head_that_gets_its_gradient_later_counts_its_own_steps():
+    early, late, alone = (nn.Parameter(drawn(7, 3)) for _ in range(3))
+    together, apart = (Muon([{"params": some, "orthogonal": False}], lr=0.05) for some in ([early, late], [alone]))
+    early.grad = drawn(7, 3, seed=4)
+    together.step()
+    late.grad = alone.grad = drawn(7, 3, seed=5)
+    together.step()
+    apart.step()
+    assert torch.equal(late, alone)
 
 
 def test_a_convolution_moves_as_the_matrix_of_its_output_channels():
