@@ -40,6 +40,7 @@ HALVINGS = 20
 # How far a strength goes: what part of `precision` it asks for, and the objective below which it is as good as nothing,
 # against which a gain is measured at least.
 FARTHEST = {torch.float32: (1.0, 1e-3), torch.float64: (0.1, 1e-7)}
+FUSED = 24  # classes from which on torch's own softmax is the quicker one: on fewer it takes four times as long
 SAMPLED = 8  # one row in so many is asked for its curvature
 EXACT = 1 << 20  # numbers: up to so many in the features, and in the logits of one strength, are solved in float64
 FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
@@ -214,21 +215,20 @@ class _Problem:
         """Return objective (r,), gradient (r, P), curvature (r, C) at points (r, P) of the strengths `which` (r,)."""
         n, r, c = len(self.z), len(which), self.classes
         weights, bias = _split(points, c)
-        # classes outside, strengths inside: softmax then runs along contiguous memory
-        columns, offset = weights.transpose(0, 1).reshape(c * r, -1), bias.T.reshape(-1)
+        columns, offset = weights.reshape(r * c, -1), bias.reshape(-1)
         gradient, bias_gradient = torch.zeros_like(columns), torch.zeros_like(offset)
         loss = torch.zeros(r, dtype=torch.float64, device=points.device)
-        bend, asked = torch.zeros_like(bias.T), 0
+        bend, asked = torch.zeros_like(bias), 0
         size = max(256, CELLS // (r * c))
 
         def piece(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
             rows, labels = self.z[part], self.y[part]
-            logits = torch.addmm(offset, rows, columns.T, out=self.room(len(rows), c * r)).view(len(rows), c, r)
+            logits = torch.addmm(offset, rows, columns.T, out=self.room(len(rows), r * c)).view(len(rows), r, c)
             lost, own = into_probabilities(logits, labels)
             sample = logits[::SAMPLED]
             bent = (sample - sample.square()).sum(0)
-            logits.view(-1, r)[own] -= 1
-            errors = logits.view(len(rows), c * r)
+            logits.view(-1)[own] -= 1
+            errors = logits.view(len(rows), r * c)
             return lost, errors.T @ rows, errors.sum(0), bent, len(sample)
 
         for lost, turn, shift, bent, sampled in self.pieces(piece, blocks(n, size), gradient.numel()):
@@ -238,11 +238,11 @@ class _Problem:
             bend, asked = bend + bent, asked + sampled
         penalty = self.penalties[which]
         objective = (loss / n).to(points.dtype) + penalty / 2 * weights.square().sum((1, 2))
-        slope = gradient.view(c, r, -1).transpose(0, 1) / n + penalty[:, None, None] * weights
-        bend = bend.T / asked
+        slope = gradient.view(r, c, -1) / n + penalty[:, None, None] * weights
+        bend = bend / asked
         # between a class's own curvature and that of all: its own alone overshoots where a class is nearly certain
         bend = (bend * bend.mean(1, keepdim=True)).sqrt().clamp_min(1e-9)
-        return objective, torch.cat([slope.flatten(1), bias_gradient.view(c, r).T / n], 1), bend
+        return objective, torch.cat([slope.flatten(1), bias_gradient.view(r, c) / n], 1), bend
 
     def room(self, rows: int, columns: int) -> Tensor:
         """Return a place for a piece's logits, one a thread for all its pieces: fresh memory would cost a tenth of the time."""
@@ -356,17 +356,22 @@ def _search(
 
 
 def into_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits (N, C, R) into softmax probabilities in place.
+    """Turn logits (N, R, C) into softmax probabilities in place.
 
-    Returns the summed cross-entropies (R,), and which rows of the probabilities' view (N C, R) are labelled ones (N,).
+    Returns the summed cross-entropies (R,), and where in the flat probabilities the labelled ones are (N R,).
     """
-    n, classes, heads = logits.shape
-    logits -= logits.amax(1, keepdim=True)
-    own = torch.arange(n, device=labels.device) * classes + labels
-    right = logits.view(-1, heads)[own].sum(0)
-    total = logits.exp_().sum(1, keepdim=True)
+    n, heads, classes = logits.shape
+    own = (torch.arange(n * heads, device=labels.device).view(n, heads) * classes + labels[:, None]).view(-1)
+    if classes >= FUSED:
+        torch.log_softmax(logits, -1, out=logits)
+        lost = -logits.view(-1)[own].view(n, heads).sum(0)
+        logits.exp_()
+        return lost, own
+    logits -= logits.amax(-1, keepdim=True)
+    right = logits.view(-1)[own].view(n, heads).sum(0)
+    total = logits.exp_().sum(-1, keepdim=True)
     logits /= total
-    return total.log().sum((0, 1)) - right, own
+    return total.log().sum((0, 2)) - right, own
 
 
 def _split(points: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -104,11 +104,10 @@ def fit_sgd(
     draw = torch.Generator().manual_seed(seed)
     r, (n, width) = len(lrs), x.shape
     weights = (0.01 * torch.randn(classes, width, generator=draw)).to(x.device)
-    # classes outside, heads inside, as in the solver: the softmax runs along contiguous memory
-    weights = weights[:, None].repeat(1, r, 1).view(classes * r, width)
-    bias, speed = weights.new_zeros(classes * r), torch.zeros_like(weights)
-    bias_speed, per_row = torch.zeros_like(bias), lrs.to(weights).repeat(classes)
-    errors = weights.new_empty(min(protocol.batch, n), classes * r)
+    weights = weights.repeat(r, 1)  # (R C, D): heads outside, classes inside, as in the solver
+    bias, speed = weights.new_zeros(r * classes), torch.zeros_like(weights)
+    bias_speed, per_row = torch.zeros_like(bias), lrs.to(weights).repeat_interleave(classes)
+    errors = weights.new_empty(min(protocol.batch, n), r * classes)
     large = x.device.type == "cpu" and errors.numel() * width > ALONE
     span_size = SPAN if large else len(errors)
     groups = list(blocks(len(weights), max(1, PART // (len(errors) * width)) if large else len(weights)))
@@ -116,9 +115,9 @@ def fit_sgd(
     def judge(span: slice) -> Tensor:
         """Fill a span of `errors`, the gradient of each row's loss by its logits / rows; return the losses (R,)."""
         right = labels[span]
-        logits = torch.addmm(bias, part[span], weights.T, out=errors[span]).view(len(right), classes, r)
+        logits = torch.addmm(bias, part[span], weights.T, out=errors[span]).view(len(right), r, classes)
         lost, own = into_probabilities(logits, right)
-        logits.view(-1, r)[own] -= 1
+        logits.view(-1)[own] -= 1
         logits /= len(part)
         return lost
 
@@ -148,10 +147,10 @@ def fit_sgd(
                     pass
                 step += 1
     advance(r)
-    heads = weights.view(classes, r, width).transpose(0, 1).contiguous()
+    heads = weights.view(r, classes, width)
     sound = heads.isfinite().all(2).all(1) & loss.isfinite()
     epochs = torch.full((r,), float(protocol.epochs))
-    return Fits(heads, bias.view(classes, r).T.contiguous(), loss / n, torch.full((r,), math.nan), epochs, sound)
+    return Fits(heads, bias.view(r, classes), loss / n, torch.full((r,), math.nan), epochs, sound)
 
 
 def standardiser(train: Tensor | Rows) -> Ready:
