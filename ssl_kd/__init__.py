@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ssl_kd.checkpoints.saving import save_student
     from ssl_kd.data.open import open_images
     from ssl_kd.distillation.config import DistillConfig
-    from ssl_kd.distillation.trainer import Distilled, distill
+    from ssl_kd.distillation.distilled import Distilled
+    from ssl_kd.distillation.trainer import distill
     from ssl_kd.errors import UserError
     from ssl_kd.exporters.export import export
     from ssl_kd.models.encoder import Encoder, build
@@ -47,7 +48,7 @@ _HOMES = {
     "DistillConfig": "distillation.config",
     "PretrainConfig": "pretraining.config",
     "distill": "distillation.trainer",
-    "Distilled": "distillation.trainer",
+    "Distilled": "distillation.distilled",
     "pretrain": "pretraining.trainer",
     "UserError": "errors",
     "export": "exporters.export",

@@ -10,7 +10,7 @@ import torch
 
 import ssl_kd
 from ssl_kd.data.sources.array import ArrayImages
-from ssl_kd.distillation.trainer import _Trainer
+from ssl_kd.distillation.loop import Loop
 
 SMALL = {
     "student": "resnet18",
@@ -52,7 +52,7 @@ def logged(folder):
 @contextlib.contextmanager
 def signal_in_step(number, sent=signal.SIGTERM):
     """Inside, a run's step of that number, counted from 0, ends with a signal to this process."""
-    train = _Trainer._train_step
+    train = Loop._train_step
 
     def train_then_signal(self, views):
         record = train(self, views)
@@ -61,5 +61,5 @@ def signal_in_step(number, sent=signal.SIGTERM):
         return record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Trainer, "_train_step", train_then_signal)
+        patch.setattr(Loop, "_train_step", train_then_signal)
         yield

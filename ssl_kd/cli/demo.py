@@ -9,7 +9,8 @@ from pathlib import Path
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.distillation.config import DistillConfig
-from ssl_kd.distillation.trainer import Distilled, distill
+from ssl_kd.distillation.distilled import Distilled
+from ssl_kd.distillation.trainer import distill
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.pretraining.config import PretrainConfig
 from ssl_kd.pretraining.trainer import pretrain

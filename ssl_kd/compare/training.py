@@ -39,9 +39,10 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.data.subset import FEWEST, MOST, SHARE, Subset
 from ssl_kd.distillation.arguments import merge
+from ssl_kd.distillation.distilled import Distilled
 from ssl_kd.distillation.setup import prepare
 from ssl_kd.distillation.target_cache import Layout, bytes_of
-from ssl_kd.distillation.trainer import Distilled, distill, fill_targets
+from ssl_kd.distillation.trainer import distill, fill_targets
 from ssl_kd.errors import Collapsed, NonFinite, UserError, one_line
 from ssl_kd.models.encoder import Encoder, build, frozen
 from ssl_kd.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing

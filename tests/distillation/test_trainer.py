@@ -175,7 +175,7 @@ def test_a_folder_in_use_is_refused(teacher, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(teacher, tmp_path, monkeypatch):
-    from ssl_kd.distillation.trainer import _Trainer
+    from ssl_kd.distillation.loop import Loop
     from ssl_kd.objectives import WeightedSum
 
     forward, calls = WeightedSum.forward, []
@@ -186,7 +186,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(te
         return (total * float("nan") if len(calls) == 4 else total), terms
 
     monkeypatch.setattr(WeightedSum, "forward", poisoned)
-    monkeypatch.setattr(_Trainer, "_log", lambda self, record, rate: self._save())
+    monkeypatch.setattr(Loop, "_log", lambda self, record, rate: self._save())
     with pytest.raises(NonFinite, match=r"became nan at step 3 .*images \d+.*last good state is in .*last\.ckpt"):
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", **QUICK)
     saved = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
