@@ -29,7 +29,8 @@ def build(argv: Sequence[str]) -> int:
     """Index the pictures of a source."""
     example = "ssl-kd index build --weights runs/x/student.safetensors --images photos/ --out photos.index"
     config = _checked(parse(BuildConfig, argv, "ssl-kd index build", (example,)), "weights", "images", "out")
-    from ssl_kd.search.index import Index, opened
+    from ssl_kd.search.filling import opened
+    from ssl_kd.search.index import Index
 
     images = opened(config.images, config.max_unreadable)
     index = Index.create_or_open(
@@ -118,7 +119,7 @@ def search(argv: Sequence[str]) -> int:
     if not config.queries:
         raise UserError("queries: expected a picture or a folder, got nothing (see --help)")
     from ssl_kd.search import show
-    from ssl_kd.search.index import opened
+    from ssl_kd.search.filling import opened
 
     index = _opened(config.index, config.weights, config.feature, _beside(config))
     sources = [opened(query, 0.0) for query in config.queries]

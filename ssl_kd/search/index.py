@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +21,22 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import numpy as np
 
-from ssl_kd.data.open import open_images
-from ssl_kd.data.sources.base import ImageSource
-from ssl_kd.data.sources.files import FileImages
-from ssl_kd.data.sources.listing import Names
-from ssl_kd.errors import ImagesError, NonFinite, UserError, one_of, shown_name
+from ssl_kd.errors import NonFinite, UserError, one_of, shown_name
 from ssl_kd.models.space import Space
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.runtime.stores import in_store
 from ssl_kd.search.embedding import vectors
 from ssl_kd.search.fast import Fast
+from ssl_kd.search.filling import Filler, PathNames, loaded, must_differ, opened
 from ssl_kd.search.remote import Remote
-from ssl_kd.search.store import Store, Writer, create, is_index, name_hash
+from ssl_kd.search.store import Store, create, is_index
 from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
 
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
 NORMS = ("unit", "none")  # cosine distance of unit vectors, or Euclidean distance of the features as they are
-COMMIT_SECONDS = 10.0  # what a kill may cost
-COMMIT_BYTES = 64 << 20  # of vectors that wait in memory to be written
 
 
 @dataclass(frozen=True)
@@ -235,10 +229,10 @@ class Index:
         source = opened(images, max_unreadable)
         with self.store.writing() as writer:
             names = PathNames(source)
-            _must_differ(names)
+            must_differ(names)
             old = self.store.rows_of(names)
             wanted = np.arange(len(names)) if replace else np.flatnonzero(old < 0)
-            filler = _Filler(writer, source, old, self.norm)
+            filler = Filler(writer, source, old, self.norm)
             with Progress("index", len(wanted), "images", quiet) as bar, stop_signals() as stop:
                 for job, numbers, rows in vectors(self.encoder, source, wanted, batch_size, threads, device):
                     filler.take([names[i] for i in numbers], rows, numbers)
@@ -435,79 +429,3 @@ def _here(folder: str | os.PathLike[str]) -> tuple[Path, Remote | None]:
         return Path(folder), None
     remote = Remote(os.fspath(folder))
     return remote.pull(), remote
-
-
-def opened(images: object, max_unreadable: float) -> ImageSource:
-    """A source of pictures; one picture, and a list of them, as well."""
-    from PIL import Image
-
-    if isinstance(images, Image.Image):
-        images = [images]
-    return open_images(images, max_unreadable)
-
-
-def loaded(weights: str | os.PathLike[str], feature: str = "", reading: Mapping[str, object] | None = None) -> Encoder:
-    """The frozen encoder of a file or name; reading: what `load_teacher` is told beside it."""
-    from ssl_kd.checkpoints.loading import load_teacher
-
-    return load_teacher(weights, feature=feature or None, **(reading or {}))  # type: ignore[arg-type]  # it checks them
-
-
-class PathNames(Names):
-    """The names of a source's pictures in an index: the source's own, and behind it the picture's."""
-
-    def __init__(self, source: ImageSource):
-        self.source = source
-        self.before = "" if isinstance(source, FileImages) else f"{source.name}/"
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, i: int) -> str:
-        """See Names."""
-        return f"{self.before}{self.source.ids[i]}"
-
-
-def _must_differ(names: Names) -> None:
-    """ImagesError for two pictures of one name: only one of them could be found again."""
-    hashes = np.fromiter(map(name_hash, names), np.uint64, len(names))
-    values, counts = np.unique(hashes, return_counts=True)
-    for number in np.flatnonzero(np.isin(hashes, values[counts > 1])).tolist():
-        twins = [i for i in np.flatnonzero(hashes == hashes[number]).tolist() if names[i] == names[number]]
-        if len(twins) > 1:
-            raise ImagesError(f"{shown_name(names[number])}: is named {len(twins)} times; name each picture once")
-
-
-class _Filler:
-    """Collects rows, and brings them to the disk every now and then."""
-
-    def __init__(self, writer: Writer, source: ImageSource, old: np.ndarray, norm: str):
-        self.writer, self.old, self.norm = writer, old, norm
-        alone = isinstance(source, FileImages) or not os.path.exists(source.name)
-        self.place = ("", "") if alone else (source.name, os.path.abspath(source.name))
-        self.added = self.replaced = 0
-        self._empty()
-
-    def _empty(self) -> None:
-        self.names: list[str] = []
-        self.rows: list[np.ndarray] = []
-        self.gone: list[int] = []
-        self.since = time.monotonic()
-
-    def take(self, names: list[str], rows: np.ndarray, numbers: Sequence[int]) -> None:
-        """Rows (n, D) of so many pictures, by their numbers in the source."""
-        self.names += names
-        self.rows.append(unit_rows(rows) if self.norm == "unit" else np.ascontiguousarray(rows, np.float32))
-        self.gone += [int(self.old[i]) for i in numbers if self.old[i] >= 0]
-        size = len(self.names) * rows.shape[1] * 4
-        if size > COMMIT_BYTES or time.monotonic() - self.since > COMMIT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Make what was taken count."""
-        if self.names:
-            self.writer.add(self.names, np.concatenate(self.rows), *self.place)
-            self.writer.remove(self.gone)
-            self.writer.commit()
-        self.added, self.replaced = self.added + len(self.names), self.replaced + len(self.gone)
-        self._empty()
