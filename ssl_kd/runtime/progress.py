@@ -39,7 +39,8 @@ class Progress:
             self._bar = _two_lines(self.title, self.total, self.unit)
             self._bar.start()
             # A name like t[v2] is no markup.
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, rate="", notes="")
+            shown = _cut(self.title, self._bar.console.width - _beside(self.total, self.unit))
+            self._task = self._bar.add_task(shown, total=self.total, completed=self.done, rate="", notes="")
         return self
 
     def __exit__(
@@ -88,6 +89,17 @@ class Progress:
         )
 
 
+def _beside(total: int, unit: str) -> int:
+    """Cells beside title and bar: both counts, unit, rate, two times, and the spaces between them."""
+    return 2 * len(str(total)) + len(unit) + 36
+
+
+def _cut(title: str, room: int) -> str:
+    """A title, or its beginning where it would push count, rate and time left away; 8 cells are always its own."""
+    room = max(room, 8)
+    return title if len(title) <= room else title[: room - 1] + "…"
+
+
 def _two_lines(title: str, total: int, unit: str) -> Bar:
     """A bar of rich's whose notes stand on a second line; it has the room that count, rate and times leave."""
     from rich.console import Console, RenderableType
@@ -101,9 +113,8 @@ def _two_lines(title: str, total: int, unit: str) -> Bar:
             yield Text(str(self.tasks[0].fields["notes"]), no_wrap=True, overflow="ellipsis") if self.tasks else ""
 
     console = Console(stderr=True)
-    # What stands beside the bar: title, both counts, unit, rate, two times, and the spaces between them.
-    beside = len(title) + 2 * len(str(total)) + len(unit) + 44
-    bar = [BarColumn(bar_width=min(24, console.width - beside))] if console.width - beside >= 4 else []
+    room = console.width - _beside(total, unit) - len(title) - 8  # times of more than a day
+    bar = [BarColumn(bar_width=min(24, room))] if room >= 4 else []
     return TwoLines(
         TextColumn("{task.description}", markup=False),
         *bar,

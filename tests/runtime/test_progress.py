@@ -99,19 +99,20 @@ def test_what_is_done_already_claims_neither_a_rate_nor_a_time(capsys):
     assert capsys.readouterr().err == "pretrain: 100 of 100 images, nothing left to do\n"
 
 
+@pytest.mark.parametrize("title", ["distill", "nearest neighbours", "the first encoder on flowers, train", "x" * 200])
 @pytest.mark.parametrize("width", [60, 80, 110])
-def test_count_rate_and_time_left_stay_whatever_the_terms(width, monkeypatch, capsys):
+def test_count_rate_and_time_left_stay_whatever_the_terms_and_the_title(width, title, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     terms = {f"correlation_queue_{i}": "0.123" for i in range(8)}
-    with Progress("distill", total=1_281_167, start=1000) as bar:
+    with Progress(title, total=1_281_167, start=1000) as bar:
         now[0] += 100
         bar.advance(99_000, loss="0.1234", **terms)
     shown = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", capsys.readouterr().err)
     first, second = shown.rstrip().splitlines()[-2:]
-    assert first.startswith("distill ")
+    assert first.startswith(title[:7])
     assert re.search(r" 100000/1281167 images 990/s \d+:\d\d:\d\d left [\d:-]+ *$", first)
     assert second.startswith("loss 0.1234  correlation_queue_0 0.123")
     assert max(len(first.rstrip()), len(second)) <= width
