@@ -28,7 +28,9 @@ FIGURES = {
     "knn/dino k=20": "k-NN",
     "linear/quick-lbfgs": "linear probe",
 }  # as compare.csv has them, as the chart says it
-MARKS = (("o", "#0067b1"), ("s", "#c25e00"), ("^", "#00805f"), ("D", "#8a3ffc"), ("v", "#565656"), ("P", "#b0004e"))
+MARKS = (("o", "#0067b1"), ("s", "#c25e00"), ("^", "#00805f"), ("D", "#8a3ffc"), ("P", "#b0004e"), ("v", "#806600"))
+RANDOM = "random weights"  # drawn in grey
+GREY = (("x", "#767676"), ("+", "#767676"))
 
 
 class Point(NamedTuple):
@@ -99,7 +101,7 @@ def compared(found: Mapping[str, Comparison], objective: str) -> Panels:
                     if not lines or math.isnan((kept := one.kept(group, name, figure, kind)).mean):
                         continue
                     said = f"{short}, {group.budget}" if len(budgets) > 1 else short
-                    said = f"{short}, random weights" if kind == "random" else said
+                    said = f"{short}, {RANDOM}" if kind == "random" else said
                     point = Point(
                         group.student, lines[0].parameters, kept.mean, kept.mean - kept.half, kept.mean + kept.half
                     )
@@ -107,9 +109,13 @@ def compared(found: Mapping[str, Comparison], objective: str) -> Panels:
                     if kind == "student" or point not in own:
                         own.append(point)
     return {
-        teacher: {name: sorted(points, key=lambda p: p.parameters) for name, points in series.items()}
+        teacher: {name: sorted(series[name], key=lambda p: p.parameters) for name in sorted(series, key=_is_random)}
         for teacher, series in panels.items()
     }
+
+
+def _is_random(name: str) -> bool:
+    return name.endswith(RANDOM)
 
 
 def demonstrated(out: Path, seed: int) -> Panels:
@@ -153,25 +159,24 @@ def draw(panels: Panels, path: Path) -> Path:
 
     from ssl_kd.runtime.files import atomically
 
-    if (most := max(map(len, panels.values()), default=0)) > len(MARKS):
-        raise UserError(
-            f"{most} series in one chart, and no more than {len(MARKS)} can be told apart: give fewer folders"
-        )
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    real = [name for name in names if not _is_random(name)]
+    if len(real) > len(MARKS):
+        raise UserError(f"{len(real)} series, of which a chart can tell {len(MARKS)} apart: give fewer folders")
+    looks = dict(zip(real, MARKS, strict=False)) | dict(zip(filter(_is_random, names), GREY, strict=False))
     figure, row = plt.subplots(
         1, len(panels), figsize=(2.4 + 4 * len(panels), 3.8), layout="constrained", sharey=True, squeeze=False
     )
     for axes, (teacher, series) in zip(row[0], panels.items(), strict=True):
         axes.axhline(100, color="#565656", linewidth=1)
         axes.text(0.01, 100.6, "the teacher", fontsize=9, color="#565656", transform=axes.get_yaxis_transform())
-        for place, ((name, points), (mark, colour)) in enumerate(zip(series.items(), MARKS, strict=False)):
+        for place, (name, points) in enumerate(series.items()):
             # a little to the side, so that intervals do not hide each other
             at = [p.parameters * 1.02 ** (place - (len(series) - 1) / 2) for p in points]
             share = [100 * p.share for p in points]
             arms = [[100 * (p.share - p.low) for p in points], [100 * (p.high - p.share) for p in points]]
-            line = "none" if "random" in name else "-"
-            axes.errorbar(
-                at, share, arms, marker=mark, color=colour, label=name, capsize=3, linewidth=1.5, linestyle=line
-            )
+            mark, colour = looks[name]
+            axes.errorbar(at, share, arms, marker=mark, color=colour, label=name, capsize=3, linestyle="none")
         students = dict(sorted({p.parameters: p.student for points in series.values() for p in points}.items()))
         axes.set_xscale("log")
         axes.set_xticks(list(students), [f"{count(size)}\n{name}" for size, name in students.items()], fontsize=8)
@@ -182,7 +187,8 @@ def draw(panels: Panels, path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     row[0][0].set_ylabel("% kept of the teacher's figure")
     row[0][0].set_ylim(bottom=0)
-    row[0][-1].legend(frameon=False, fontsize=9)
+    shown = {name: handle for axes in row[0] for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     plt.close(figure)

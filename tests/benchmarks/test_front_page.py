@@ -62,7 +62,7 @@ def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}/compare.csv is not there")):
         comparison(tmp_path)
     many = {f"{i}": comparison(write(tmp_path / f"{i}", line("half", 0, 0.3, budget=f"{i}"))) for i in range(9)}
-    with pytest.raises(UserError, match="18 series in one chart"):
+    with pytest.raises(UserError, match="18 series, of which a chart can tell 6 apart"):
         draw(compared(many, "centred"), tmp_path / "x.png")
 
 
