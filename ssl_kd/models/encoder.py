@@ -129,8 +129,8 @@ class Encoder(nn.Module):
         if space and self.head(space) is None:
             known = ", ".join(self.heads) or "none"
             raise UserError(
-                f"space: this encoder has no head to {space!r} (it has {known}); objectives with an alignment of "
-                f"embeddings leave one in the student's file.{nearest(space, list(self.heads))}"
+                f"space: this encoder has no head to {space!r} (it has {known}); `--objective drop_in` "
+                f"leaves one in the student's file.{nearest(space, list(self.heads))}"
             )
         return self.embeddings(images, (space or self.feature,))[space or self.feature]
 

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_kd.objectives.alignment import Alignment, difference, pearson_distance, unit_columns
+from ssl_kd.objectives.alignment import (
+    Alignment,
+    cosine_distance,
+    difference,
+    pearson_distance,
+    unit_columns,
+    unit_squared,
+)
 from ssl_kd.objectives.correlation import Correlation
 from ssl_kd.objectives.relations import CrossTable
 
 BLIND = (difference, pearson_distance, unit_columns)  # zero in other places than the teacher's, too
+DIRECTIONS = (cosine_distance, unit_squared)  # see no length: it must not matter to the space's inverse
 KEPT = (nn.ReLU, nn.GELU, nn.LayerNorm)
 CLOSE = 1e-6  # of a space that is affine, as a share of its largest number
 
@@ -26,13 +34,16 @@ CLOSE = 1e-6  # of a space that is affine, as a share of its largest number
 def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
     """Layers (N, Ds) -> (N, Dt), on the CPU in float32, or None where the objective has learnt no such way.
 
-    The first alignment of embeddings counts, unless its distance does not see where a sample lies; after it the head of
-    a relation across both spaces. Custom heads and spaces count where they are made of the layers above, or affine.
+    The first alignment of embeddings counts, unless its distance does not see where a sample lies: a cosine in a space
+    around the teacher's mean knows a direction from there, and no length to go. After it the head of a relation across
+    both spaces. Custom heads and spaces count where they are made of the layers above, or affine.
     """
     for term in objective.modules():
         if isinstance(term, Alignment) and term.of == "embedding" and term.distance not in BLIND:
             back = _undone(term.space, term.widths[1])
-            if back is not None and (found := _folded([*_parts(term.projector), *back], term.widths[1])):
+            if back is None or (term.distance in DIRECTIONS and any(bool(layer.bias.any()) for layer in back)):
+                continue
+            if found := _folded([*_parts(term.projector), *back], term.widths[1]):
                 return found
     for term in objective.modules():
         if isinstance(term, Correlation) and isinstance(term.relation, CrossTable):
@@ -48,7 +59,7 @@ def _parts(head: nn.Module) -> list[nn.Module]:
     return [] if isinstance(head, nn.Dropout) else [copy.deepcopy(head).cpu().double().eval()]
 
 
-def _undone(space: nn.Module, width: int) -> list[nn.Module] | None:
+def _undone(space: nn.Module, width: int) -> list[nn.Linear] | None:
     """The inverse of a target norm as a linear map; nothing where it is none, None where it is not affine."""
     space = copy.deepcopy(space).cpu().double().eval()
     probe = torch.randn(8, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -397,7 +397,8 @@ class Index:
         led = f" (nor has it a head into that space: {', '.join(encoder.heads)})" if len(encoder.heads) else ""
         raise UserError(
             f"{self.place}: holds vectors of {self.space}, and this encoder has {why}{led}: distances between the "
-            "two would mean nothing; query by the index's own encoder, or build an index of this one"
+            "two would mean nothing; query by the index's own encoder or by a student of it made with `--objective drop_in`, "
+            "or build an index of this one"
         )
 
     def verify(self) -> None:

@@ -49,6 +49,15 @@ def test_distances_that_do_not_see_the_place_leave_no_way():
     assert into_teacher(build_objective([{"term": "correlation", "relation": "batch"}], S, T)) is None
 
 
+@pytest.mark.parametrize("distance", ["cosine", "unit_mse"])
+def test_a_direction_from_the_teachers_mean_has_no_length_to_go(distance):
+    """Twice as long a head has the same loss, and would lead elsewhere; from the origin it is the same direction."""
+    for space, leads in (("raw", True), ("centred", False), ("standardised", False)):
+        assert (into_teacher(used(Alignment(S, T, "linear", space, distance))) is not None) == leads
+    raw, again = Alignment(S, T, "linear", "raw", "cosine"), Alignment(S, T, "linear", "centred", "mse")
+    assert into_teacher(nn.ModuleList([used(Alignment(S, T, "mlp", "centred", "cosine")), raw, again])) is not None
+
+
 def test_a_relation_across_both_spaces_has_a_head_into_the_teachers():
     term = Correlation(S, T, CrossTable(), projector="linear")
     rows = torch.randn(3, S)
