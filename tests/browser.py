@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
+PATIENCE = 300  # seconds for an answer: machines may be busy
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's key for "this is an element"
 KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Space": " "}
 
@@ -30,6 +32,21 @@ def missing():
     if shutil.which("chromedriver") is None or _chromium() is None:
         return "needs Chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
     return ""
+
+
+def axe():
+    """The checker of accessibility, axe-core, as text; empty when nobody put it here.
+
+    `npm install axe-core` in the clone, or SSL_KD_AXE=path/to/axe.min.js.
+    """
+    places = [os.environ.get("SSL_KD_AXE", ""), "node_modules/axe-core/axe.min.js"]
+    places += [f"{root}/lib/node_modules/axe-core/axe.min.js" for root in ("/usr", "/usr/local")]
+    return next((Path(one).read_text(encoding="utf-8") for one in places if one and Path(one).is_file()), "")
+
+
+def missing_axe():
+    """As `missing`, with axe-core."""
+    return missing() or ("" if axe() else "needs axe-core (npm install axe-core, or SSL_KD_AXE=path/to/axe.min.js)")
 
 
 def _chromium():
@@ -84,7 +101,7 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=verb)
         plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with plain.open(request, timeout=60) as answer:
+        with plain.open(request, timeout=PATIENCE) as answer:
             return json.load(answer)["value"]
 
     def devtools(self, command, **settings):
@@ -96,6 +113,18 @@ class Browser:
     def run(self, script, *arguments):
         """Run the body of a function and return what it returns."""
         return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)})
+
+    def faults(self):
+        """What axe-core finds wrong with the page: (rule, how bad, the first element) of each fault."""
+        self.run(axe())
+        self.call("POST", f"{self.session}/timeouts", {"script": 1000 * PATIENCE})
+        script = (
+            "const done = arguments[0]; axe.run({resultTypes: ['violations']}).then(found => done(found.violations.map("
+            "one => [one.id, one.impact, one.nodes[0].html.slice(0, 160), one.nodes.length])), e => done(String(e)))"
+        )
+        found = self.call("POST", f"{self.session}/execute/async", {"script": script, "args": []})
+        assert isinstance(found, list), found
+        return found
 
     def find(self, selector):
         return self.call("POST", f"{self.session}/element", {"using": "css selector", "value": selector})[ELEMENT]

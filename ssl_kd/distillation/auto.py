@@ -1,6 +1,6 @@
 """What `auto` stands for: how long to train, by which optimiser and at what rate, told from the number of images.
 
-The rule was chosen without labels, by neighbours in common on held-out images (docs/comparison.md), and states no more than that:
+The rule was chosen without labels, by neighbours in common on held-out images (docs/real_teachers.md), and states no more than that:
 a run that is known to want something else says so.
 """
 
