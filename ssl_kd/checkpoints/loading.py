@@ -33,7 +33,10 @@ from ssl_kd.models.factory import must_be_an_architecture
 
 __all__ = ["assemble", "contents", "convert", "inspect", "load_teacher", "read", "source"]
 
-BY_HAND = " Any other network of timm or torchvision is read by arch=, mean= and std= (docs/teachers.md)."
+BY_HAND = (
+    " Any other network of timm or torchvision is read by arch=, mean= and std= (docs/teachers.md); as options they are "
+    "--arch, or --teacher-arch of distill, and so on."
+)
 SAYS_ALL = (
     "a program and its card say all; give nothing but feature beside it (what is wrong in a card is mended there)"
 )

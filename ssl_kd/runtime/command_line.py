@@ -272,6 +272,8 @@ def _from_file(
     try:
         with open(path, encoding="utf-8") as file:
             found = _yaml(file, f"{path}: not readable as YAML") or {}
+    except FileNotFoundError:
+        raise UserError(f"config: {path}: no such file; `ssl-kd configs list` shows those of the package") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config: cannot read {path}: {one_line(error, 160)} (see {prog} --help)") from error
     if not isinstance(found, Mapping):

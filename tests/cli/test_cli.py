@@ -36,6 +36,15 @@ def test_help_lists_every_field_with_its_default(name, capsys):
         assert field in shown
 
 
+@pytest.mark.parametrize("command", ["distill", "pretrain", "targets", "eval", "compare"])
+def test_a_config_that_is_not_there_is_said_in_plain_words(command, capsys):
+    assert main([command, "nosuch.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"ssl-kd {command}: config: nosuch.yaml: no such file; `ssl-kd configs list` shows those of the package\n"
+    )
+
+
 def test_the_overview_names_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
