@@ -33,10 +33,22 @@ def _run(argv: Sequence[str], prog: str) -> int:
     Console(width=None if sys.stdout.isatty() else 160).print(results.table())
     for said in results.answers():
         print(said)
-    for note in results.notes:
+    for note in _together(results.notes):
         print(f"note: {note}")
     print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
     if config.report:
         print(f"{Path(config.out) / 'report.html'} shows them")
     print(f"Next: ssl-kd report {config.out} RUN... --out report.html puts it beside other runs and evaluations")
     return 0
+
+
+def _together(notes: Sequence[str]) -> list[str]:
+    """Notes that say the same of several cells as one: "TEXT (CELL and 5 more)"."""
+    cells: dict[str, list[str]] = {}
+    for note in notes:
+        cell, _, text = note.partition(": ")
+        cells.setdefault(text or cell, []).append(cell)
+    whole = {note.partition(": ")[2] or note: note for note in notes}
+    return [
+        whole[text] if len(own) == 1 else f"{text} ({own[0]} and {len(own) - 1} more)" for text, own in cells.items()
+    ]

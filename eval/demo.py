@@ -21,6 +21,7 @@ from .datasets.tasks import ArrayTask, Split
 from .evaluation import evaluate_encoders
 from .evaluators.knn import neighbours
 from .extraction.extract import extract
+from .extraction.feature_cache import FeatureStore
 from .results import Results
 
 if TYPE_CHECKING:
@@ -131,9 +132,12 @@ def _zipped(path: Path, images: Iterable[tuple[str, np.ndarray]]) -> Path:
 
 
 def measure(
-    teacher: Encoder, student: Encoder, tasks: Sequence[ArrayTask], seed: int, quiet: bool, out: Path
+    teacher: Encoder, student: Encoder, tasks: Sequence[ArrayTask], seed: int, quiet: bool, out: Path, features: Path
 ) -> Results:
-    """Teacher, student and the student's architecture with random weights, on every task, by k-NN and linear probe."""
+    """Teacher, student and the student's architecture with random weights, on every task, by k-NN and linear probe.
+
+    features: a folder where embeddings are kept for `picture`.
+    """
     import torch
 
     from ssl_kd.models.encoder import build
@@ -142,7 +146,7 @@ def measure(
     rebuild: Callable[..., Encoder] = build
     random = rebuild(student.arch, preprocessing=student.preprocessing, **student.arch_args)
     encoders = {TEACHER: teacher, STUDENT: student, RANDOM: random}
-    return evaluate_encoders(encoders, tasks, EVALUATORS, reference=TEACHER, quiet=quiet, out=out)
+    return evaluate_encoders(encoders, tasks, EVALUATORS, reference=TEACHER, quiet=quiet, out=out, features=features)
 
 
 def claims(results: Results, tasks: Sequence[ArrayTask]) -> list[tuple[bool, str]]:
@@ -182,8 +186,11 @@ def picture(
     path: Path,
     seed: int = 0,
     rows: int = 3,
+    features: Path | None = None,
 ) -> Path:
     """Draw test images of every task, `rows` of each, with their nearest training images under teacher and student.
+
+    features: the folder into which `measure` put their embeddings; without it they are embedded here.
 
     An edge says whether a neighbour is of the query's class, by its colour and by its line: full and green, or dashed and
     orange, as in the report. What is what stands below as a caption.
@@ -203,7 +210,9 @@ def picture(
     for axis in axes.flat:
         axis.set_axis_off()
     nearest = {
-        (task.name, name): _nearest(e, task) for task in tasks for name, e in ((TEACHER, teacher), (STUDENT, student))
+        (task.name, name): _nearest(e, task, features)
+        for task in tasks
+        for name, e in ((TEACHER, teacher), (STUDENT, student))
     }
     for line, (task, query) in zip(axes, asked, strict=True):
         _show(line[0], _pixels(task.test)[query], "black", "-")
@@ -234,8 +243,9 @@ CAPTION = (
 )
 
 
-def _nearest(encoder: Encoder, task: ArrayTask) -> np.ndarray:
-    train, test = (extract(encoder, split.images, quiet=True) for split in (task.train, task.test))
+def _nearest(encoder: Encoder, task: ArrayTask, features: Path | None) -> np.ndarray:
+    bank = extract if features is None else FeatureStore(features).bank
+    train, test = (bank(encoder, split.images, quiet=True) for split in (task.train, task.test))
     return neighbours(test.features, train.features, NEIGHBOURS)[1]
 
 

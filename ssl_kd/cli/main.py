@@ -233,6 +233,8 @@ def demo(argv: Sequence[str]) -> int:
 
 def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     """Labels stay in ssl_kd.eval.demo: only bare images are handed over to the trainers."""
+    import tempfile
+
     from rich.console import Console
 
     from ssl_kd.cli.demo import distilled, teacher, teacher_file
@@ -251,10 +253,11 @@ def _demo(out: Path, seed: int, fresh_teacher: bool, quiet: bool) -> int:
     console.print(f"2. A student, from the teacher's file {taught.origin}: no labels", markup=False)
     student = distilled(taught, images, out, seed, quiet).student
     console.print("3. Teacher, student and random weights on three tasks")
-    results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval")
+    with tempfile.TemporaryDirectory() as features:
+        results = labelled.measure(taught, student, tasks, seed, quiet, out / "eval", Path(features))
+        shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed, features=Path(features))
     labelled.handed_out(tasks, out)
     atomically(out / "teacher.pth.tar", lambda file: file.write(teacher_file(images).read_bytes()))
-    shown = labelled.picture(taught, student, tasks, out / "neighbours.png", seed)
     verdict = labelled.claims(results, tasks)
     for holds, claim in verdict:
         console.print(f"[{'green' if holds else 'red'}]{'holds ' if holds else 'FAILS '}[/] {claim}", highlight=False)
