@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_kd.checkpoints.by_architecture import best, by_architecture
-from ssl_kd.checkpoints.folders import CONFIG, Folder
+from ssl_kd.checkpoints.cards import card_of
+from ssl_kd.checkpoints.fitted import FLAT, fitted, with_gates
+from ssl_kd.checkpoints.folders import CONFIG, PROCESSOR, Folder
 from ssl_kd.checkpoints.formats.weights import Contents, Weights
 from ssl_kd.checkpoints.reading import Reading
 from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
 from ssl_kd.models.backbones import VisionTransformerNet
 from ssl_kd.models.factory import make
 
-if TYPE_CHECKING:
-    from timm.models import VisionTransformer
-
-GATED = "vit_giant_patch14_dinov2"  # timm's ViT whose MLPs are SwiGLU
 # Settings of timm that decide no tensor, or that are set here.
 NOT_OURS = ("num_classes", "dynamic_img_size", "pretrained", "features_only", "drop_rate", "drop_path_rate")
 POOLED = {"fc_norm", "attn_pool"}  # behind a pool over the patches, where timm's network has them
@@ -68,11 +65,14 @@ def _epsilon(backbone: nn.Module) -> float | None:
 
 
 def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
-    """The network that timm's config.json names, with its model_args."""
+    """The network that timm's config.json names, with its model_args, and with what its card or its weights say beside."""
     arch, args = str(folder.config["architecture"]), folder.config.get("model_args") or {}
     if not isinstance(args, Mapping):
         raise BrokenCheckpoint(f"{CONFIG}: model_args is no mapping")
     pool = folder.config.get("global_pool", args.get("global_pool"))
+    flat = {name: folder.config[name] for name in FLAT if name in folder.config and arch.startswith("vit_")}
+    card = card_of(folder.name)
+    args = {**(card.args if card else {}), **flat, **args}
     args = {name: value for name, value in args.items() if name not in (*NOT_OURS, *CODE, "global_pool")}
     try:
         with torch.device("meta"):
@@ -81,11 +81,15 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
         raise type(error)(f"{CONFIG}: {error}") from error
     found = best(file, plain.state_dict()).file
     state = found.state() if isinstance(found.nodes, Mapping) else {}
+    if (more := fitted(plain, args, state)) != args:
+        args = more
+        with torch.device("meta"):
+            plain = make(arch, dict(args)).backbone
     if POOLED & {name.partition(".")[0] for name in state} and isinstance(pool, str) and pool:
         args["global_pool"] = pool
     elif pool == "avg" and hasattr(plain, "blocks") and getattr(plain, "global_pool", "") == "token":
         given = replace(given, feature=given.feature or "avg")
-    arch, args = _with_gates(plain, arch, args, state)
+    arch, args = with_gates(plain, arch, args, state)
     given = replace(given, feature=given.feature or folder.feature)
     origin = f"{folder.name or 'timm folder'} ({folder.config['architecture']})"
     weights = by_architecture(file, arch, args, given, folder.pixels(), origin)
@@ -97,35 +101,6 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
     return weights
 
 
-def _with_gates(
-    plain: VisionTransformer, arch: str, args: Mapping[str, object], state: Mapping[str, Tensor]
-) -> tuple[str, dict[str, object]]:
-    """The architecture, or the same with SwiGLU layers where the weights have them and the config could not name code.
-
-    Virchow's and UNI 2's cards pass `mlp_layer=SwiGLUPacked` to timm by hand.
-    """
-    into, out = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
-    if into is None or out is None or into.shape[0] != 2 * out.shape[1] or not hasattr(plain, "reg_token"):
-        return arch, dict(args)
-    dim = int(plain.embed_dim)
-    return GATED, {
-        "img_size": int(plain.patch_embed.img_size[0]),
-        "patch_size": int(plain.patch_embed.patch_size[0]),
-        "embed_dim": dim,
-        "depth": len(plain.blocks),
-        "num_heads": cast(int, _attention(plain.blocks[0], "num_heads")),
-        "mlp_ratio": _ratio(into.shape[0], dim),
-        "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
-        "reg_tokens": 0 if plain.reg_token is None else int(plain.reg_token.shape[1]),
-        "no_embed_class": bool(plain.no_embed_class),
-    }
-
-
-def _ratio(hidden: int, dim: int) -> float:
-    exact = hidden / dim
-    return exact if int(dim * exact) == hidden else (hidden + 0.5) / dim
-
-
 def of_transformers(weights: Weights, folder: Folder) -> Weights:
     """A recognised format with what a transformers folder says of it."""
     kind = folder.config.get("model_type")
@@ -135,5 +110,7 @@ def of_transformers(weights: Weights, folder: Folder) -> Weights:
         return weights
     name = f"{folder.name}, " if folder.name else ""
     feature = folder.feature or weights.feature
-    origin = f"{name}{weights.origin}"
+    origin = f"{name}{weights.origin}" + (
+        "" if folder.pixels() else f", pixels as its family has them (no {PROCESSOR})"
+    )
     return replace(agreed(weights, folder.config), feature=feature, origin=origin)

@@ -3,7 +3,7 @@
     model.safetensors or pytorch_model.bin, one file or shards with an index
     config.json                 transformers' (`model_type`) or timm's (`architecture`, `model_args`, `pretrained_cfg`)
     preprocessor_config.json    transformers' pixels; timm's are in pretrained_cfg
-    README.md                   the licence, in its front matter
+    README.md                   the licence, in its front matter; the name, where it loads a known network (`cards`)
 
 A snapshot in the local cache of the hub is such a folder, and so is `models--ORG--NAME` above it. Where its files disagree
 the folder is refused.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from ssl_kd.checkpoints.cards import card_of, loads_itself_as
 from ssl_kd.checkpoints.licences import stated
 from ssl_kd.checkpoints.shards import INDEX, read_json
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, one_line
@@ -27,8 +28,6 @@ CONFIG, PROCESSOR, README = "config.json", "preprocessor_config.json", "README.m
 TEACHERS = "teacher_licence"  # in a README's front matter: whose licence may bind a student, as `ssl-kd export --to hub` writes it
 LARGEST = 1 << 22  # bytes of a file of settings
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
-# Cards that say which feature is meant where config.json does not: class token and mean patch side by side.
-CARDS = {"paige-ai/virchow": "cls_avg", "paige-ai/virchow2": "cls_avg", "kaiko-ai/midnight": "cls_avg"}
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,30 @@ class Folder:
     @property
     def feature(self) -> str | None:
         """What the card of a known network says is evaluated; None for the network's own."""
-        return CARDS.get(self.name.lower())
+        card = card_of(self.name)
+        return (card and card.feature) or None
 
     def pixels(self) -> Preprocessing | None:
-        """What the folder says of its pixels; None where it says nothing."""
+        """What the folder says of its pixels, or the card of a known network; None where neither does.
+
+        A pretrained_cfg without crop_pct does not say how images are resized.
+        """
+        card = card_of(self.name)
+        known = card.pixels if card else None
         if self.timms:
-            return timm_pixels(self.pretrained)
-        return None if self.processor is None else processor_pixels(self.processor)
+            own = timm_pixels(self.pretrained)
+            unsaid = known and "crop_pct" not in self.pretrained and (own.mean, own.std) == (known.mean, known.std)
+            return known if unsaid else own
+        return known if self.processor is None else processor_pixels(self.processor)
 
 
-def open_folder(path: Path, name: str = "") -> Folder:
-    """The folder, or the newest snapshot in a hub's cache folder. CheckpointError where it holds no such network."""
+def open_folder(path: Path, name: str = "", weights: str = "") -> Folder:
+    """The folder, or the newest snapshot in a hub's cache folder. CheckpointError where it holds no such network.
+
+    weights: the name of one of its files, where that was named and not the folder.
+    """
     path = snapshot(path)
-    found = [file for file in WEIGHTS if (path / file).exists()]
+    found = [weights] if weights else [file for file in WEIGHTS if (path / file).exists()]
     for whole, index in (WEIGHTS[:2], WEIGHTS[2:]):
         if whole in found and index in found:
             raise CheckpointError(f"holds both {whole} and {index}, which may disagree; name one of the two files")
@@ -87,8 +97,9 @@ def open_folder(path: Path, name: str = "") -> Folder:
         )
     config = read_json(path / CONFIG, LARGEST) if (path / CONFIG).exists() else {}
     processor = read_json(path / PROCESSOR, LARGEST) if (path / PROCESSOR).exists() else None
-    front = front_matter(path / README)
-    return Folder(path, path / found[0], config, processor, front, name or named(path, config, front))
+    readme = readable(path / README)
+    name = name or named(path, config) or loads_itself_as(readme)
+    return Folder(path, path / found[0], config, processor, front_matter(readme), name)
 
 
 def snapshot(path: Path) -> Path:
@@ -105,7 +116,7 @@ def snapshot(path: Path) -> Path:
     raise CheckpointError(f"holds {len(commits)} snapshots and none called main; name one of the folders in snapshots/")
 
 
-def named(path: Path, config: Mapping[str, object], front: Mapping[str, object]) -> str:
+def named(path: Path, config: Mapping[str, object]) -> str:
     """ORG/NAME, from the cache folder's name or what the config says."""
     for part in (path.name, path.parent.parent.name):
         if match := re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", part):
@@ -117,14 +128,18 @@ def named(path: Path, config: Mapping[str, object], front: Mapping[str, object])
     return ""
 
 
-def front_matter(readme: Path) -> dict[str, object]:
-    """The YAML between the two lines of dashes at a README's begin; nothing where there is none that can be read."""
+def readable(readme: Path) -> str:
+    """The text of a README; nothing where there is none that can be read."""
     try:
         with open(readme, encoding="utf-8", errors="replace") as file:
-            text = file.read(LARGEST)
+            return file.read(LARGEST)
     except OSError:
-        return {}
-    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        return ""
+
+
+def front_matter(readme: str) -> dict[str, object]:
+    """The YAML between the two lines of dashes at a README's begin; nothing where there is none that can be read."""
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
     if not match:
         return {}
     import yaml

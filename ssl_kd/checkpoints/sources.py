@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssl_kd.checkpoints.folders import Folder, open_folder
+from ssl_kd.checkpoints.folders import WEIGHTS, Folder, open_folder
 from ssl_kd.checkpoints.formats import Contents
 from ssl_kd.checkpoints.formats.student import STUDENT, card
 from ssl_kd.checkpoints.licences import stated
@@ -20,7 +20,7 @@ LONGEST_CONFIG = 1 << 20  # bytes of a config.json; published ones have a thousa
 
 @dataclass(frozen=True)
 class Source:
-    """What a path leads to: the tensors, how many bytes they have, and the folder where a whole one was named."""
+    """What a path leads to: the tensors, how many bytes they have, and the folder that was named or that they belong to."""
 
     path: Path
     file: Contents
@@ -40,6 +40,7 @@ def contents(path: Path) -> Contents:
 def source(path: Path, name: str = "") -> Source:
     """A file, an index of shards, or a folder with either. CheckpointError, starting with the path, for anything else.
 
+    A file with the name that transformers or timm give, beside their config.json, is read with its folder.
     name: ORG/NAME of a folder of the hub.
     """
     try:
@@ -49,7 +50,11 @@ def source(path: Path, name: str = "") -> Source:
             return replace(opened, path=path, folder=folder, file=replace(opened.file, config=folder.config))
         if path.exists() and not path.is_file():
             raise CheckpointError("is a device or a pipe, not a file")
-        return _one(path)
+        opened = _one(path)
+        if path.name in WEIGHTS and known_to(opened.file.config) and not STUDENT.matches(opened.file):
+            folder = open_folder(path.parent, name, weights=path.name)
+            return replace(opened, folder=folder)
+        return opened
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except UserError as error:
@@ -64,6 +69,11 @@ def _one(path: Path) -> Source:
         refuse_a_part(path)
         file, size = open_contents(path), path.stat().st_size
     return Source(path, replace(file, config=config_beside(path)), size)
+
+
+def known_to(config: Mapping[str, object]) -> bool:
+    """Whether a config.json is transformers' or timm's: the weights beside it belong to its folder, whichever was named."""
+    return isinstance(config.get("model_type"), str) or isinstance(config.get("architecture"), str)
 
 
 def config_beside(path: Path) -> Mapping[str, object]:
