@@ -10,7 +10,7 @@ from torch import nn
 
 from ssl_kd.checkpoints.by_architecture import best, by_architecture
 from ssl_kd.checkpoints.cards import card_of
-from ssl_kd.checkpoints.fitted import FLAT, fitted, with_gates
+from ssl_kd.checkpoints.fitted import FLAT
 from ssl_kd.checkpoints.folders import CONFIG, PROCESSOR, Folder
 from ssl_kd.checkpoints.formats.weights import Contents, Weights
 from ssl_kd.checkpoints.reading import Reading
@@ -81,15 +81,10 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
         raise type(error)(f"{CONFIG}: {error}") from error
     found = best(file, plain.state_dict()).file
     state = found.state() if isinstance(found.nodes, Mapping) else {}
-    if (more := fitted(plain, args, state)) != args:
-        args = more
-        with torch.device("meta"):
-            plain = make(arch, dict(args)).backbone
     if POOLED & {name.partition(".")[0] for name in state} and isinstance(pool, str) and pool:
         args["global_pool"] = pool
     elif pool == "avg" and hasattr(plain, "blocks") and getattr(plain, "global_pool", "") == "token":
         given = replace(given, feature=given.feature or "avg")
-    arch, args = with_gates(plain, arch, args, state)
     given = replace(given, feature=given.feature or folder.feature)
     origin = f"{folder.name or 'timm folder'} ({folder.config['architecture']})"
     weights = by_architecture(file, arch, args, given, folder.pixels(), origin)

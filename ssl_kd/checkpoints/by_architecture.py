@@ -1,21 +1,24 @@
 """A state dict of any timm or torchvision network, whose architecture a person or a folder's config.json names.
 
 Loading is as strict as ever: every tensor of the network is in the file, and the file holds nothing else but the
-classifier that the network has in its library. What a bare state dict cannot say, mean and std, has to be given.
+classifier that the network has in its library. What the weights of a ViT show need not be said (`fitted`); what a bare state
+dict cannot say, mean and std, has to be given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from ssl_kd.checkpoints.fitted import fitted
 from ssl_kd.checkpoints.formats.weights import Contents, State, Weights, shown
 from ssl_kd.checkpoints.pixels_record import recorded
 from ssl_kd.checkpoints.reading import Reading
 from ssl_kd.checkpoints.wrappers import Unwrapped, unwrapped
-from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
+from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line
 from ssl_kd.models.backbones import Network
 from ssl_kd.models.factory import OUR_ARGUMENTS, make
 from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
@@ -39,15 +42,22 @@ def by_architecture(
     arguments = dict(args)
     with torch.device("meta"):
         network = make(arch, arguments)
-    wanted = network.backbone.state_dict()
-    found = best(file, wanted)
+    found = best(file, network.backbone.state_dict())
+    must_be_the_only(file, network.backbone.state_dict())
     state = found.file.state()
+    known = arch
+    if (more := fitted(network.backbone, arch, arguments, state)) != (arch, arguments):
+        given = replace(given, size=given.size or _side(arguments.get("img_size")))
+        arch, arguments = more
+        with torch.device("meta"):
+            network = make(arch, arguments)
+    wanted = network.backbone.state_dict()
     head = classifier(arch, arguments, wanted)
     kept: State = {name: tensor for name, tensor in state.items() if name in wanted or name not in head}
     lacks = [name for name in wanted if name not in kept and not name.endswith("num_batches_tracked")]
     if lacks:
         raise BrokenCheckpoint(
-            f"{arch} lacks {len(lacks)} of its {len(wanted)} tensors in the file: {shown(lacks)}; the file has "
+            f"{known} lacks {len(lacks)} of its {len(wanted)} tensors in the file: {shown(lacks)}; the file has "
             f"{shown(list(state)) or 'none at that place'} (branch names another place)"
         )
     feature = given.feature or network.default
@@ -58,23 +68,40 @@ def by_architecture(
         arguments,
         network.width(feature),
         kept,
-        _pixels(file, arch, network, given, pixels),
+        _pixels(file, known, network, given, pixels),
         feature,
-        origin or f"{arch}, named by hand",
+        origin or f"{known}, named by hand",
         f"the whole file{f' without its classifier ({len(dropped)})' if dropped else ''}{wrappers}",
         kept,
     )
 
 
+def _side(img_size: object) -> int | None:
+    """The side that an argument of timm asks for."""
+    side = img_size[0] if isinstance(img_size, list | tuple) and img_size else img_size
+    return side if type(side) is int else None
+
+
 def best(file: Contents, wanted: Mapping[str, Tensor]) -> Unwrapped:
     """The file, or what is within its wrappers: the first that holds the most of the wanted names."""
-    candidates = [Unwrapped(file), *unwrapped(file)]
+    return max([Unwrapped(file), *unwrapped(file)], key=lambda candidate: _count(candidate, wanted))
 
-    def count(candidate: Unwrapped) -> int:
-        nodes = candidate.file.nodes
-        return sum(name in nodes for name in wanted) if isinstance(nodes, Mapping) else 0
 
-    return max(candidates, key=count)
+def _count(candidate: Unwrapped, wanted: Mapping[str, Tensor]) -> int:
+    """How many of the wanted names it holds."""
+    nodes = candidate.file.nodes
+    return sum(name in nodes for name in wanted) if isinstance(nodes, Mapping) else 0
+
+
+def must_be_the_only(file: Contents, wanted: Mapping[str, Tensor]) -> None:
+    """UnknownCheckpoint where several levels of a file hold such a network, as weights and their moving average do."""
+    nodes = file.nodes if isinstance(file.nodes, Mapping) else {}
+    levels = {key: replace(file, nodes=node) for key, node in nodes.items() if isinstance(node, Mapping)}
+    full = [key for key, level in levels.items() if 2 * _count(best(level, wanted), wanted) > len(wanted)]
+    if len(full) > 1:
+        raise UnknownCheckpoint(
+            f"holds such a network under {shown(full)}; name one by branch, such as --branch {shown(full[:1])}"
+        )
 
 
 def classifier(arch: str, args: Mapping[str, object], wanted: Mapping[str, Tensor]) -> set[str]:

@@ -20,13 +20,14 @@ from ssl_kd.checkpoints.by_architecture import by_architecture
 from ssl_kd.checkpoints.formats import FORMATS, LAST, Contents, Format, Weights, recognise
 from ssl_kd.checkpoints.formats.report import Report
 from ssl_kd.checkpoints.formats.student import STUDENT, card
-from ssl_kd.checkpoints.formats.weights import shown
+from ssl_kd.checkpoints.formats.unknown import places
+from ssl_kd.checkpoints.formats.weights import UNKNOWN, backbones, shown
 from ssl_kd.checkpoints.licences import UNSTATED
 from ssl_kd.checkpoints.pixels_record import recorded
 from ssl_kd.checkpoints.programs import describe_program, is_program, load_program
 from ssl_kd.checkpoints.reading import Reading, reading
 from ssl_kd.checkpoints.sources import Source, contents, source
-from ssl_kd.checkpoints.wrappers import branch_of, unwrapped
+from ssl_kd.checkpoints.wrappers import at_a_level, branch_of, unwrapped
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.models.factory import must_be_an_architecture
@@ -83,7 +84,8 @@ def load_teacher(
         found = by_name(str(path_or_name), given)
         if isinstance(found, Encoder):
             return frozen(found)
-        path, name, licence, method = found
+        path, name, licence, method, form = found
+        given = replace(given, format=given.format or form or None)
     if is_program(path):
         if given.by_hand:
             raise UserError(f"{path}: {SAYS_ALL}")
@@ -98,8 +100,8 @@ def load_teacher(
     return encoder
 
 
-def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str]:
-    """The file or folder of that name, its name on the hub, its licence and its method, in small letters.
+def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str, str]:
+    """The file or folder of that name, its name on the hub, its licence, its method in small letters and its format.
 
     Or an Encoder with the weights that timm or torchvision publishes.
     """
@@ -107,14 +109,14 @@ def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str]:
 
     if hub.is_hub_name(name):
         folder, repo = hub.fetch_hub(name)
-        return folder, repo, "", ""
+        return folder, repo, "", "", ""
     if name.startswith(tuple(library_weights.PUBLISHERS)):
         if given.by_hand:
             raise UserError(f"{one_line(name, 200)}: its library says what it is; give nothing but feature beside it")
         return library_weights.load(name, given.feature)
     if zoo.known(name):
         entry = zoo.find(name)  # its publisher says what the file alone need not
-        return zoo.fetch(name), "", entry.licence, entry.method.lower()
+        return zoo.fetch(name), "", entry.licence, entry.method.lower(), entry.format
     raise CheckpointError(
         f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
     )
@@ -148,6 +150,8 @@ def weights_of(
     else:
         vouched = given.format is not None or (bool(method) and method.startswith(row.family))
         weights = convert(replace(file, vouched=vouched), row, values or row is STUDENT)
+        if UNKNOWN in weights.origin and not given.branch:
+            must_be_alone(opened.file, file, weights)
         if folder and row is not STUDENT:
             weights = of_transformers(weights, folder)
             weights = replace(weights, preprocessing=folder.pixels() or weights.preprocessing)
@@ -179,6 +183,18 @@ def identified(file: Contents, name: str | None) -> tuple[Contents, Format]:
     if row is None:
         raise UnknownCheckpoint(f"{trouble}{BY_HAND if name is None else ''}") from trouble
     return file, row
+
+
+def must_be_alone(whole: Contents, file: Contents, weights: Weights) -> None:
+    """UnknownCheckpoint where a network that nobody named lies beside another one, such as its moving average.
+
+    whole: the file as it lies; file: what was read, perhaps without wrappers. A format that knows its lab's places (`teacher`,
+    `encoder_q`) has chosen; one level called `state_dict` or `model` is no choice.
+    """
+    tops = at_a_level(weights.used)
+    others = [place for place in backbones(file) if place.path and place.path[0] not in tops] if tops else []
+    if others or len(list(backbones(whole))) > len(list(backbones(file))):
+        raise UnknownCheckpoint(f"nothing says which of its networks is meant. {places(whole).strip()}")
 
 
 def in_the_file(file: Contents, used: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -175,6 +175,11 @@ INERT_PACKAGES = (
     "lightning_utilities.",
 )
 
+# Programs that put code into their checkpoints, and weights alone beside them.
+WEIGHTS_ELSEWHERE = {
+    "lightly_train.": "LightlyTrain writes the weights alone to exported_models/exported_last.pt, beside checkpoints/.",
+}
+
 # Functions of the training script, named by the optimizer's settings (Barlow Twins, VICReg). A mention is borne, a call is not.
 SCRIPT = "__main__."
 
@@ -214,9 +219,10 @@ def checked_name(module: object, name: object) -> Global:
 
 def asks_for_code(path: str) -> UnsafeCheckpoint:
     """The error for a name that only the program behind the file knows."""
+    instead = next((text for package, text in WEIGHTS_ELSEWHERE.items() if path.startswith(package)), "")
     return UnsafeCheckpoint(
         f"refused: it asks for {path}, which is code and not weights. "
-        "Save only the model's state_dict(), with the program that wrote the file."
+        + (instead or "Save only the model's state_dict(), with the program that wrote the file.")
     )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,6 +27,12 @@ class Unwrapped:
 
     file: Contents
     taken_off: tuple[str, ...] = ()
+
+
+def at_a_level(names: Iterable[str]) -> set[str]:
+    """The levels that these paths of a file begin with, where all of them begin with one; nothing otherwise."""
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
+    return tops if tops <= set(LEVELS) else set()
 
 
 def unwrapped(file: Contents) -> Iterator[Unwrapped]:

@@ -32,6 +32,7 @@ class Entry:
     sha256: str | None = None
     md5: str | None = None
     aliases: tuple[str, ...] = ()
+    format: str = ""  # that reads it, where its shapes are those of another file
     note: str = ""
 
     @property

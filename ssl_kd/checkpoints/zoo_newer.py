@@ -21,6 +21,7 @@ def _dinov3() -> list[Entry]:
         ("vith16plus", "ViT-H+/16", 1280, 840, "lvd1689m", "7c1da9a5", "90.3"),
         ("vit7b16", "ViT-7B/16", 4096, 6716, "lvd1689m", "a955f4ea", "90.4"),
         ("vitl16_sat", "ViT-L/16, satellite", 1024, 300, "sat493m", "eadcf0ff", ""),
+        ("vit7b16_sat", "ViT-7B/16, satellite", 4096, 6716, "sat493m", "a6675841", ""),
         ("convnext_tiny", "ConvNeXt-T", 768, 29, "lvd1689m", "21b726bb", "86.6 at 256 px, 87.7 at 512 px"),
         ("convnext_small", "ConvNeXt-S", 768, 50, "lvd1689m", "296db49d", "87.9 at 256 px, 88.7 at 512 px"),
         ("convnext_base", "ConvNeXt-B", 1024, 89, "lvd1689m", "801f2ba9", "88.5 at 256 px, 89.2 at 512 px"),
@@ -34,7 +35,7 @@ def _dinov3() -> list[Entry]:
         made.append(
             Entry(
                 f"dinov3_{name}", "DINOv3", network, width, f"dinov3_{arch}_pretrain_{data}-{digits}.pth", None, DINOV3,
-                source, millions, sha256=digits, aliases=(hub,),
+                source, millions, sha256=digits, aliases=(hub,), format="dinov3_sat" if data == "sat493m" else "",
                 note=(
                     "Gated: accept the licence at https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/ (an e-mail "
                     f"with addresses follows), or at https://huggingface.co/{hub} and give the teacher as hf-hub:{hub}."

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ssl_kd.errors import UserError, nearest
+from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.models.backbones import STAGES, ModuleNet, Network, Reading, stages
 from ssl_kd.models.factory import make
 from ssl_kd.models.preprocessing import Preprocessing
@@ -175,12 +175,25 @@ class Encoder(nn.Module):
         """What the network says, and behind it the heads that were asked for."""
         heads = {name: head for name in features if (head := self.head(name)) is not None}
         if not heads:
-            reading: Reading = self.network(pixels, features)
-            return reading
+            return self._asked(pixels, features)
         plain = dict.fromkeys([*(name for name in features if name not in heads), *(h.source for h in heads.values())])
-        found, tokens = self.network(pixels, tuple(plain))
+        found, tokens = self._asked(pixels, tuple(plain))
         led = {name: head(found[head.source].float()) for name, head in heads.items()}
         return {name: led[name] if name in led else found[name] for name in features}, tokens
+
+    def _asked(self, pixels: Tensor, features: tuple[str, ...]) -> Reading:
+        """What the network says. UserError where it was made for images of another size and takes no other."""
+        try:
+            reading: Reading = self.network(pixels, features)
+        except (AssertionError, RuntimeError) as error:
+            own, side = self.network.size, max(pixels.shape[-2:])
+            if side == own or isinstance(error, (UserError, torch.OutOfMemoryError)) or "alloc" in str(error):
+                raise
+            raise UserError(
+                f"{self.arch}: is made for images of {own} px and does not take {side} px ({one_line(error, 100)}); give it "
+                f"{own} px, or build it for {side} px where it has an argument for that, such as img_size"
+            ) from error
+        return reading
 
     @property
     def digest(self) -> str:

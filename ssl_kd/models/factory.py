@@ -102,9 +102,12 @@ def make_timm(name: str, arch_args: dict[str, object]) -> Network:
         if not hasattr(backbone, "patch_embed"):
             raise UserError(f"{name}: conv_stem is for ViTs")
         backbone.get_submodule("patch_embed").proj = convolutional_stem(cast(int, backbone.embed_dim))
-    if type(backbone) is timm.models.VisionTransformer and read_by_us(backbone, ours):
-        read: Callable[..., Network] = VisionTransformerNet
-        return read(backbone, **ours)
+    if type(backbone) is timm.models.VisionTransformer:
+        if read_by_us(backbone, ours):
+            read: Callable[..., Network] = VisionTransformerNet
+            return read(backbone, **ours)
+        if "dynamic_img_size" not in given:  # timm's own reading of any size, with its own interpolation
+            backbone = create(name, pretrained=False, num_classes=0, dynamic_img_size=True, **given)
     if ours.keys() == {"positions"} and ours["positions"] in ROTARY and has_rotary(backbone):
         return RotaryNet(backbone, ROTARY[ours["positions"]])
     if ours == {"norm_patches": True} and isinstance(backbone, timm.models.ConvNeXt):

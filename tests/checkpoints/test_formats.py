@@ -182,14 +182,15 @@ def test_every_protocol_is_a_frozen_preprocessing():
             pixels.size = 1
 
 
-def test_the_page_of_supported_files_is_current():
-    page = table.PAGE.read_text(encoding="utf-8")
-    assert table.updated(page) == page
+@pytest.mark.parametrize("name", table.PAGES)
+def test_the_pages_of_supported_files_and_of_the_zoo_are_current(name):
+    page = (table.DOCS / name).read_text(encoding="utf-8")
+    assert table.updated(page, table.PAGES[name]()) == page
 
 
 def test_the_example_of_a_new_format_in_the_docs_works(tmp_path):
     """It is run as it stands on the page."""
-    page = table.PAGE.read_text(encoding="utf-8")
+    page = (table.DOCS / "formats.md").read_text(encoding="utf-8")
     code = page.split("# ssl_kd/formats/mylab.py\n")[1].split("```")[0]
     scope = {}
     exec(code, scope)

@@ -48,7 +48,7 @@ def is_timm_ijepa(file: Contents) -> bool:
 
 
 def convert_timm_vit(file: Contents) -> Weights:
-    """timm's names are the architecture's own. Layer scale at patch 14 is DINOv2's; a plain ViT may be anybody's."""
+    """timm's names are the architecture's own. Layer scale at patch 14 and 518 px is DINOv2's; another ViT may be anybody's."""
     place = Place((), "", file.state())
     if is_timm_ijepa(file):
         like = "timm's I-JEPA"
@@ -61,9 +61,10 @@ def convert_timm_vit(file: Contents) -> Weights:
     if "blocks.0.ls1.gamma" not in place.state:
         like = "timm's DINO" if place.state["pos_embed"].shape[-1] != 1280 else "timm's MAE"
         return vits.read(file, place, "timm DINO", TIMM_DINO, sure=False, like=like, interleave=True)
-    published = place.state["patch_embed.proj.weight"].shape[-1] == 14
+    patch, side = place.state["patch_embed.proj.weight"].shape[-1], TIMM_DINOV2.size
+    published = patch == 14 and (side // patch) ** 2 in (place.state["pos_embed"].shape[1] - n for n in (0, 1))
     weights = vits.read(file, place, "timm DINOv2", TIMM_DINOV2, published, like="timm's DINOv2")
-    return replace(weights, preprocessing=TIMM_DINOV2)
+    return replace(weights, preprocessing=vits.at_own_size(TIMM_DINOV2, weights.arch_args))
 
 
 def convert_torchvision_vit(file: Contents) -> Weights:

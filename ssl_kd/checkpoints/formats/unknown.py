@@ -52,11 +52,15 @@ def convert_vit(file: Contents) -> Weights:
 
 def places(file: Contents) -> str:
     """The networks that lie in a file, for the message that refuses it; empty where there are none."""
+    lying = list(backbones(file))
     found = [
-        f"a {'ResNet' if resnets.is_resnet(place.state) else 'ViT'} under `{shown([place.where])}`"
-        for place in backbones(file)
+        f"a {'ResNet' if resnets.is_resnet(place.state) else 'ViT'} under `{shown([place.where])}`" for place in lying
     ]
-    return f"It holds {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}. " if found else ""
+    if not found:
+        return ""
+    below = next((place.where for place in lying if place.path or place.prefix), "")
+    named = f"Name one by branch (--branch {shown([below])}). " if below else ""
+    return f"It holds {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}. {named}"
 
 
 RESNET = Format(

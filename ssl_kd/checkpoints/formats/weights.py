@@ -14,6 +14,7 @@ from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space_head import SpaceHead
 
 DEEPEST = 30  # levels of nesting; the published files have at most nine
+UNKNOWN = "of unknown origin"  # what is said of a network whose file does not tell whose it is
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's tensors
 SMALL = 1 << 16  # elements: biases, norms and tokens, which some formats must look at
 LONGEST = 500  # characters of a path; in the published files at most a hundred
@@ -99,9 +100,7 @@ class Contents:
 
     def credit(self, lab: str, what: str, sure: bool, like: str = "") -> str:
         """Whose network it is, in words. Where the file does not decide it and nobody vouches, its origin is unknown."""
-        return (
-            f"{lab} {what}" if sure or self.vouched else f"{what} of unknown origin, read as {like or possessive(lab)}"
-        )
+        return f"{lab} {what}" if sure or self.vouched else f"{what} {UNKNOWN}, read as {like or possessive(lab)}"
 
 
 def _outlined(node: object, depth: int = 0) -> object:
