@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from ssl_kd.models.preprocessing import Preprocessing
 
-HALF = Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 224, 224, "bilinear")
-XRAY = Preprocessing((0.5307,) * 3, (0.2583,) * 3, 518, 518, 518, "bicubic")
+HALF = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224, 224, 224, "bilinear")
+XRAY = Preprocessing((0.5307, 0.5307, 0.5307), (0.2583, 0.2583, 0.2583), 518, 518, 518, "bicubic")
 OPTIMUS = Preprocessing((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517), 224, 224, 224, "bicubic")
 HIBOU = Preprocessing((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816), 224, 224, 224, "bicubic")
 # What the card of UNI 2 passes to timm beside its SwiGLU layers, which are seen in the weights.

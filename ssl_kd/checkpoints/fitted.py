@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -35,17 +35,19 @@ def fitted(
     positions = state.get("pos_embed")
     if type(plain) is not timm.models.VisionTransformer or positions is None or positions.ndim != 3:
         return arch, out
-    if "blocks.0.ls1.gamma" in state and isinstance(plain.blocks[0].ls1, nn.Identity):
+    vit = cast("VisionTransformer", plain)
+    block: Any = vit.blocks[0]
+    if "blocks.0.ls1.gamma" in state and isinstance(block.ls1, nn.Identity):
         out["init_values"] = 1e-5  # its size does not matter: the weights have it
-    if "reg_token" in state and plain.reg_token is None and "reg_tokens" not in out:
+    if "reg_token" in state and vit.reg_token is None and "reg_tokens" not in out:
         out["reg_tokens"] = state["reg_token"].shape[1]
-    out |= _grid(plain, out, positions.shape[1], state)
+    out |= _grid(vit, out, positions.shape[1], state)
     into, back = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
     if into is None or back is None or into.shape[0] != 2 * back.shape[1]:
         return arch, out
-    if plain.blocks[0].mlp.fc1.weight.shape == into.shape and plain.blocks[0].mlp.fc2.weight.shape == back.shape:
+    if (block.mlp.fc1.weight.shape, block.mlp.fc2.weight.shape) == (into.shape, back.shape):
         return arch, out  # it is one of timm's that have them
-    return GATED, _gated(plain, out, into.shape[0])
+    return GATED, _gated(vit, out, into.shape[0])
 
 
 def _grid(
@@ -65,14 +67,14 @@ def _grid(
 
 def _gated(plain: VisionTransformer, args: Mapping[str, object], hidden: int) -> dict[str, object]:
     """The arguments of GATED for the network that was meant."""
-    dim = int(plain.embed_dim)
+    dim, block = int(plain.embed_dim), cast(Any, plain.blocks[0])
     own: dict[str, object] = {
         "img_size": int(plain.patch_embed.img_size[0]),
         "patch_size": int(plain.patch_embed.patch_size[0]),
         "embed_dim": dim,
         "depth": len(plain.blocks),
-        "num_heads": cast(int, plain.blocks[0].attn.num_heads),
-        "init_values": None if isinstance(plain.blocks[0].ls1, nn.Identity) else 1e-5,
+        "num_heads": int(block.attn.num_heads),
+        "init_values": None if isinstance(block.ls1, nn.Identity) else 1e-5,
         "reg_tokens": 0 if plain.reg_token is None else int(plain.reg_token.shape[1]),
         "no_embed_class": bool(plain.no_embed_class),
     }

@@ -63,7 +63,7 @@ class Folder:
     def feature(self) -> str | None:
         """What the card of a known network says is evaluated; None for the network's own."""
         card = card_of(self.name)
-        return (card and card.feature) or None
+        return (card.feature or None) if card else None
 
     def pixels(self) -> Preprocessing | None:
         """What the folder says of its pixels, or the card of a known network; None where neither does.

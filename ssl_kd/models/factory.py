@@ -97,17 +97,17 @@ def make_timm(name: str, arch_args: dict[str, object]) -> Network:
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arch_args.items()}
     create: Callable[..., nn.Module] = timm.create_model
     backbone = create(name, pretrained=False, num_classes=0, **given)
+    if type(backbone) is timm.models.VisionTransformer and not read_by_us(backbone, ours):
+        # of any size all the same: timm reads it so, with its own interpolation
+        backbone = create(name, pretrained=False, num_classes=0, **{"dynamic_img_size": True, **given})
     change_stem(backbone, name, ours)
     if ours.pop("conv_stem", False):
         if not hasattr(backbone, "patch_embed"):
             raise UserError(f"{name}: conv_stem is for ViTs")
         backbone.get_submodule("patch_embed").proj = convolutional_stem(cast(int, backbone.embed_dim))
-    if type(backbone) is timm.models.VisionTransformer:
-        if read_by_us(backbone, ours):
-            read: Callable[..., Network] = VisionTransformerNet
-            return read(backbone, **ours)
-        if "dynamic_img_size" not in given:  # timm's own reading of any size, with its own interpolation
-            backbone = create(name, pretrained=False, num_classes=0, dynamic_img_size=True, **given)
+    if type(backbone) is timm.models.VisionTransformer and read_by_us(backbone, ours):
+        read: Callable[..., Network] = VisionTransformerNet
+        return read(backbone, **ours)
     if ours.keys() == {"positions"} and ours["positions"] in ROTARY and has_rotary(backbone):
         return RotaryNet(backbone, ROTARY[ours["positions"]])
     if ours == {"norm_patches": True} and isinstance(backbone, timm.models.ConvNeXt):
