@@ -35,19 +35,18 @@ def fitted(
     positions = state.get("pos_embed")
     if type(plain) is not timm.models.VisionTransformer or positions is None or positions.ndim != 3:
         return arch, out
-    vit = cast("VisionTransformer", plain)
-    block: Any = vit.blocks[0]
+    block: Any = plain.blocks[0]
     if "blocks.0.ls1.gamma" in state and isinstance(block.ls1, nn.Identity):
         out["init_values"] = 1e-5  # its size does not matter: the weights have it
-    if "reg_token" in state and vit.reg_token is None and "reg_tokens" not in out:
+    if "reg_token" in state and plain.reg_token is None and "reg_tokens" not in out:
         out["reg_tokens"] = state["reg_token"].shape[1]
-    out |= _grid(vit, out, positions.shape[1], state)
+    out |= _grid(plain, out, positions.shape[1], state)
     into, back = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
     if into is None or back is None or into.shape[0] != 2 * back.shape[1]:
         return arch, out
     if (block.mlp.fc1.weight.shape, block.mlp.fc2.weight.shape) == (into.shape, back.shape):
         return arch, out  # it is one of timm's that have them
-    return GATED, _gated(vit, out, into.shape[0])
+    return GATED, _gated(plain, out, into.shape[0])
 
 
 def _grid(
