@@ -63,6 +63,7 @@ function sortBy(table, column, head) {
 
 function addSortButtons(table) {
   [...table.tHead.rows[0].cells].forEach((head, column) => {
+    if (!head.textContent.trim()) return; // a button without a name says nothing
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

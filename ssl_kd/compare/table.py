@@ -107,7 +107,7 @@ def pair_table(found: Comparison, group: Group, figure: str) -> Table:
             one = found.pair(group, figure, first, second)
             cells.append("" if first == second else f"{percent(one.difference, '+')} {one.verdict}".strip())
         lines.append([first, *cells])
-    return ["", *names], lines
+    return ["objective", *names], lines
 
 
 def damage_table(found: Comparison, group: Group) -> Table | None:
