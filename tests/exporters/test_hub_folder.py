@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import numpy as np
 import torch
 
 import ssl_kd
@@ -144,10 +145,11 @@ def test_the_fine_tuning_of_the_docs_runs_and_learns(tmp_path, monkeypatch):
     """Two classes that colour tells apart: the twenty lines of the page must learn them."""
     from PIL import Image
 
+    noise = np.random.default_rng(0)
     for name, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
-        for i in range(40):
-            picture = Image.effect_noise((40, 40), 40).convert("RGB")
+        for i in range(100):
+            picture = Image.fromarray(noise.normal(128, 40, (40, 40)).clip(0, 255).astype(np.uint8)).convert("RGB")
             Image.blend(picture, Image.new("RGB", (40, 40), colour), 0.7).save(
                 tmp_path / "photos" / "train" / name / f"{i}.png"
             )
