@@ -36,14 +36,11 @@ TEACHER = PretrainConfig(
 STUDENT = DistillConfig(
     student="resnet18",
     student_args={"channels": [22, 44, 84, 100]},
-    objective="default",
     views="gentle",  # what the student never sees, it does not learn to ignore
     size=SIZE,
     crop_ratio=1.0,
-    epochs=16,
+    epochs=8,
     batch_size=32,
-    lr=1.5e-3,
-    warmup=1,
     health_every=0,  # so few images are all needed
 )
 
