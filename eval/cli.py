@@ -44,11 +44,10 @@ def _run(argv: Sequence[str], prog: str) -> int:
 
 def _together(notes: Sequence[str]) -> list[str]:
     """Notes that say the same of several cells as one: "TEXT (CELL and 5 more)"."""
-    cells: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for note in notes:
-        cell, _, text = note.partition(": ")
-        cells.setdefault(text or cell, []).append(cell)
-    whole = {note.partition(": ")[2] or note: note for note in notes}
+        alike.setdefault(note.partition(": ")[2] or note, []).append(note)
     return [
-        whole[text] if len(own) == 1 else f"{text} ({own[0]} and {len(own) - 1} more)" for text, own in cells.items()
+        own[0] if len(own) == 1 else f"{text} ({own[0].partition(': ')[0]} and {len(own) - 1} more)"
+        for text, own in alike.items()
     ]

@@ -239,7 +239,7 @@ class _Problem:
         penalty = self.penalties[which]
         objective = (loss / n).to(points.dtype) + penalty / 2 * weights.square().sum((1, 2))
         slope = gradient.view(r, c, -1) / n + penalty[:, None, None] * weights
-        bend = bend / asked
+        bend /= asked
         # between a class's own curvature and that of all: its own alone overshoots where a class is nearly certain
         bend = (bend * bend.mean(1, keepdim=True)).sqrt().clamp_min(1e-9)
         return objective, torch.cat([slope.flatten(1), bias_gradient.view(r, c) / n], 1), bend

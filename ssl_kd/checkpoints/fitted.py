@@ -56,8 +56,9 @@ def _grid(
     ahead = (state["reg_token"].shape[1] if "reg_token" in state else 0) + (plain.cls_token is not None)
     own = bool(plain.no_embed_class)
     for bare in (own,) if "no_embed_class" in args else (own, not own):
-        grid = math.isqrt(max(count - (0 if bare else ahead), 0))
-        if grid and grid * grid == count - (0 if bare else ahead):
+        patches = count - (0 if bare else ahead)
+        grid = math.isqrt(max(patches, 0))
+        if grid and grid * grid == patches:
             side = grid * int(plain.patch_embed.patch_size[0])
             found: dict[str, object] = {} if side == int(plain.patch_embed.img_size[0]) else {"img_size": side}
             return found if bare == own else found | {"no_embed_class": bare}

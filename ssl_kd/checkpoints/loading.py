@@ -192,8 +192,9 @@ def must_be_alone(whole: Contents, file: Contents, weights: Weights) -> None:
     `encoder_q`) has chosen; one level called `state_dict` or `model` is no choice.
     """
     tops = at_a_level(weights.used)
-    others = [place for place in backbones(file) if place.path and place.path[0] not in tops] if tops else []
-    if others or len(list(backbones(whole))) > len(list(backbones(file))):
+    lying = list(backbones(file))
+    others = tops and any(place.path and place.path[0] not in tops for place in lying)
+    if others or len(list(backbones(whole))) > len(lying):
         raise UnknownCheckpoint(f"nothing says which of its networks is meant. {places(whole).strip()}")
 
 

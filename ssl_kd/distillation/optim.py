@@ -84,12 +84,15 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            matrices = [one for one in moved if one.ndim > 1 and group.get("orthogonal", True)]
-            for parameter in matrices:
-                self._matrix(parameter, cast(Rules, group))
-            inside = {id(one) for one in matrices}
-            self._others([one for one in moved if id(one) not in inside], cast(Rules, group))
+            others: list[nn.Parameter] = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.ndim > 1 and group.get("orthogonal", True):
+                    self._matrix(parameter, cast(Rules, group))
+                else:
+                    others.append(parameter)
+            self._others(others, cast(Rules, group))
 
     def _matrix(self, parameter: Tensor, group: Rules) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -152,12 +155,12 @@ def orthogonal(matrix: Tensor, steps: int = 5, half: bool = False) -> Tensor:
     x = x / (x.norm() + 1e-7)
     a, b, c = STEP
     if steps and not half and x.shape[1] >= WIDE * x.shape[0]:
-        gram, product = x @ x.T, torch.eye(len(x), device=x.device)
-        for step in range(steps):
-            power = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-            power.diagonal().add_(a)
-            product = power @ product if step else power
-            gram = power @ gram @ power if step < steps - 1 else gram
+        gram = x @ x.T
+        product = factor = _factor(gram)
+        for _ in range(steps - 1):
+            gram = factor @ gram @ factor
+            factor = _factor(gram)
+            product = factor @ product
         x = product @ x
     else:
         x = x.bfloat16() if half else x
@@ -166,6 +169,14 @@ def orthogonal(matrix: Tensor, steps: int = 5, half: bool = False) -> Tensor:
             x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     out: Tensor = x.T if tall else x
     return out.to(matrix.dtype)
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What a step multiplies x by from the left, from x x'."""
+    a, b, c = STEP
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 def warmup_cosine(step: int, warmup: float, total: int) -> float:
