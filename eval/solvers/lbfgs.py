@@ -7,7 +7,7 @@ the objective (the bias absorbs the centre, a rotation keeps |W|) nor the answer
 diagonal: (curvature * eigenvalue + penalty), with the curvature mean p (1 - p). L-BFGS preconditioned by it, curvature
 followed on the way, needs some 15 passes where plain L-BFGS needs 50 to 100. Strengths are solved in
 groups from strong to weak, each group in one matrix product per chunk of rows (those that have converged leave it), and
-each starts where the last one ended: the weakest ones, on features that no penalty holds, need a single pass.
+each starts near where a little stronger one ended: the weakest ones, on features that no penalty holds, need a single pass.
 
 Tried without gain: bfloat16 products (more passes), the exact diagonal of the Hessian every ten steps (no fewer steps),
 one curvature for all classes (2.5 times the passes on 960 rows of 800 dead-ended features), the eigenbasis of rows weighted
@@ -43,6 +43,11 @@ FARTHEST = {torch.float32: (1.0, 1e-3), torch.float64: (0.1, 1e-7)}
 FUSED = 24  # classes from which on torch's own softmax is the quicker one: on fewer it takes four times as long
 SAMPLED = 8  # one row in so many is asked for its curvature
 EXACT = 1 << 20  # numbers: up to so many in the features, and in the logits of one strength, are solved in float64
+FIRM, RUNG = (
+    1e-3,
+    10.0,
+)  # penalty, as a share of the mean variance, above which a fit may start at no weights; then down
+ROUGHLY = 1e-2, 1e-2, 100  # tolerance, precision and passes on the way down
 FLAT = 1e-6  # directions with a spread below this share of the largest are left out: float32 holds nothing there
 
 
@@ -54,7 +59,8 @@ def unseen(n: int, **notes: object) -> None:
 class Fits:
     """Fitted models, one per strength: weights (R, C, D), bias (R, C) and how each one ended (R,).
 
-    `gradient` is the largest absolute entry of the objective's gradient, `passes` the times the data were read.
+    `gradient` is the largest absolute entry of the objective's gradient, `passes` the times the data were read
+    after the start was found.
     """
 
     weights: Tensor
@@ -169,8 +175,7 @@ def fit(
 
     A strength has converged when no entry of the gradient exceeds `tolerance` (scikit-learn's rule) and L-BFGS expects
     to gain less than `precision` of the objective (FARTHEST has the small print), or no step gains anything that float32
-    can show. Strong penalties are solved first, in groups that fit into memory; each group starts where the weakest of
-    the last one ended.
+    can show. Strong penalties are solved first, in groups that fit into memory; weaker ones start from there.
 
     Small problems (EXACT) are solved in float64, and further: there weak penalties leave the weights loose, and in
     float32 another rounding of the products moved them by up to 8 %. Larger ones are not: on 4,000 x 512 x 50 classes that
@@ -184,11 +189,12 @@ def fit(
         basis = rotate(x, pieces)
         order = penalties.argsort(descending=True)
         group = max(1, min(COLUMNS // classes, STATE // (classes * basis.z.shape[1])))
-        start, parts = None, []
+        way, parts = _Way(basis, y, classes, pieces), []
         for some in torch.split(order, group):
             problem = _Problem(basis, y, classes, penalties[some].to(x.dtype), pieces)
-            parts.append(_minimise(problem, start, tolerance, precision, max_passes, advance))
-            start = parts[-1][0][-1]
+            starts = torch.stack([way.start(penalty) for penalty in problem.penalties])
+            parts.append(_minimise(problem, starts, tolerance, precision, max_passes, advance))
+            way.ended(problem.penalties[-1], parts[-1][0][-1])
         points, objective, slope, passes, converged = (
             torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True)
         )
@@ -196,6 +202,33 @@ def fit(
         weights = weights @ basis.turn.T
         bias = bias - weights @ basis.centre
     return Fits(weights.to(kind), bias.to(kind), objective.to(kind), slope.to(kind), passes.to(kind), converged)
+
+
+class _Way:
+    """Where each strength starts, asked for from strong to weak: at the answer, roughly solved, for one a little stronger.
+
+    From no weights at all, or from the answer for a much stronger one, a weak penalty lets the first step run far out
+    along directions in which the rows hardly differ. There the objective is flat, no rule sees that it is not the least
+    one, and a model is left that fits train alone.
+    """
+
+    def __init__(self, basis: Rotated, y: Tensor, classes: int, pieces: Pieces):
+        self.given = basis, y, classes
+        self.pieces = pieces
+        self.next = FIRM * basis.spread.mean()
+        self.point = _Problem(*self.given, self.next[None], pieces).start()[0]
+
+    def start(self, penalty: Tensor) -> Tensor:
+        """Return a point (P,)."""
+        while self.next > 2 * penalty:
+            problem = _Problem(*self.given, self.next[None], self.pieces)
+            self.point = _minimise(problem, self.point[None], *ROUGHLY, unseen)[0][0]
+            self.next = self.next / RUNG
+        return self.point
+
+    def ended(self, penalty: Tensor, point: Tensor) -> None:
+        """Start the next ones where this one ended."""
+        self.point, self.next = point, torch.minimum(self.next, penalty / RUNG)
 
 
 class _Problem:
@@ -260,14 +293,13 @@ class _Problem:
 
 def _minimise(
     problem: _Problem,
-    start: Tensor | None,
+    points: Tensor,
     tolerance: float,
     precision: float,
     max_passes: int,
     advance: Callable[..., None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run L-BFGS on every strength at once; return points, objective, gradient, passes and converged."""
-    points = problem.start() if start is None else start.repeat(len(problem.penalties), 1)
+    """Run L-BFGS on every strength at once from points (R, P); return points, objective, gradient, passes, converged."""
     live = torch.arange(len(points), device=points.device)
     state = _State(points, *problem.evaluate(points, live))
     share, certain = FARTHEST[points.dtype]

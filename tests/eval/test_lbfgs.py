@@ -107,6 +107,31 @@ def test_threads_do_not_change_one_bit(exact, monkeypatch, threads):
         assert torch.equal(other.passes, found[0].passes)
 
 
+def steep(n, width, classes, decay, seed):
+    """Few rows of many columns, whose variances fall steeply: separable, with room for any wrong model beside the right."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.linalg.qr(torch.randn(width, width, generator=g))[0]
+    centres, y = torch.randn(classes, width, generator=g) / 2, torch.arange(n) % classes
+    scales = 30 * torch.arange(1, width + 1) ** -decay
+    train, test = (((torch.randn(n, width, generator=g) + centres[y]) * scales) @ mix for _ in range(2))
+    return train, test, y
+
+
+@pytest.mark.parametrize(("n", "width", "classes"), [(480, 640, 40), (150, 900, 20)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_weak_strength_is_the_same_model_alone_and_in_a_sweep(n, width, classes, seed, monkeypatch):
+    """The teacher's flowers had 49 % for 87: the chosen weakest strength, fitted again alone, had stopped far out."""
+    monkeypatch.setattr("ssl_kd.eval.solvers.lbfgs.EXACT", 0)  # float32, as larger sets are
+    train, test, y = steep(n, width, classes, 0.6, seed)
+    alone = fit(train, y, classes, torch.tensor([1e-4]) / n)
+    sweep = fit(train, y, classes, torch.tensor([1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4]) / n)
+    slow = fit(train, y, classes, torch.tensor([1e-4]) / n, 1e-7, 1e-7)
+    for fits in (alone, sweep):
+        assert float(fits.objective[-1]) < float(slow.objective[-1]) + 1e-5
+        assert (fits.logits(test)[-1].argmax(1) == y).float().mean() > 0.98
+    assert sweep.converged.all() and alone.converged.all()
+
+
 def test_a_strength_without_time_says_so():
     x, y = data()
     fits = solve(x, y, [1e-6, 1e6], max_passes=4)
