@@ -129,7 +129,8 @@ def test_a_weak_strength_is_the_same_model_alone_and_in_a_sweep(n, width, classe
     for fits in (alone, sweep):
         assert float(fits.objective[-1]) < float(slow.objective[-1]) + 1e-5
         assert (fits.logits(test)[-1].argmax(1) == y).float().mean() > 0.98
-    assert sweep.converged.all() and alone.converged.all()
+    assert sweep.converged.all()
+    assert alone.converged.all()
 
 
 def test_a_strength_without_time_says_so():
