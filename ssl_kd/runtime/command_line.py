@@ -125,8 +125,8 @@ def parse(
     words: the field, a list of texts, that takes what stands alone.
     """
     argv = _spelled(argv)
-    if words:
-        argv = _flagged(argv, settings)
+    if words:  # `--index photos.index` is `photos.index`: elsewhere it is an option
+        argv = [arg.removeprefix(f"--{words}=") for arg in _flagged(argv, settings) if arg != f"--{words}"]
     if argv and argv[0].endswith((".yaml", ".yml")) and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     parser = parser_for(settings, prog, examples, words)

@@ -49,6 +49,8 @@ def test_an_index_grows_and_shrinks(ask):
     assert "every byte" in ask("index", "verify", "INDEX")[1]
     assert "7 pictures, 1 removed" in ask("index", "info", "INDEX")[1]
     assert json.loads(ask("index", "info", "INDEX", "--json")[1])["pictures"] == 7
+    for flag in (("--index", "INDEX"), ("--index=INDEX",)):
+        assert "7 pictures, 1 removed" in ask("index", "info", *flag)[1]
     code, out, err = ask("search", "--index", "INDEX", "--k", "99", "photos/1.png")
     said = [line for line in err.splitlines() if not line.startswith("Next: ")]
     assert (code, len(out.splitlines()), said) == (0, 8, ["k: the index holds 7 pictures, all of them are shown"])

@@ -48,7 +48,7 @@ WALK = {
     "index verify": ["{}/i.index"],
     "index train": ["--index", "{}/i.index", "--factory", "Flat"],
     "search": ["--index", "{}/i.index", "{}/photos/00.png"],
-    "index remove": ["--index", "{}/i.index", "00.png"],
+    "index remove": ["--index", "{}/i.index", "{}/photos/00.png"],
     "zoo list": [],
     "zoo show": ["dino_vits16"],
     "configs list": [],
@@ -64,7 +64,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walk")
     random = np.random.default_rng(0)
     for name, count in (
-        ("photos", 48),
+        ("photos", 64),
         ("more", 4),
         ("task/train/a", 8),
         ("task/train/b", 8),
