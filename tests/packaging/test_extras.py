@@ -38,7 +38,7 @@ USES = {
     "assert list(Path('run').rglob('events*'))",
     "wandb": "import wandb\nfrom ssl_kd.runtime.loggers import _wandb\nfrom pytorch_lightning.loggers.wandb import WandbLogger",
     "export": STUDENT + FILE + "from ssl_kd.cli.main import main\n"
-    "assert main(['export', 's.safetensors', '--to', 'onnx', '--out', 's.onnx']) == 0\n"
+    "assert main(['export', 's.safetensors', '--to', 'onnx', '--size', '32', '--out', 's.onnx']) == 0\n"
     "assert ssl_kd.load_encoder('s.onnx')(x).embedding.shape == (2, 8)",
     "parquet": "import pyarrow as pa, pyarrow.parquet as pq, io, ssl_kd\nfrom PIL import Image\n"
     "b = io.BytesIO(); Image.new('RGB', (8, 8), 'red').save(b, 'png')\n"
