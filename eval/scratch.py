@@ -35,6 +35,7 @@ def train_from_scratch(
 
     from ssl_kd.data.augment import scheme
     from ssl_kd.data.loader import ViewLoader
+    from ssl_kd.runtime.devices import sound_gradients
 
     classes, targets = np.unique(task.train.labels, return_inverse=True)
     with torch.random.fork_rng(devices=[]):
@@ -52,7 +53,8 @@ def train_from_scratch(
             pixels = loader.finish_all(raw, device).pixels[0]
             loss = F.cross_entropy(head(encoder(pixels).embedding), truth[torch.from_numpy(raw.index)].to(device))
             optimiser.zero_grad()
-            torch.autograd.backward(loss)
+            with sound_gradients(encoder):
+                torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
             step += 1

@@ -24,6 +24,7 @@ from ssl_kd.distillation.module import Batch
 from ssl_kd.distillation.optim import make_optimizer
 from ssl_kd.distillation.teachers import TeacherGroup
 from ssl_kd.runtime import distributed
+from ssl_kd.runtime.devices import sound_gradients
 from ssl_kd.types import ViewBatch
 
 BETWEEN = "of terms between students"  # stands for their heads where students have their names
@@ -141,7 +142,8 @@ class CohortStepper:
                     self.figures[name][figure] = self.figures[name].get(figure, 0.0) + share * value
             first, *others = [total for total, _ in answers.values()]
             total = sum(others, first)
-            self.fabric.backward(total if share == 1 else share * total)
+            with sound_gradients(self.module):
+                self.fabric.backward(total if share == 1 else share * total)
 
     def finish(self, images: list[str]) -> dict[str, dict[str, float] | Bad]:
         """Move the weights; or say what was not finite, and leave everything as it was before the step."""

@@ -28,7 +28,7 @@ from ssl_kd.models.factory import BAD_ARGUMENTS, must_be_an_architecture
 from ssl_kd.pretraining.config import PretrainConfig, check
 from ssl_kd.pretraining.methods import BY_ADAMW, METHODS, Pretext, pixels_record
 from ssl_kd.registry import load_object
-from ssl_kd.runtime.devices import make_fabric
+from ssl_kd.runtime.devices import make_fabric, sound_gradients
 from ssl_kd.runtime.files import PART, probe
 from ssl_kd.runtime.objects import is_record, names_code
 from ssl_kd.runtime.progress import Progress
@@ -83,7 +83,8 @@ def pretrain(config: PretrainConfig | None = None, images: object = None, **sett
                         f"pretrain: the loss became {value} in epoch {epoch + 1}; lower lr (now {config.lr})"
                     )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                with sound_gradients(model):
+                    loss.backward()
                 optimizer.step()
                 bar.advance(len(raw), epoch=f"{epoch + 1}/{config.epochs}", loss=f"{value:.3f}")
             about = {"epoch": epoch + 1, "arch": config.arch, "optimizer": optimizer.state_dict(), "settings": settings}

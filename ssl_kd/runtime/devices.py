@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -45,6 +47,34 @@ def resolve(precision: str, device_type: str) -> Literal["32-true", "bf16-mixed"
     """Turn 'auto' into Fabric's '32-true' or 'bf16-mixed' for this device."""
     bf16 = precision == "bf16-mixed" or (precision == "auto" and bf16_pays(device_type))
     return "bf16-mixed" if bf16 else "32-true"
+
+
+def writes_out_of_bounds(network: torch.nn.Module) -> bool:
+    """Has it a layer whose gradient oneDNN writes outside its memory on this processor?
+
+    On processors with AVX2 and no AVX-512, torch 2.14.1 does so for convolutions of 1 x 1 with a stride whose channels are no
+    multiple of 8 (2, 4 and 6 tried: a crash sooner or later; 8 and 16: none).
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" and any(
+        isinstance(part, torch.nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and max(part.stride) > 1
+        and (part.in_channels % 8 or part.out_channels % 8)
+        for part in network.modules()
+    )
+
+
+@contextmanager
+def sound_gradients(network: torch.nn.Module) -> Iterator[None]:
+    """A backward pass goes in here: without oneDNN where that would write outside its memory."""
+    if not (torch.backends.mkldnn.enabled and writes_out_of_bounds(network)):
+        yield
+        return
+    torch._C._set_mkldnn_enabled(False)  # type: ignore[attr-defined]  # torch.backends.mkldnn.flags warns of TF32
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(True)  # type: ignore[attr-defined]
 
 
 def device_kind(accelerator: str) -> str:

@@ -38,7 +38,7 @@ def a_state(folder, seed=0):
 
 def a_student(folder, seed=0):
     torch.manual_seed(seed)
-    student = ssl_kd.build("resnet18", channels=[8, 8, 8, 8])
+    student = ssl_kd.build("resnet18", channels=[2, 2, 2, 4])
     return ssl_kd.save_student(student, folder / "student.safetensors", teacher="DINO", epochs=3)
 
 
@@ -46,7 +46,7 @@ def a_pretrained_teacher(folder, seed=0):
     settings = {
         "method": "simclr",
         "arch": "resnet18",
-        "arch_args": {"channels": [8, 8, 8, 8]},
+        "arch_args": {"channels": [2, 2, 2, 4]},
         "size": 32,
         "epochs": 1,
         "batch_size": 10,
