@@ -13,8 +13,8 @@ from small_results import results
 from ssl_kd.eval.report.html import page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "all there")]
-FIRST = "#s0 table tbody tr:first-child"
-COLUMN = "return [...document.querySelectorAll('#s0 tbody tr')].map(r => r.cells[arguments[0]].textContent)"
+FIRST = "#s1 table tbody tr:first-child"
+COLUMN = "return [...document.querySelectorAll('#s1 tbody tr')].map(r => r.cells[arguments[0]].textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def browser(tmp_path, report):
 def test_a_click_on_a_head_sorts_the_table_and_another_turns_it(browser):
     figures = browser.run(COLUMN, 2)
     rising = sorted(figures, key=lambda text: float(text.split()[0]))
-    browser.click("#s0 thead th:nth-child(3) button")
+    browser.click("#s1 thead th:nth-child(3) button")
     assert browser.run(COLUMN, 2) == rising
-    assert browser.run("return document.querySelector('#s0 th:nth-child(3)').ariaSort") == "ascending"
-    browser.click("#s0 thead th:nth-child(3) button")
+    assert browser.run("return document.querySelector('#s1 th:nth-child(3)').ariaSort") == "ascending"
+    browser.click("#s1 thead th:nth-child(3) button")
     assert browser.run(COLUMN, 2) == rising[::-1]
     # "25.0 M" is more than "1.0 k": units count
-    browser.click("#s0 thead th:nth-child(7) button")
+    browser.click("#s1 thead th:nth-child(7) button")
     assert browser.run(COLUMN, 6) == ["1.0 k", "25.0 M"]
 
 
@@ -52,7 +52,7 @@ def test_the_keyboard_sorts_opens_a_query_and_follows_the_skip_link(browser):
     assert browser.run("return document.activeElement.getBoundingClientRect().left >= 0")
     browser.press("Enter")
     assert browser.run("return location.hash") == "#s0"
-    browser.run("document.querySelector('#s0 thead th:nth-child(2) button').focus()")
+    browser.run("document.querySelector('#s1 thead th:nth-child(2) button').focus()")
     browser.press("Enter")
     assert browser.run(COLUMN, 1) == ["student", "teacher"]
     outline = "const s = getComputedStyle(document.activeElement); return [s.outlineStyle, parseFloat(s.outlineWidth)]"
