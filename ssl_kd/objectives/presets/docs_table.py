@@ -29,7 +29,7 @@ def page() -> str:
     parts = []
     for title, rows in SECTIONS.items():
         parts.append(
-            f"### {title}\n\n| preset | published | here, without labels | what differs | source, evidence | views |"
+            f"## {title}\n\n| preset | published | here, without labels | what differs | source, evidence | views |"
         )
         parts.append("| --- | --- | --- | --- | --- | --- |")
         parts += [_row(name, preset) for name, preset in rows.items()]
