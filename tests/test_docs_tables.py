@@ -1,5 +1,6 @@
 """Tables of the docs as a screen reader meets them: every column has a name."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -12,6 +13,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_column_of_a_table_has_a_name(page):
     lines = page.read_text(encoding="utf-8").splitlines()
-    for head, rule in zip(lines, lines[1:], strict=False):
+    for head, rule in itertools.pairwise(lines):
         if head.startswith("|") and re.fullmatch(r"\|[\s:|-]+\|", rule):
             assert all(cell.strip() for cell in re.split(r"(?<!\\)\|", head)[1:-1]), head
