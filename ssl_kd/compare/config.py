@@ -220,7 +220,7 @@ class PlaceSettings:
     accelerator: Literal["auto", "cpu", "cuda"] = setting("auto", "auto, cpu or cuda")
     save_minutes: float = setting(5.0, "minutes between saved states of a run", least=0)
     max_unreadable: float = setting(0.01, "share of images that may fail to decode, 0 to 1", least=0, most=1)
-    show: bool = setting(False, "only the table of what is finished")
+    show: bool = setting(False, "only tables and report of what is finished so far")
     quiet: bool = setting(False, "no progress")
 
 

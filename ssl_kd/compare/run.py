@@ -30,7 +30,7 @@ from ssl_kd.runtime.signals import Interrupted
 
 
 def compare(config: CompareConfig) -> Comparison:
-    """Finish what is unfinished of a comparison, write its tables and report into `out`, and return what was found.
+    """Finish what is unfinished of a comparison (not with `show`), write its tables and report into `out`, and return what was found.
 
     Raises UserError for bad input before anything is loaded.
     """
@@ -43,10 +43,10 @@ def compare(config: CompareConfig) -> Comparison:
     require_ours(out, COMPARISON)
     number, count = hide_ranks()
     mark(out, COMPARISON)
-    if config.show:
-        return collect(config)
     try:
-        if count > 1:
+        if config.show:
+            pass
+        elif count > 1:
             Worker(config, number, count).run()
         else:
             work(config)

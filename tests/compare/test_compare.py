@@ -79,6 +79,20 @@ def test_the_same_command_again_trains_and_asks_nothing(finished, monkeypatch):
     assert calls == []
 
 
+def test_a_look_at_what_is_finished_writes_the_report_and_starts_nothing(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from ssl_kd.compare import run as compare_run
+
+    config = small(tmp_path, small_teacher(), seeds=[0], random=True)
+    monkeypatch.setattr(compare_run, "work", None)
+    found = compare(replace(config, show=True))
+    assert found.unfinished > 0
+    assert found.lines == ()
+    assert (Path(config.out) / "report.html").read_text().startswith("<!doctype html>")
+    assert yaml.safe_load((Path(config.out) / "config.yaml").read_text())["seeds"] == [0]
+
+
 def test_another_seed_or_task_computes_what_is_new_alone(finished, tmp_path, monkeypatch):
     from dataclasses import replace
 
