@@ -45,9 +45,13 @@ def _summary(found: Comparison) -> str:
     seeds = {line.seed for line in found.lines if line.kind == "student"}
     more = f" {found.unfinished} cells are not finished yet." if found.unfinished else ""
     return (
-        f"{len(names)} objectives, {len(found.groups)} settings of teacher, student, images and budget, {len(seeds)} seeds, "
-        f"{len(found.tasks)} tasks.{more}"
+        f"{_count(len(names), 'objective')}, {_count(len(found.groups), 'setting')} of teacher, student, images and budget, "
+        f"{_count(len(seeds), 'seed')}, {_count(len(found.tasks), 'task')}.{more}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _shown(table: Table, left: int = 1) -> Shown:

@@ -23,6 +23,7 @@ from ssl_kd.objectives.alignment import (
     unit_squared,
 )
 from ssl_kd.objectives.correlation import Correlation
+from ssl_kd.objectives.memory_bank import MemoryBank
 from ssl_kd.objectives.relations import CrossTable
 
 BLIND = (difference, pearson_distance, unit_columns)  # zero in other places than the teacher's, too
@@ -36,7 +37,8 @@ def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
 
     The first alignment of embeddings counts, unless its distance does not see where a sample lies: a cosine in a space
     around the teacher's mean knows a direction from there, and no length to go. After it the head of a relation across
-    both spaces. Custom heads and spaces count where they are made of the layers above, or affine.
+    both spaces: to the batch's teacher embeddings, or to a queue of them. Custom heads and spaces count where they are
+    made of the layers above, or affine.
     """
     for term in objective.modules():
         if isinstance(term, Alignment) and term.of == "embedding" and term.distance not in BLIND:
@@ -46,8 +48,8 @@ def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
             if found := _folded([*_parts(term.projector), *back], term.widths[1]):
                 return found
     for term in objective.modules():
-        if isinstance(term, Correlation) and isinstance(term.relation, CrossTable):
-            own = isinstance(term.view_of_teacher, nn.Identity)
+        if isinstance(term, Correlation) and isinstance(term.relation, CrossTable | MemoryBank):
+            own = isinstance(term.view_of_teacher, nn.Identity) and term.relation.needs_teacher_width
             if own and (found := _folded(_parts(term.projector), term.widths[1] or 0)):
                 return found
     return None

@@ -6,6 +6,7 @@ from torch import nn
 
 from ssl_kd.objectives import TARGET_NORMS, Alignment, Correlation, build_objective
 from ssl_kd.objectives.into_teacher import into_teacher
+from ssl_kd.objectives.memory_bank import MemoryBank, TwoMemoryBanks
 from ssl_kd.objectives.projectors import KEEPS_WIDTH, PROJECTORS
 from ssl_kd.objectives.relations import CrossTable
 
@@ -16,9 +17,9 @@ def used(term, steps=4):
     """A term whose statistics have moved, in eval mode."""
     generator = torch.Generator().manual_seed(0)
     term.train()
-    for _ in range(steps):
+    for step in range(steps):
         s, t = (3 * torch.randn(32, width, generator=generator) + 1 for width in (S, T))
-        term(s, t)
+        term(s, t, index=range(32 * step, 32 * (step + 1)))
     return term.eval()
 
 
@@ -58,10 +59,16 @@ def test_a_direction_from_the_teachers_mean_has_no_length_to_go(distance):
     assert into_teacher(nn.ModuleList([used(Alignment(S, T, "mlp", "centred", "cosine")), raw, again])) is not None
 
 
-def test_a_relation_across_both_spaces_has_a_head_into_the_teachers():
-    term = Correlation(S, T, CrossTable(), projector="linear")
+@pytest.mark.parametrize("projector", ["linear", "bn", "mlp"])
+@pytest.mark.parametrize("relation", [CrossTable, MemoryBank])
+def test_a_relation_across_both_spaces_has_a_head_into_the_teachers(relation, projector):
+    term = used(Correlation(S, T, relation(), projector=projector))
     rows = torch.randn(3, S)
-    torch.testing.assert_close(nn.Sequential(*into_teacher(term))(rows), term.projector(rows))
+    torch.testing.assert_close(nn.Sequential(*into_teacher(term))(rows), term.projector(rows), rtol=1e-3, atol=1e-4)
+
+
+def test_two_queues_leave_the_students_space_free():
+    assert into_teacher(Correlation(S, T, TwoMemoryBanks(), projector="identity")) is None
 
 
 def test_training_goes_on_untouched():
