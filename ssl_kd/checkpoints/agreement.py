@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from ssl_kd.checkpoints.by_architecture import best, by_architecture
@@ -16,7 +15,7 @@ from ssl_kd.checkpoints.formats.weights import Contents, Weights
 from ssl_kd.checkpoints.reading import Reading
 from ssl_kd.errors import BrokenCheckpoint, UserError, one_line
 from ssl_kd.models.backbones import VisionTransformerNet
-from ssl_kd.models.factory import make
+from ssl_kd.models.factory import make, without_numbers
 
 # Settings of timm that decide no tensor, or that are set here.
 NOT_OURS = ("num_classes", "dynamic_img_size", "pretrained", "features_only", "drop_rate", "drop_path_rate")
@@ -27,16 +26,14 @@ CODE = ("mlp_layer", "act_layer", "norm_layer", "embed_layer", "block_fn")  # na
 def agreed(weights: Weights, config: Mapping[str, object]) -> Weights:
     """The weights with the heads and the epsilon of transformers' config. BrokenCheckpoint where they disagree."""
     args = dict(weights.arch_args)
-    with torch.device("meta"):
-        network = make(weights.arch, args)
+    network = without_numbers(lambda: make(weights.arch, args))
     if isinstance(network, VisionTransformerNet):
         heads, epsilon = config.get("num_attention_heads"), config.get("layer_norm_eps")
         if type(heads) is int and heads != _attention(network.backbone.blocks[0], "num_heads"):
             args["num_heads"] = heads
         if isinstance(epsilon, float) and epsilon != _epsilon(network.backbone):
             args["norm_eps"] = epsilon
-        with torch.device("meta"):
-            network = make(weights.arch, args)
+        network = without_numbers(lambda: make(weights.arch, args))
     for name, found in facts(network.backbone):
         said = config.get(name)
         if type(said) is int and found is not None and said != found:
@@ -75,8 +72,7 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
     args = {**(card.args if card else {}), **flat, **args}
     args = {name: value for name, value in args.items() if name not in (*NOT_OURS, *CODE, "global_pool")}
     try:
-        with torch.device("meta"):
-            plain = make(arch, dict(args)).backbone
+        plain = without_numbers(lambda: make(arch, dict(args))).backbone
     except UserError as error:
         raise type(error)(f"{CONFIG}: {error}") from error
     found = best(file, plain.state_dict()).file
@@ -89,8 +85,8 @@ def timms(file: Contents, folder: Folder, given: Reading) -> Weights:
     origin = f"{folder.name or 'timm folder'} ({folder.config['architecture']})"
     weights = by_architecture(file, arch, args, given, folder.pixels(), origin)
     said = folder.config.get("num_features")
-    with torch.device("meta"):
-        own = getattr(make(weights.arch, weights.arch_args).backbone, "num_features", None)
+    network = without_numbers(lambda: make(weights.arch, weights.arch_args))
+    own = getattr(network.backbone, "num_features", None)
     if type(said) is int and own is not None and said != own:
         raise BrokenCheckpoint(f"{CONFIG} says num_features {said}, but {arch} with its model_args has {own}")
     return weights

@@ -12,7 +12,7 @@ from ssl_kd.checkpoints.formats.weights import State, shown
 from ssl_kd.errors import BrokenCheckpoint
 from ssl_kd.models.backbones import Network
 from ssl_kd.models.encoder import Encoder
-from ssl_kd.models.factory import make
+from ssl_kd.models.factory import make, without_numbers
 
 LARGE = 1 << 33  # bytes of a file whose values `inspect` does not read, and of weights that are not copied
 
@@ -55,8 +55,7 @@ def alone(tensor: Tensor) -> bool:
 
 def blueprint(weights: Weights, feature: str | None = None) -> Network:
     """The network without memory for its numbers. BrokenCheckpoint unless the weights are exactly what it needs."""
-    with torch.device("meta"):
-        network = make(weights.arch, weights.arch_args)
+    network = without_numbers(lambda: make(weights.arch, weights.arch_args))
     wished = feature or weights.feature
     network.width(weights.heads[wished].source if wished in weights.heads else wished)  # UserError for an unknown one
     wanted, state = network.backbone.state_dict(), weights.state

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from ssl_kd.checkpoints.fitted import fitted
@@ -20,7 +19,7 @@ from ssl_kd.checkpoints.reading import Reading
 from ssl_kd.checkpoints.wrappers import Unwrapped, unwrapped
 from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_line
 from ssl_kd.models.backbones import Network
-from ssl_kd.models.factory import OUR_ARGUMENTS, make
+from ssl_kd.models.factory import OUR_ARGUMENTS, make, without_numbers
 from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
 
 UNSAID = Preprocessing(interpolation="bicubic")
@@ -40,8 +39,7 @@ def by_architecture(
     beside the file says of them; UserError where nothing does and mean and std are not given.
     """
     arguments = dict(args)
-    with torch.device("meta"):
-        network = make(arch, arguments)
+    network = without_numbers(lambda: make(arch, arguments))
     found = best(file, network.backbone.state_dict())
     must_be_the_only(file, network.backbone.state_dict())
     state = found.file.state()
@@ -49,8 +47,7 @@ def by_architecture(
     if (more := fitted(network.backbone, arch, arguments, state)) != (arch, arguments):
         given = replace(given, size=given.size or _side(arguments.get("img_size")))
         arch, arguments = more
-        with torch.device("meta"):
-            network = make(arch, arguments)
+        network = without_numbers(lambda: make(arch, arguments))
     wanted = network.backbone.state_dict()
     head = classifier(arch, arguments, wanted)
     kept: State = {name: tensor for name, tensor in state.items() if name in wanted or name not in head}
@@ -107,21 +104,20 @@ def must_be_the_only(file: Contents, wanted: Mapping[str, Tensor]) -> None:
 def classifier(arch: str, args: Mapping[str, object], wanted: Mapping[str, Tensor]) -> set[str]:
     """The names that the network's library adds for its classifier."""
     source, _, name = arch.rpartition("/")
-    with torch.device("meta"):
-        if source == "torchvision":
-            from torchvision import models
+    if source == "torchvision":
+        from torchvision import models
 
-            get: Callable[..., nn.Module] = models.get_model
-            whole = get(name, weights=None, **args)
-        elif source in ("", "timm"):
-            import timm
+        get: Callable[..., nn.Module] = models.get_model
+        whole = without_numbers(lambda: get(name, weights=None, **args))
+    elif source in ("", "timm"):
+        import timm
 
-            own = {key: value for key, value in args.items() if key not in OUR_ARGUMENTS}
-            plain = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
-            create: Callable[..., nn.Module] = timm.create_model
-            whole = create(name, pretrained=False, **plain)
-        else:
-            return set()
+        own = {key: value for key, value in args.items() if key not in OUR_ARGUMENTS}
+        plain = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+        create: Callable[..., nn.Module] = timm.create_model
+        whole = without_numbers(lambda: create(name, pretrained=False, **plain))
+    else:
+        return set()
     return set(whole.state_dict()) - set(wanted)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from ssl_kd.errors import UserError
 from ssl_kd.models.backbones import RotaryNet, VisionTransformerNet
 from ssl_kd.models.encoder import Encoder
-from ssl_kd.models.factory import OUR_ARGUMENTS, change_stem
+from ssl_kd.models.factory import OUR_ARGUMENTS, change_stem, without_numbers
 
 # The lab's rotary periods are part of the weights; timm computes its own, and keeps them out of the state dict.
 KEEP_PERIODS = "model.rope.register_buffer('periods', model.rope.periods)"
@@ -126,11 +126,10 @@ def torchvision_twin(encoder: Encoder) -> Twin:
 
 def _last_linear(name: str, args: Mapping[str, object]) -> str:
     """Path of the classifier in a torchvision network, as `backbones.drop_last_linear` finds it."""
-    import torch
     from torchvision import models
 
-    with torch.device("meta"):
-        network: nn.Module = models.get_model(name, weights=None, **args)
+    get: Callable[..., nn.Module] = models.get_model
+    network = without_numbers(lambda: get(name, weights=None, **args))
     linear: list[str] = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
     return linear[-1]
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
+import torch
 from torch import nn
 
 from ssl_kd.errors import UserError, nearest, one_line
@@ -32,6 +33,7 @@ from ssl_kd.registry import Registry
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
 
+M = TypeVar("M", bound=nn.Module)
 OUR_ARGUMENTS = ("small_stem", "stem_padding", "norm_eps", "conv_stem", "positions", "interleave", "norm_patches")
 ROTARY = {"rotary": False, "rotary_stored": True}  # values of `positions`: whether the periods are in the weights
 # What the libraries raise for arguments that do not fit.
@@ -58,6 +60,22 @@ def make(arch: str, arch_args: dict[str, object]) -> Network:
     if not isinstance(network, Network):
         raise UserError(f"{arch}: networks/{source} gave {type(network).__name__}, expected a Network")
     return network
+
+
+def without_numbers(build: Callable[[], M]) -> M:
+    """The module that `build` makes, with the shapes of its tensors and no memory for their numbers.
+
+    A constructor that calculates by an operation which older releases of torch cannot do without numbers (RegNets' `unique`
+    before 2.7) runs as usual, and its module is emptied after. UserError as from `make`.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except (UserError, NotImplementedError) as error:
+        if not isinstance(error.__cause__ or error, NotImplementedError):
+            raise
+    with torch.random.fork_rng(devices=[]):
+        return build().to("meta")
 
 
 def known_to_be_wrong(arch: str) -> str:
