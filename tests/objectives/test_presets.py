@@ -107,6 +107,13 @@ def test_lightly_v1_is_the_kl_over_a_queue_that_holds_the_batch_and_zeros_where_
     assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), case.teacher(1), queue, 0.07, 0.07), rel=1e-4)
 
 
+def test_bank_is_the_kl_over_what_was_seen_with_the_batch_in_it():
+    case = Case("bank")
+    case.answer(0)
+    queue = np.concatenate([unit(case.teacher(0)), unit(case.teacher(1))])
+    assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), case.teacher(1), queue, 0.05, 0.05), rel=1e-4)
+
+
 def test_lightly_v3_adds_the_patches_of_each_image():
     """Against lightly-ai/lightly-train, third batch, 16 patches onto 36: value to float32, gradient to 9e-7."""
     case = Case("lightly_v3")

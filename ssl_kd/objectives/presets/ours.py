@@ -26,6 +26,14 @@ OURS: dict[str, Preset] = {
         "two layers, g2: linear and batch norm",
         "patches make stored targets large: `target_bits: 4`, or `centred_light` then",
     ),
+    "bank": Preset(
+        (correlation("queue", "bn", tau=0.05, batch="inside", size=8192),),
+        "our form of `queue`, with the head and temperature that a task set aside chose",
+        "ours",
+        "-",
+        "KL(softmax(t Q / 0.05) || softmax(g(s) Q / 0.05)), Q: 8,192 teacher embeddings with the batch in it; g: linear and batch norm",
+        "the head is the lead over `lightly_v1`, whose head is linear; embeddings alone, so stored targets are small",
+    ),
     "centred_light": Preset(
         _CENTRED,
         "`centred` without patches: for teachers that have none, and for stored targets",
