@@ -194,9 +194,9 @@ def main(argv: Sequence[str]) -> int:
         argv,
         "ssl-kd compare",
         examples=(
-            "ssl-kd compare configs/compare/quick.yaml",
-            "ssl-kd compare configs/compare/quick.yaml --own my_parts:Distance --workers 2",
-            "ssl-kd compare configs/compare/quick.yaml --equal_time default --out runs/compare/quick_time",
+            "ssl-kd compare configs/compare/demo.yaml    # on the files that ssl-kd demo leaves",
+            "ssl-kd compare configs/compare/demo.yaml --own my_parts:Distance --workers 2",
+            "ssl-kd compare configs/compare/demo.yaml --equal_time simreg --out runs/compare/demo_time",
         ),
     )
     began, first = time.monotonic(), os.environ.get("RANK", "0") == "0"
