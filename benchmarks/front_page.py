@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pictures (default: docs)")
     parser.add_argument("--seed", type=int, default=0, help="of the demo's students")
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FOLDER", help="draw what comparisons found")
-    parser.add_argument("--objective", default="centred", help="whose students (default: %(default)s)")
+    parser.add_argument("--objective", default="bank", help="whose students (default: %(default)s)")
     options = parser.parse_args()
     if options.compare:
         found = {folder.name: comparison(folder) for folder in options.compare}

@@ -103,7 +103,7 @@ class WhatSettings:
         metadata=described("{NAME: ARCHITECTURE} or {NAME: {arch, args}}", expects="a mapping", first=True),
     )
     objectives: list[Any] = field(
-        default_factory=lambda: ["centred"],
+        default_factory=lambda: ["bank"],
         metadata=described("presets, or {NAME: [terms]}", expects="a list", first=True),
     )
     own: str = setting(

@@ -194,9 +194,9 @@ class OptimiserSettings:
     """Objective, optimiser and schedule."""
 
     objective: NameOrRows = field(
-        default="centred",
+        default="bank",
         metadata=described(
-            "centred, dlkd, simreg, seed, compress_1q, rkd, ... (all presets: docs/objectives_catalogue.md), or a list of terms",
+            "bank, dlkd, simreg, seed, compress_1q, rkd, ... (all presets: docs/objectives_catalogue.md), or a list of terms",
             expects="a preset's name or a list of terms",
             first=True,
             code=True,
@@ -290,7 +290,7 @@ class TeacherSpec:
     """
 
     file: object  # a checkpoint file, a name of the zoo, or from Python an Encoder or a module
-    objective: NameOrRows = "centred"
+    objective: NameOrRows = "bank"
     weight: float = 1.0
     feature: str = ""
     format: str = ""

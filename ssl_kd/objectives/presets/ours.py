@@ -19,7 +19,7 @@ _STANDARDISED = (
 OURS: dict[str, Preset] = {
     "centred": Preset(
         (*_CENTRED, alignment("mlp", "cosine", of="tokens", space="centred")),
-        "what a run takes that names none; chosen by the comparison on real teachers",
+        "what runs took on 2026-11-29 and 30, and its name",
         "ours",
         "-",
         "(2 - 2 cos(g1(s), t)) + (2 - 2 cos(g2(s), t)) + (2 - 2 cos(g3(patches of s), patches of t)), t less its running mean; g1, g3: "
@@ -28,7 +28,7 @@ OURS: dict[str, Preset] = {
     ),
     "bank": Preset(
         (correlation("queue", "bn", tau=0.05, batch="inside", size=8192),),
-        "our form of `queue`, with the head and temperature that a task set aside chose",
+        "what a run takes that names none; chosen by a task set aside, on a real teacher",
         "ours",
         "-",
         "KL(softmax(t Q / 0.05) || softmax(g(s) Q / 0.05)), Q: 8,192 teacher embeddings with the batch in it; g: linear and batch norm",
