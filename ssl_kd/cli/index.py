@@ -132,8 +132,8 @@ def search(argv: Sequence[str]) -> int:
             print(line)
         for path, write in ((config.sheet, show.sheet), (config.gallery, show.gallery)):
             if path:
-                write(index, source, found, Path(path))
-                print(f"{path} shows them", file=sys.stderr)
+                lacking = write(index, source, found, Path(path))
+                print(f"{path} {_shows(lacking)}", file=sys.stderr)
     if not (config.json or config.sheet or config.gallery):
         print("Next: ssl-kd search with --sheet found.png draws what was found", file=sys.stderr)
     if config.k > len(index) > 0:
@@ -216,6 +216,17 @@ def _looked_at(argv: Sequence[str], command: str) -> tuple[LookConfig, Index]:
     if len(config.index) != 1:
         raise UserError(f"index: expected one index, got {len(config.index)} (see --help)")
     return config, _opened(config.index[0])
+
+
+def _shows(lacking: Mapping[str, str]) -> str:
+    """What a sheet or a gallery shows, in words."""
+    if not lacking:
+        return "shows them"
+    name, why = next(iter(lacking.items()))
+    return (
+        f"shows them, with grey boxes for {len(lacking):,} pictures of the index that cannot be read again "
+        f"({shown_name(name)}: {shown_name(why)})"
+    )
 
 
 def _train(index: Index, factory: str) -> None:

@@ -28,7 +28,7 @@ from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.runtime.stores import in_store
 from ssl_kd.search.embedding import vectors
 from ssl_kd.search.fast import Fast
-from ssl_kd.search.filling import Filler, PathNames, loaded, must_differ, opened
+from ssl_kd.search.filling import Filler, PathNames, archive_in, loaded, must_differ, opened
 from ssl_kd.search.remote import Remote
 from ssl_kd.search.store import Store, create, is_index
 from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
@@ -270,12 +270,12 @@ class Index:
         return len(gone)
 
     def missing(self) -> list[str]:
-        """Names of those pictures whose files are not on the disk any more."""
+        """Names of those pictures whose files are not on the disk any more; shards in a folder are files of many."""
         rows = ((row, *self.store.root(row)) for row in self.store.live().tolist())
         places = (
             (self.store.name(row), self.picture_place(row)) for row, _, root in rows if root and os.path.isdir(root)
         )
-        return [name for name, place in places if not os.path.exists(place)]
+        return [name for name, place in places if not (os.path.exists(place) or archive_in(place))]
 
     def train(self, factory: str) -> dict[str, float]:
         """Put an approximate index of faiss beside the vectors: {"10": share of the exact 10 nearest that it finds}.

@@ -94,8 +94,54 @@ def test_a_picture_that_is_gone_leaves_a_grey_tile_and_one_in_an_archive_is_show
     (tmp_path / "p" / "20.png").unlink()
     assert ask("search", "--index", "INDEX", "more/6.png", "--k", "9", "--gallery", str(tmp_path / "g.html"))[0] == 0
     text = (tmp_path / "g.html").read_text()
-    assert text.count("not there any more") == 1
+    assert text.count(">not there any more<") == 1
     assert text.count("<img") == 9
+
+
+def test_a_picture_in_a_folder_of_an_archive_or_in_shards_is_shown(lab, tmp_path, monkeypatch, capsys):
+    import tarfile
+    import zipfile
+
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "p", [20, 21])
+    (tmp_path / "shards").mkdir()
+    with zipfile.ZipFile("z.zip", "w") as out, tarfile.open("shards/a.tar", "w") as shard:
+        for name in ("20.png", "21.png"):
+            out.write(tmp_path / "p" / name, f"test/{name}")
+            shard.add(tmp_path / "p" / name, name)
+    for number, source in enumerate(("z.zip/test", "z.zip:test", "shards")):
+        words = ["--weights", str(lab / "s.safetensors"), "--images", source, "--out", f"{number}.index", "--quiet"]
+        assert main(["index", "build", *words]) == 0
+        assert main(["index", "remove", "--index", f"{number}.index", "--missing"]) == 0
+        capsys.readouterr()
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / "elsewhere")
+            ask = ["search", "--index", f"../{number}.index", "../p/20.png", "--gallery", "g.html", "--sheet", "s.png"]
+            assert main(ask) == 0
+            assert "grey" not in capsys.readouterr().err
+            assert (tmp_path / "elsewhere" / "g.html").read_text().count("<img") == 3
+    (tmp_path / "z.zip").write_bytes(b"")
+    assert main(["search", "--index", "0.index", "p/20.png", "--gallery", "g.html", "--sheet", "s.png"]) == 0
+    said = capsys.readouterr().err
+    assert "s.png shows them, with grey boxes for 2 pictures of the index that cannot be read again" in said
+    assert "z.zip/test/20.png: " in said
+    assert (tmp_path / "g.html").read_text().count("<img") == 1
+    with Image.open("s.png") as picture:  # the box says why
+        box = picture.convert("L").crop((176, 8, 336, 168))
+        assert 0.001 < sum(box.histogram()[:100]) / (160 * 160) < 0.5
+
+
+def test_a_long_name_loses_whole_folders_then_the_middle_of_its_own():
+    from ssl_kd.search.show import fitting
+
+    def fits(text):
+        return len(text) <= 20
+
+    assert fitting("test/lake/7.png", fits) == "test/lake/7.png"
+    assert fitting("flowers.zip/test/071_gazania/7.png", fits) == ".../7.png"
+    assert fitting("flowers.zip/test/gazania/7.png", fits) == ".../gazania/7.png"
+    assert fitting("a/0123456789012345678901.png", fits) == "01234567...8901.png"
 
 
 @pytest.mark.parametrize(
