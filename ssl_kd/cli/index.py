@@ -92,7 +92,7 @@ def info(argv: Sequence[str]) -> int:
     print(f"{shown_name(str(found['index']))}: {len(index):,} pictures, {found['removed']:,} removed")
     print(f"  encoder        {shown_name(encoder.origin)} ({encoder.arch}, feature {encoder.feature})")
     print(f"  weights        {shown_name(index.weights) or 'not named'}, SHA-256 {encoder.digest}")
-    print(f"  preprocessing  {encoder.pixels}")
+    print(f"  preprocessing  {index.pixels}")
     print(f"  vectors        {encoder.width} wide, {kind}, {int(str(found['bytes'])) / 1e6:,.1f} MB")
     print(f"  search         {_recall(fast) if fast else 'exact'}")
     print(f"Next: ssl-kd search --index {config.index[0]} query.jpg")
@@ -125,6 +125,8 @@ def search(argv: Sequence[str]) -> int:
     sources = [opened(query, 0.0) for query in config.queries]
     if (config.sheet or config.gallery) and len(sources) > 1:
         raise UserError("sheet, gallery: expected one source of queries; put several pictures into a folder or list")
+    if remark := index.remark():
+        print(f"note: {remark}", file=sys.stderr)
     within = None if config.within < 0 else config.within
     for source in sources:
         found = index.search(source, config.k, within, **_embedding(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import time
@@ -34,11 +35,18 @@ def opened(images: object, max_unreadable: float) -> ImageSource:
     return open_images(images, max_unreadable)
 
 
-def loaded(weights: str | os.PathLike[str], feature: str = "", reading: Mapping[str, object] | None = None) -> Encoder:
-    """The frozen encoder of a file or name; reading: what `load_teacher` is told beside it."""
+def loaded(
+    encoder: Encoder | str | os.PathLike[str], feature: str = "", reading: Mapping[str, object] | None = None
+) -> Encoder:
+    """The frozen encoder of a file or name, or one that is there; reading: what `load_teacher` is told beside it.
+
+    feature: which is read; an encoder that is there keeps its own for others.
+    """
     from ssl_kd.checkpoints.loading import load_teacher
 
-    return load_teacher(weights, feature=feature or None, **(reading or {}))  # type: ignore[arg-type]  # it checks them
+    if isinstance(encoder, str | os.PathLike):
+        return load_teacher(encoder, feature=feature or None, **(reading or {}))  # type: ignore[arg-type]  # it checks them
+    return copy.copy(encoder).read_as(feature) if feature else encoder
 
 
 class PathNames(Names):
