@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError, one_of, shown_name
+from ssl_kd.errors import nearest as nearest_name
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space import Space
 from ssl_kd.runtime.progress import Progress
@@ -37,6 +39,7 @@ from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
+MOST_COMPARED = 10_000  # names that one which is not there is compared with, letter by letter
 NORMS = ("unit", "none")  # cosine distance of unit vectors, or Euclidean distance of the features as they are
 
 
@@ -177,8 +180,15 @@ class Index:
         if not is_index(here):
             return cls.create(folder, encoder, norm, weights, reading)
         index = cls(Store(here), encoder, remote)
+        why = index.space.difference(encoder.space)
+        why = f"vectors of {index.space}, and this encoder has {why}" if why else ""
         if index.norm != norm:
-            raise UserError(f"out: {index.place} is an index of norm {index.norm}; choose another folder")
+            why = f"norm {index.norm}, and {norm} is asked for"
+        if why:
+            raise UserError(
+                f"out: {index.place} is there already, an index of {why}; choose another folder, or add pictures to that index "
+                "as it is with ssl-kd index add"
+            )
         return index
 
     @classmethod
@@ -311,7 +321,13 @@ class Index:
             self._remote.push()
 
     def _not_there(self, name: str) -> UserError:
-        return UserError(f"{self.place}: holds no {shown_name(name)}; nothing was removed")
+        """The error for a name that is not there, with those that may be meant."""
+        names = [self.store.name(row) for row in self.store.live().tolist()]
+        if name.endswith("/"):
+            names = sorted({one[: cut.end()] for one in names for cut in re.finditer("/", one)})
+        ends = [one for one in names if one.endswith(f"/{name.lstrip('./')}")][:3]
+        hint = f" Did you mean {' or '.join(ends)}?" if ends else nearest_name(name, names[:MOST_COMPARED])
+        return UserError(f"{self.place}: holds no {shown_name(name)}; nothing was removed.{shown_name(hint)}")
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -330,10 +346,12 @@ class Index:
             )
         asking, source = self.asking(self.encoder), opened(images, 0.0)
         found: list[Found] = []
+        names = PathNames(source)
         for _, numbers, rows in vectors(asking, source, np.arange(len(source)), **settings):
             near, where = self.nearest(rows, k)
-            names = [str(source.ids[i]) for i in numbers]
-            found += [Found(*one) for one in zip(names, self._hits(near, where, within), strict=True)]
+            found += [
+                Found(*one) for one in zip((names[i] for i in numbers), self._hits(near, where, within), strict=True)
+            ]
         return found
 
     def nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
