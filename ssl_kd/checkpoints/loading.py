@@ -311,5 +311,6 @@ def inspect(
         dropped=tuple(name for name in seen if name not in weights.used),
         digest=digest_of(weights.arch, weights.arch_args, weights.state) if values else None,
         card=card(file) if row is STUDENT else {},
+        spaces={name: str(head.space) for name, head in weights.heads.items()},
         licence=opened.licence() or UNSTATED,
     )

@@ -33,6 +33,7 @@ from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnsafeCheckpoint, U
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.program import PROGRAM, Program, ProgramNet, Runner
+from ssl_kd.models.space import Space
 from ssl_kd.runtime.download import digest_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def load_program(path: Path, feature: str | None = None) -> Encoder:
         # Its own name, or none: a program has one answer and cannot be asked for another.
         encoder = Encoder(network, f"{PROGRAM}{kind}", {}, feature, eyes, origin(path, card))
         encoder.licence = stated(card.get("licence")) or UNSTATED
+        encoder.answers_in = _space(card, encoder.dim)
         return encoder
     except UserError as error:
         raise (error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}")) from error
@@ -88,6 +90,7 @@ def describe_program(path: Path) -> Report:
         preprocessing=encoder.preprocessing,
         parameters=encoder.parameter_count,
         digest=encoder.digest,
+        spaces={encoder.feature: str(encoder.answers_in)} if encoder.answers_in else {},
         licence=encoder.licence,
     )
 
@@ -136,6 +139,20 @@ def inner_card(path: Path, file: bytes) -> str:
 
     model = onnx.ModelProto.FromString(file)
     return next((entry.value for entry in model.metadata_props if entry.key == "card"), "")
+
+
+def _space(card: Mapping[str, object], dim: int) -> Space | None:
+    """Whose space the program answers in, where it ends in a head into another network's; None: its own."""
+    if "space" not in card:
+        return None
+    try:
+        space = Space.from_record(card["space"])
+        Preprocessing.from_key(space.pixels)
+    except ValueError as error:
+        raise BrokenCheckpoint(f"its card's space cannot be read: {error}") from error
+    if space.width != dim:
+        raise BrokenCheckpoint(f"its card's space is {space.width} wide, and the file gives {dim} numbers")
+    return space
 
 
 def _pixels(card: Mapping[str, object], size: int) -> Preprocessing:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_kd.errors import UserError, one_line
+from ssl_kd.runtime.command_line import NUMBERS
 
 Colours = tuple[float, float, float]
 HELP = {
@@ -111,7 +112,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, text in HELP.items():
         option = f"--{name.replace('_', '-')}"
         if name in ("mean", "std"):
-            parser.add_argument(option, help=text, nargs="+", metavar="X")
+            parser.add_argument(option, help=text, nargs="+", metavar=NUMBERS)
         elif name == "size":
             parser.add_argument(option, help=text, type=int, metavar="N")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def build(argv: Sequence[str]) -> int:
 def add(argv: Sequence[str]) -> int:
     """Add the pictures of a source."""
     example = "ssl-kd index add --index photos.index --images holiday/"
-    config = _checked(parse(AddConfig, argv, "ssl-kd index add", (example,)), "index", "images")
+    config = _checked(_of_an_index(AddConfig, argv, "ssl-kd index add", (example,)), "index", "images")
     index = _opened(config.index, config.weights, reading=_beside(config))
     change = index.add(
         config.images, config.replace, quiet=config.quiet, max_unreadable=config.max_unreadable, **_embedding(config)
@@ -60,13 +61,13 @@ def add(argv: Sequence[str]) -> int:
 def remove(argv: Sequence[str]) -> int:
     """Take pictures out by their names."""
     examples = ("ssl-kd index remove --index photos.index photos/a.jpg photos/old/",)
-    config = _checked(parse(RemoveConfig, argv, "ssl-kd index remove", examples, "names"), "index")
+    config = _checked(_of_an_index(RemoveConfig, argv, "ssl-kd index remove", examples, "names"), "index")
     if not config.names and not config.missing:
         raise UserError("names: expected the pictures to remove, or --missing; got nothing (see --help)")
     index = _opened(config.index)
     names = list(dict.fromkeys([*config.names, *(index.missing() if config.missing else ())]))
     count = index.remove(names) if names else 0
-    print(f"{config.index}: {count:,} pictures removed, {len(index):,} are left")
+    print(f"{config.index}: {_pictures(count)} removed, {len(index):,} left")
     print(f"Next: ssl-kd index verify {config.index}")
     return 0
 
@@ -74,7 +75,7 @@ def remove(argv: Sequence[str]) -> int:
 def train(argv: Sequence[str]) -> int:
     """Put an approximate index beside the vectors."""
     examples = ("ssl-kd index train --index photos.index --factory 'IVF1024,Flat nprobe=16'",)
-    config = _checked(parse(TrainConfig, argv, "ssl-kd index train", examples), "index", "factory")
+    config = _checked(_of_an_index(TrainConfig, argv, "ssl-kd index train", examples), "index", "factory")
     _train(_opened(config.index), config.factory)
     print(f"Next: ssl-kd search --index {config.index} query.jpg")
     return 0
@@ -89,10 +90,10 @@ def info(argv: Sequence[str]) -> int:
         return 0
     encoder, fast = index.space, index.store.head.fast
     kind = "cosine distance of unit vectors" if index.norm == "unit" else "Euclidean distance"
-    print(f"{shown_name(str(found['index']))}: {len(index):,} pictures, {found['removed']:,} removed")
+    print(f"{shown_name(str(found['index']))}: {_pictures(len(index))}, {found['removed']:,} removed")
     print(f"  encoder        {shown_name(encoder.origin)} ({encoder.arch}, feature {encoder.feature})")
     print(f"  weights        {shown_name(index.weights) or 'not named'}, SHA-256 {encoder.digest}")
-    print(f"  preprocessing  {encoder.pixels}")
+    print(f"  preprocessing  {index.pixels}")
     print(f"  vectors        {encoder.width} wide, {kind}, {int(str(found['bytes'])) / 1e6:,.1f} MB")
     print(f"  search         {_recall(fast) if fast else 'exact'}")
     print(f"Next: ssl-kd search --index {config.index[0]} query.jpg")
@@ -103,7 +104,7 @@ def verify(argv: Sequence[str]) -> int:
     """Compare every byte of an index with its check sums."""
     _, index = _looked_at(argv, "verify")
     index.verify()
-    print(f"{shown_name(index.place)}: {len(index):,} pictures, every byte is as it was written")
+    print(f"{shown_name(index.place)}: {_pictures(len(index))}, every byte is as it was written")
     print(f"Next: ssl-kd search --index {index.place} query.jpg")
     return 0
 
@@ -115,7 +116,7 @@ def search(argv: Sequence[str]) -> int:
         "ssl-kd search --index photos.index queries/ --k 5 --json",
         "ssl-kd search --index photos.index query.jpg --sheet found.png",
     )
-    config = _checked(parse(SearchConfig, argv, "ssl-kd search", examples, "queries"), "index")
+    config = _checked(_of_an_index(SearchConfig, argv, "ssl-kd search", examples, "queries"), "index")
     if not config.queries:
         raise UserError("queries: expected a picture or a folder, got nothing (see --help)")
     from ssl_kd.search import show
@@ -125,19 +126,26 @@ def search(argv: Sequence[str]) -> int:
     sources = [opened(query, 0.0) for query in config.queries]
     if (config.sheet or config.gallery) and len(sources) > 1:
         raise UserError("sheet, gallery: expected one source of queries; put several pictures into a folder or list")
-    within = None if config.within < 0 else config.within
+    told: list[str] = []
+    if remark := index.remark():
+        print(f"note: {remark}", file=sys.stderr)
+    within, any_hits = None if config.within < 0 else config.within, False
     for source in sources:
         found = index.search(source, config.k, within, **_embedding(config))
+        any_hits = any_hits or any(one.hits for one in found)
         for line in show.json_lines(found) if config.json else show.lines(found):
             print(line)
         for path, write in ((config.sheet, show.sheet), (config.gallery, show.gallery)):
-            if path:
-                write(index, source, found, Path(path))
-                print(f"{path} shows them", file=sys.stderr)
+            if path and (lacking := write(index, source, found, Path(path))):
+                print(f"{path} shows them, {_grey(lacking)}", file=sys.stderr)
+            elif path:
+                told.append(f"{path} shows them")
     if not (config.json or config.sheet or config.gallery):
-        print("Next: ssl-kd search with --sheet found.png draws what was found", file=sys.stderr)
+        told.append(f"Next: ssl-kd search {_next(argv, config.queries) if any_hits else _without(argv, '--within')}")
     if config.k > len(index) > 0:
-        print(f"k: the index holds {len(index):,} pictures, all of them are shown", file=sys.stderr)
+        told.append(f"k: the index holds {_pictures(len(index))}, all of them are shown")
+    for line in [] if config.quiet else told:
+        print(line, file=sys.stderr)
     return 0
 
 
@@ -184,6 +192,21 @@ def _parser() -> OneLineParser:
     return parser
 
 
+def _of_an_index(
+    settings: type[Settings], argv: Sequence[str], prog: str, examples: Sequence[str], words: str = ""
+) -> Settings:
+    """The settings of a command that takes its index by name; UserError with the right line where it stands first."""
+    from ssl_kd.search.store import is_index
+
+    if argv and not argv[0].startswith("-") and "--index" not in argv and is_index(Path(argv[0])):
+        line = f"{prog} --index {shown_name(shlex.join(argv))}" if words else examples[0]
+        raise UserError(f"index: expected it behind --index, as in: {line}")
+    found = parse(settings, argv, prog, examples, words)
+    if not vars(found)["index"]:
+        raise UserError(f"index: expected a value, got nothing; as in: {examples[0]} (see --help)")
+    return found
+
+
 def _checked(config: Settings, *needed: str) -> Settings:
     """The settings, all there and in their ranges."""
     for name in needed:
@@ -218,6 +241,30 @@ def _looked_at(argv: Sequence[str], command: str) -> tuple[LookConfig, Index]:
     return config, _opened(config.index[0])
 
 
+def _grey(lacking: Mapping[str, str]) -> str:
+    """What a sheet or a gallery lacks, in words."""
+    name, why = next(iter(lacking.items()))
+    return (
+        f"with grey boxes for {_pictures(len(lacking))} of the index that cannot be read again "
+        f"({shown_name(name)}: {shown_name(why)})"
+    )
+
+
+def _next(argv: Sequence[str], queries: Sequence[str]) -> str:
+    """The same search of the first source alone, drawn."""
+    return f"{shown_name(shlex.join(word for word in argv if word not in queries[1:]))} --sheet found.png"
+
+
+def _without(argv: Sequence[str], option: str) -> str:
+    """The same search without an option and its value."""
+    pairs = zip(argv, ["", *argv], strict=False)
+    return shown_name(shlex.join(w for w, before in pairs if option not in (w.partition("=")[0], before)))
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
+
+
 def _train(index: Index, factory: str) -> None:
     index.train(factory)
     fast = index.store.head.fast
@@ -232,7 +279,7 @@ def _recall(fast: dict[str, object]) -> str:
 
 
 def _said(index: Index, change: Change) -> str:
-    parts = [f"{change.added:,} pictures added"]
+    parts = [f"{_pictures(change.added)} added"]
     parts += [f"{change.replaced:,} made anew"] if change.replaced else []
     parts += [f"{change.there:,} were there already"] if change.there else []
     parts += [f"{len(change.unreadable):,} could not be read"] if change.unreadable else []

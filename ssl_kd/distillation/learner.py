@@ -143,7 +143,7 @@ class Learner:
             (teacher,) = [t for key, t in self.member.teachers.items() if not name or key == name]
             if layers := into_teacher(part):
                 title = f"teacher/{name}" if name else "teacher"
-                found[title] = SpaceHead(layers, teacher.encoder.space, self.module.student.feature)
+                found[title] = SpaceHead(layers, teacher.encoder.space, self.module.student.feature, teacher.heard)
         return found
 
     def write_best(self, images: int) -> None:

@@ -47,6 +47,12 @@ class Teacher:
         teacher_outputs: Features = self.encoder(at_size(pixels, self.size), layers=self.layers, until=until)
         return teacher_outputs if self.tokens else replace(teacher_outputs, tokens=None)
 
+    @property
+    def heard(self) -> str:
+        """The pixels that it has in this run, as `Preprocessing.key`: at another size it answers otherwise."""
+        own = self.encoder.preprocessing
+        return (own if self.size == own.size else own.at(self.size)).key()
+
 
 def at_size(pixels: Tensor, size: int) -> Tensor:
     """Views resized to a side, antialiased; untouched where they have it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ssl_kd.checkpoints.licences import UNSTATED, warning
@@ -76,10 +76,12 @@ def description(encoder: Encoder, target: Target) -> dict[str, object]:
     """What somebody who has only the file must know; goes into the file where it has a place, and into the card."""
     feature = encoder.network.default if target.default_feature else encoder.feature
     eyes, then = encoder.preprocessing, ", subtract mean, divide by std"
+    led = encoder.led and not target.default_feature
     return as_record(encoder) | {
         "feature": feature,
         "dim": encoder.width(feature),
         "digest": encoder.digest,
+        **({"space": asdict(replace(encoder.space, pixels=encoder.heard))} if led else {}),
         "pixels": "normalised" if target.pixels == NORMALISED else "plain",
         "input": f"(B, 3, {eyes.size}, {eyes.size}) float32 RGB, {target.pixels}",
         "output": f"(B, {encoder.width(feature)}) float32",

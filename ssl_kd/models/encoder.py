@@ -71,6 +71,7 @@ class Encoder(nn.Module):
         self._digest: tuple[tuple[object, ...], str] | None = None
         self._looked_at = False
         self.heads = nn.ModuleDict()
+        self.answers_in: Space | None = None  # of a program that ends in a head: the space that it leads to
 
     @classmethod
     def from_module(
@@ -118,8 +119,24 @@ class Encoder(nn.Module):
     def space(self) -> Space:
         """Whose coordinates the encoder's feature is in: its own, or those that its head leads to."""
         head = self.head(self.feature)
-        own = Space(self.digest, self.feature, self.preprocessing.key(), self.dim, self.arch, self.origin)
-        return own if head is None else head.space
+        led = self.answers_in if head is None else head.space
+        return led or Space(self.digest, self.feature, self.preprocessing.key(), self.dim, self.arch, self.origin)
+
+    @property
+    def led(self) -> bool:
+        """Whether the encoder's feature is in another network's space, where a head leads it."""
+        return self.answers_in is not None or self.head(self.feature) is not None
+
+    @property
+    def heard(self) -> str:
+        """The pixels of whose answers the encoder's feature is, as `Preprocessing.key`: its own, or what its head learned from.
+
+        A file that does not say of a head is from an older version: its teacher had the views' size, as the student has.
+        """
+        head = self.head(self.feature)
+        if head is None and self.answers_in is not None:
+            return self.answers_in.pixels
+        return (head.heard if head else "") or self.preprocessing.key()
 
     def embed(self, images: Tensor, space: str = "") -> Tensor:
         """Embeddings (B, D) of images (B, 3, H, W) in [0, 1], in the encoder's own space or in another by its name.

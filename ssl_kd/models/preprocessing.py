@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -99,6 +100,16 @@ class Preprocessing:
         """What decides the pixels, for the keys of caches. Written out, so that no renaming makes old answers new."""
         names = ("mean", "std", "size", "resize", "crop", "interpolation", *(["square"] if self.square else []))
         return f"Preprocessing({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    @classmethod
+    def from_key(cls, key: str) -> Preprocessing:
+        """The inverse of `key`. ValueError for anything else."""
+        try:
+            call = ast.parse(key, mode="eval").body
+            given = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}  # type: ignore[attr-defined]
+            return cls.from_dict(given)
+        except (SyntaxError, AttributeError, TypeError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{one_line(key)} are no pixels") from error
 
     def __str__(self) -> str:
         """What is done to a picture, in words."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from ssl_kd.models.preprocessing import Preprocessing
+
 
 @dataclass(frozen=True)
 class Space:
@@ -44,7 +46,7 @@ class Space:
             return f"another feature ({other.feature})"
         if self.width != other.width:
             return f"another width ({other.width})"
-        return "" if self.pixels == other.pixels else f"other preprocessing ({other.pixels})"
+        return "" if self.pixels == other.pixels else f"other preprocessing ({Preprocessing.from_key(other.pixels)})"
 
     def holds(self, head: Space) -> bool:
         """Whether a head that was trained into `head` answers in this space.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.errors import BrokenCheckpoint
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space import Space
 
 MOST_LAYERS = 16
@@ -46,11 +47,15 @@ def _layer(kind: Sequence[object]) -> nn.Module:
 
 
 class SpaceHead(nn.Module):
-    """Features (B, Ds) by the name `source` to the coordinates of `space`, (B, Dt). Frozen, float32."""
+    """Features (B, Ds) by the name `source` to the coordinates of `space`, (B, Dt). Frozen, float32.
 
-    def __init__(self, layers: Sequence[nn.Module], space: Space, source: str):
+    heard: the pixels at which the other network was heard while the head was trained, as `Preprocessing.key`, where it is
+    known; those of `space` are that network's own.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], space: Space, source: str, heard: str = ""):
         super().__init__()
-        self.layers, self.space, self.source = nn.Sequential(*layers), space, source
+        self.layers, self.space, self.source, self.heard = nn.Sequential(*layers), space, source, heard
         self.requires_grad_(False).eval()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -75,6 +80,7 @@ class SpaceHead(nn.Module):
             "source": self.source,
             "layers": self._kinds(),
             "digest": self.digest,
+            "heard": self.heard,
         }
 
     @classmethod
@@ -88,7 +94,10 @@ class SpaceHead(nn.Module):
             raise ValueError("a head has no layers, or too many")
         with torch.device("meta"):
             layers = [_layer(kind) for kind in kinds]
-        head = cls(layers, Space.from_record(record["space"]), str(record["source"]))
+        heard = str(record.get("heard", ""))
+        if heard:
+            Preprocessing.from_key(heard)
+        head = cls(layers, Space.from_record(record["space"]), str(record["source"]), heard)
         numbers = {name: tensor.detach().float().clone() for name, tensor in state.items()}
         head.layers.load_state_dict(numbers, strict=True, assign=True)
         head.requires_grad_(False)

@@ -14,7 +14,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import IO, TYPE_CHECKING, Literal, NoReturn, TextIO
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.registry import admit
@@ -105,14 +105,47 @@ def _joined(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+NUMBERS = "X"  # how an option of several numbers is shown
+NUMBER = re.compile(r"[-+.,/\[\]()\deE]*\d[-+.,/\[\]()\deE]*")  # or a part of a list of them, as in [0.5, 0.4, 0.3]
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """Complains in one line, through UserError, instead of printing its usage."""
+    """Complains in one line, through UserError, instead of printing its usage.
+
+    An option of several numbers ends before the first word behind it that is none: `--std 0.5 query.jpg` has a query.
+    """
+
+    def parse_known_args(  # type: ignore[override]  # of its spellings one is enough
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """See argparse."""
+        options = {
+            name for one in self._actions if one.metavar == NUMBERS and one.nargs == "+" for name in one.option_strings
+        }
+        return super().parse_known_args(_numbers_last(sys.argv[1:] if args is None else args, options), namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         told = re.fullmatch(r"argument (?:-\w/)?--([\w-]+): expected one argument", message)
         message = f"{told[1]}: expected a value behind --{told[1]}" if told else message
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _numbers_last(argv: Sequence[str], options: set[str]) -> list[str]:
+    """The arguments with these options, and the numbers behind each, at the end, where nothing else can be taken for one."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    others: list[str] = []
+    numbers: list[str] = []
+    at = 0
+    while at < end:
+        stop = at + 1
+        if argv[at] in options and stop < end and not argv[stop].startswith("--"):
+            stop += 1  # the first word behind it is meant for a number, whatever it is
+            while stop < end and NUMBER.fullmatch(argv[stop]):
+                stop += 1
+        (numbers if argv[at] in options else others).extend(argv[at:stop])
+        at = stop
+    return [*others, *numbers, *argv[end:]]
 
 
 def parse(
@@ -180,7 +213,7 @@ def parser_for(settings: type, prog: str, examples: Sequence[str] = (), words: s
             if one.name == words:
                 place.add_argument(one.name, metavar=words.upper(), nargs="*", help=text)
             elif about(one).several:
-                place.add_argument(*names, dest=one.name, metavar="X", nargs="+", help=text)
+                place.add_argument(*names, dest=one.name, metavar=NUMBERS, nargs="+", help=text)
             elif kinds[one.name] is bool:
                 place.add_argument(f"--{one.name}", metavar="true|false", nargs="?", const="true", help=text)
             else:

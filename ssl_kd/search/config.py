@@ -100,3 +100,4 @@ class SearchConfig(ByHand, Embedding):
     json: bool = setting(False, "print one JSON object for each query")
     sheet: str = setting("", "PNG to write: a line of pictures for each query")
     gallery: str = setting("", "HTML page to write, with the pictures in it")
+    quiet: bool = setting(False, "nothing but what was found, and warnings")

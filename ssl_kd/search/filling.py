@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -33,11 +35,18 @@ def opened(images: object, max_unreadable: float) -> ImageSource:
     return open_images(images, max_unreadable)
 
 
-def loaded(weights: str | os.PathLike[str], feature: str = "", reading: Mapping[str, object] | None = None) -> Encoder:
-    """The frozen encoder of a file or name; reading: what `load_teacher` is told beside it."""
+def loaded(
+    encoder: Encoder | str | os.PathLike[str], feature: str = "", reading: Mapping[str, object] | None = None
+) -> Encoder:
+    """The frozen encoder of a file or name, or one that is there; reading: what `load_teacher` is told beside it.
+
+    feature: which is read; an encoder that is there keeps its own for others.
+    """
     from ssl_kd.checkpoints.loading import load_teacher
 
-    return load_teacher(weights, feature=feature or None, **(reading or {}))  # type: ignore[arg-type]  # it checks them
+    if isinstance(encoder, str | os.PathLike):
+        return load_teacher(encoder, feature=feature or None, **(reading or {}))  # type: ignore[arg-type]  # it checks them
+    return copy.copy(encoder).read_as(feature) if feature else encoder
 
 
 class PathNames(Names):
@@ -65,13 +74,23 @@ def must_differ(names: Names) -> None:
             raise ImagesError(f"{shown_name(names[number])}: is named {len(twins)} times; name each picture once")
 
 
+def place_of(source: str) -> str:
+    """The whole path of a source that lies on the disk, also of a folder in an archive; empty for any other."""
+    return os.path.abspath(source) if os.path.exists(source) or archive_in(source) else ""
+
+
+def archive_in(path: str) -> str:
+    """The file that a path leads into: photos.zip of photos.zip/lake/7.png; empty where there is none."""
+    folders = (path[: cut.start()] for cut in re.finditer("/", path))
+    return next((folder for folder in folders if os.path.isfile(folder)), "")
+
+
 class Filler:
     """Collects rows, and brings them to the disk every now and then."""
 
     def __init__(self, writer: Writer, source: ImageSource, old: np.ndarray, norm: str):
         self.writer, self.old, self.norm = writer, old, norm
-        alone = isinstance(source, FileImages) or not os.path.exists(source.name)
-        self.place = ("", "") if alone else (source.name, os.path.abspath(source.name))
+        self.place = ("", "") if isinstance(source, FileImages) else (source.name, place_of(source.name))
         self.added = self.replaced = 0
         self._empty()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 import numpy as np
 
 from ssl_kd.errors import NonFinite, UserError, one_of, shown_name
+from ssl_kd.errors import nearest as nearest_name
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space import Space
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.runtime.stores import in_store
 from ssl_kd.search.embedding import vectors
 from ssl_kd.search.fast import Fast
-from ssl_kd.search.filling import Filler, PathNames, loaded, must_differ, opened
+from ssl_kd.search.filling import Filler, PathNames, archive_in, loaded, must_differ, opened
 from ssl_kd.search.remote import Remote
 from ssl_kd.search.store import Store, create, is_index
 from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
@@ -36,6 +39,7 @@ from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
+MOST_COMPARED = 10_000  # names that one which is not there is compared with, letter by letter
 NORMS = ("unit", "none")  # cosine distance of unit vectors, or Euclidean distance of the features as they are
 
 
@@ -91,12 +95,14 @@ class Index:
         about = store.head.about
         try:
             self.space = Space.from_record(about.get("space"))
+            self.pixels = Preprocessing.from_key(self.space.pixels)
             self.norm, self.weights = one_of("norm", str(about.get("norm")), NORMS), str(about.get("weights", ""))
             self.reading = cast(Mapping[str, object], about.get("reading", {}))
             if self.space.width != store.head.width:
                 raise ValueError("its width is not that of its vectors")
         except ValueError as error:
             raise UserError(f"{self.place}: the index is damaged: {error}; build it anew") from None
+        self.feature = ""  # of the encoder of queries, where it was asked for by name
         self._fast: Fast | None = None
 
     # ------------------------------------------------------------------------------------------ making and opening
@@ -117,6 +123,11 @@ class Index:
         to be told beside it.
         """
         one_of("norm", norm, NORMS)
+        if encoder.led:
+            raise UserError(
+                f"encoder: its feature {encoder.feature} is a head into the space of {encoder.space.arch}, which is for queries; "
+                "an index there is made by that network, or one by another feature"
+            )
         about: dict[str, object] = {"space": encoder.space.record(), "norm": norm, "weights": weights}
         about |= {"reading": dict(reading)} if reading else {}
         here, remote = _here(folder)
@@ -163,15 +174,21 @@ class Index:
         if factory:
             Fast.check(factory)
         if isinstance(encoder, str | os.PathLike):
-            weights = os.fspath(encoder)
-            encoder = loaded(weights, feature, reading)
-            weights = os.path.abspath(weights) if os.path.exists(weights) else weights
+            weights = os.path.abspath(encoder) if os.path.exists(encoder) else os.fspath(encoder)
+        encoder = loaded(encoder, feature, reading)
         here, remote = _here(folder)
         if not is_index(here):
             return cls.create(folder, encoder, norm, weights, reading)
         index = cls(Store(here), encoder, remote)
+        why = index.space.difference(encoder.space)
+        why = f"vectors of {index.space}, and this encoder has {why}" if why else ""
         if index.norm != norm:
-            raise UserError(f"out: {index.place} is an index of norm {index.norm}; choose another folder")
+            why = f"norm {index.norm}, and {norm} is asked for"
+        if why:
+            raise UserError(
+                f"out: {index.place} is there already, an index of {why}; choose another folder, or add pictures to that index "
+                "as it is with ssl-kd index add"
+            )
         return index
 
     @classmethod
@@ -184,14 +201,16 @@ class Index:
     ) -> Index:
         """An index as it is now. encoder: what makes vectors of queries; None: the weights that the index names.
 
+        feature: of that encoder; empty: its own, or that of its head into the index's space.
         reading: what `load_teacher` is told beside a file's name, such as arch.
         """
         here, remote = _here(folder)
         if remote and not is_index(here):
             raise UserError(f"{remote.url}: no index there; make one with ssl-kd index build")
         store = Store(here)
-        found = loaded(encoder, feature, reading) if isinstance(encoder, str | os.PathLike) else encoder
-        return cls(store, found, remote)
+        index = cls(store, None if encoder is None else loaded(encoder, feature, reading), remote)
+        index.feature = feature
+        return index
 
     @property
     def encoder(self) -> Encoder:
@@ -200,7 +219,7 @@ class Index:
             if not self.weights:
                 raise UserError(f"{self.place}: does not say where its encoder is; name its weights ({self.space})")
             try:
-                self._encoder = loaded(self.weights, self.space.feature, self.reading)
+                self._encoder = loaded(self.weights, self.feature or self.space.feature, self.reading)
             except UserError as error:
                 raise UserError(f"{error} (the index names these weights; give others with --weights)") from None
         return self._encoder
@@ -270,12 +289,12 @@ class Index:
         return len(gone)
 
     def missing(self) -> list[str]:
-        """Names of those pictures whose files are not on the disk any more."""
+        """Names of those pictures whose files are not on the disk any more; shards in a folder are files of many."""
         rows = ((row, *self.store.root(row)) for row in self.store.live().tolist())
         places = (
             (self.store.name(row), self.picture_place(row)) for row, _, root in rows if root and os.path.isdir(root)
         )
-        return [name for name, place in places if not os.path.exists(place)]
+        return [name for name, place in places if not (os.path.exists(place) or archive_in(place))]
 
     def train(self, factory: str) -> dict[str, float]:
         """Put an approximate index of faiss beside the vectors: {"10": share of the exact 10 nearest that it finds}.
@@ -302,7 +321,13 @@ class Index:
             self._remote.push()
 
     def _not_there(self, name: str) -> UserError:
-        return UserError(f"{self.place}: holds no {shown_name(name)}; nothing was removed")
+        """The error for a name that is not there, with those that may be meant."""
+        names = [self.store.name(row) for row in self.store.live().tolist()]
+        if name.endswith("/"):
+            names = sorted({one[: cut.end()] for one in names for cut in re.finditer("/", one)})
+        ends = [one for one in names if one.endswith(f"/{name.lstrip('./')}")][:3]
+        hint = f" Did you mean {' or '.join(ends)}?" if ends else nearest_name(name, names[:MOST_COMPARED])
+        return UserError(f"{self.place}: holds no {shown_name(name)}; nothing was removed.{shown_name(hint)}")
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -321,10 +346,12 @@ class Index:
             )
         asking, source = self.asking(self.encoder), opened(images, 0.0)
         found: list[Found] = []
+        names = PathNames(source)
         for _, numbers, rows in vectors(asking, source, np.arange(len(source)), **settings):
             near, where = self.nearest(rows, k)
-            names = [str(source.ids[i]) for i in numbers]
-            found += [Found(*one) for one in zip(names, self._hits(near, where, within), strict=True)]
+            found += [
+                Found(*one) for one in zip((names[i] for i in numbers), self._hits(near, where, within), strict=True)
+            ]
         return found
 
     def nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -374,7 +401,7 @@ class Index:
 
     def _must_own(self, encoder: Encoder) -> None:
         why = self.space.difference(encoder.space)
-        if not why and encoder.head(encoder.feature) is not None:
+        if encoder.led and self.space.holds(encoder.space):
             why = f"a head into that space ({encoder.arch}), which is for queries"
         if why:
             raise UserError(
@@ -385,20 +412,33 @@ class Index:
     def asking(self, encoder: Encoder) -> Encoder:
         """The encoder as it answers in the index's space: itself, or read through its head into that space.
 
-        UserError for an encoder of another space.
+        UserError for an encoder of another space, and for a feature of another that was asked for by name.
         """
         why = self.space.difference(encoder.space)
-        if not why:
+        if not why or (encoder.led and self.space.holds(encoder.space)):
             return encoder
-        for name in encoder.heads:
-            head = encoder.head(name)
-            if head is not None and self.space.holds(head.space):
-                return copy.copy(encoder).read_as(name)  # the given one keeps its own feature
-        led = f" (nor has it a head into that space: {', '.join(encoder.heads)})" if len(encoder.heads) else ""
+        leading = [name for name in encoder.heads if (head := encoder.head(name)) and self.space.holds(head.space)]
+        if leading and not self.feature:
+            return copy.copy(encoder).read_as(leading[0])  # the given one keeps its own feature
+        mend = "query by the index's own encoder or by a student of it made with `--objective drop_in`, or build an index of this one"
+        if leading:
+            mend = f"leave the feature out, or ask for {leading[0]!r}, its head into that space"
+        elif len(encoder.heads):
+            why += f" (nor has it a head into that space: {', '.join(encoder.heads)})"
         raise UserError(
-            f"{self.place}: holds vectors of {self.space}, and this encoder has {why}{led}: distances between the "
-            "two would mean nothing; query by the index's own encoder or by a student of it made with `--objective drop_in`, "
-            "or build an index of this one"
+            f"{self.place}: holds vectors of {self.space}, and this encoder has {why}: distances between the two would mean "
+            f"nothing; {mend}"
+        )
+
+    def remark(self) -> str:
+        """What to know of queries by the encoder: that its head learned at another input size. Empty: nothing."""
+        asking = self.asking(self.encoder)
+        learned, here = Preprocessing.from_key(asking.heard).size, self.pixels.size
+        if not asking.led or learned == here:
+            return ""
+        return (
+            f"the student learned the teacher at {learned} px, and the index was made at {here} px; one that is built with "
+            f"--size {learned} is the space that it learned"
         )
 
     def verify(self) -> None:

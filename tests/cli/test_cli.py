@@ -319,3 +319,5 @@ def test_inspect_reads_a_bare_state_dict_by_hand(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "mean 0.5/0.5/0.5, std 0.5/0.4/0.3" in said
     assert "--teacher-arch regnetx_002 --teacher-mean 0.5 --teacher-std 0.5 0.4 0.3 --teacher-size 64" in said
+    assert main(["inspect", *words[:-2], str(tmp_path / "x.pth"), "--size", "64"]) == 0  # the path is no part of std
+    assert said.endswith(capsys.readouterr().out)

@@ -1,6 +1,7 @@
 """`ssl-kd index` and `ssl-kd search` from the command line: what they print, and one line for what is wrong."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -37,14 +38,14 @@ def test_search_prints_names_and_distances_and_json(ask):
     assert out.splitlines()[1].split() == ["0.00000", "photos/3.png"]
     code, out, _ = ask("search", "photos/3.png", "--json", "more/", "--index", "INDEX")
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [one["query"] for one in answers] == ["photos/3.png", "6.png", "7.png"]
+    assert [one["query"] for one in answers] == ["photos/3.png", "more/6.png", "more/7.png"]
     assert answers[0]["hits"][0] == {"name": "photos/3.png", "distance": 0.0}
 
 
 def test_an_index_grows_and_shrinks(ask):
     assert "2 pictures added; it holds 8" in ask("index", "add", "--index", "INDEX", "--images", "more", "--quiet")[1]
     assert "0 pictures added, 6 were there already" in ask("index", "add", "--index", "INDEX", "--images", "photos")[1]
-    assert "1 pictures removed, 7 are left" in ask("index", "remove", "photos/0.png", "--index", "INDEX")[1]
+    assert "1 picture removed, 7 left" in ask("index", "remove", "photos/0.png", "--index", "INDEX")[1]
     assert "0 pictures removed" in ask("index", "remove", "--missing", "--index", "INDEX")[1]
     assert "every byte" in ask("index", "verify", "INDEX")[1]
     assert "7 pictures, 1 removed" in ask("index", "info", "INDEX")[1]
@@ -55,6 +56,26 @@ def test_an_index_grows_and_shrinks(ask):
     said = [line for line in err.splitlines() if not line.startswith("Next: ")]
     assert (code, len(out.splitlines()), said) == (0, 8, ["k: the index holds 7 pictures, all of them are shown"])
     assert ask("search", "--index", "INDEX", "--within", "0", "more/6.png")[1].strip().endswith("0.00000  more/6.png")
+
+
+def test_the_next_command_is_one_that_runs(ask, tmp_path, monkeypatch):
+    def next_of(err):
+        (line,) = [line for line in err.splitlines() if line.startswith("Next: ")]
+        return shlex.split(line.removeprefix("Next: ssl-kd "))
+
+    with_sheet = next_of(ask("search", "--index", "INDEX", "--k", "2", "photos/3.png", "more")[2])
+    assert with_sheet[-3:] == ["photos/3.png", "--sheet", "found.png"]
+    assert ask(*[word.replace("found.png", str(tmp_path / "found.png")) for word in with_sheet])[0] == 0
+    assert (tmp_path / "found.png").exists()
+    for within in (["--within", "0"], ["--within=0"]):
+        _, out, err = ask("search", "--index", "INDEX", *within, "more/6.png")
+        assert "nothing near enough" in out
+        assert len(ask(*next_of(err))[1].splitlines()) == 7  # the query and all six
+
+
+def test_a_quiet_search_prints_what_was_found_and_nothing_else(ask):
+    code, out, err = ask("search", "--quiet", "photos/3.png", "--index", "INDEX", "--k", "99")
+    assert (code, len(out.splitlines()), err) == (0, 7, "")
 
 
 def test_an_approximate_index_prints_what_it_finds(ask):
@@ -94,15 +115,65 @@ def test_a_picture_that_is_gone_leaves_a_grey_tile_and_one_in_an_archive_is_show
     (tmp_path / "p" / "20.png").unlink()
     assert ask("search", "--index", "INDEX", "more/6.png", "--k", "9", "--gallery", str(tmp_path / "g.html"))[0] == 0
     text = (tmp_path / "g.html").read_text()
-    assert text.count("not there any more") == 1
+    assert text.count(">not there any more<") == 1
     assert text.count("<img") == 9
+
+
+def test_a_picture_in_a_folder_of_an_archive_or_in_shards_is_shown(lab, tmp_path, monkeypatch, capsys):
+    import tarfile
+    import zipfile
+
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "p", [20, 21])
+    (tmp_path / "shards").mkdir()
+    with zipfile.ZipFile("z.zip", "w") as out, tarfile.open("shards/a.tar", "w") as shard:
+        for name in ("20.png", "21.png"):
+            out.write(tmp_path / "p" / name, f"test/{name}")
+            shard.add(tmp_path / "p" / name, name)
+    for number, source in enumerate(("z.zip/test", "z.zip:test", "shards")):
+        words = ["--weights", str(lab / "s.safetensors"), "--images", source, "--out", f"{number}.index", "--quiet"]
+        assert main(["index", "build", *words]) == 0
+        assert main(["index", "remove", "--index", f"{number}.index", "--missing"]) == 0
+        capsys.readouterr()
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / "elsewhere")
+            ask = ["search", "--index", f"../{number}.index", "../p/20.png", "--gallery", "g.html", "--sheet", "s.png"]
+            assert main(ask) == 0
+            assert "grey" not in capsys.readouterr().err
+            assert (tmp_path / "elsewhere" / "g.html").read_text().count("<img") == 3
+    (tmp_path / "z.zip").write_bytes(b"")
+    assert main(["search", "--index", "0.index", "p/20.png", "--gallery", "g.html", "--sheet", "s.png"]) == 0
+    said = capsys.readouterr().err
+    assert "s.png shows them, with grey boxes for 2 pictures of the index that cannot be read again" in said
+    assert "z.zip/test/20.png: " in said
+    assert (tmp_path / "g.html").read_text().count("<img") == 1
+    with Image.open("s.png") as picture:  # the box says why
+        box = picture.convert("L").crop((176, 8, 336, 168))
+        assert 0.001 < sum(box.histogram()[:100]) / (160 * 160) < 0.5
+
+
+def test_a_long_name_loses_whole_folders_then_the_middle_of_its_own():
+    from ssl_kd.search.show import fitting
+
+    def fits(text):
+        return len(text) <= 20
+
+    assert fitting("test/lake/7.png", fits) == "test/lake/7.png"
+    assert fitting("flowers.zip/test/071_gazania/7.png", fits) == ".../7.png"
+    assert fitting("flowers.zip/test/gazania/7.png", fits) == ".../gazania/7.png"
+    assert fitting("a/0123456789012345678901.png", fits) == "01234567...8901.png"
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("search", "--index", "INDEX"), "queries: expected a picture"),
-        (("search", "photos/3.png"), "index: expected a value"),
+        (("search", "photos/3.png"), "as in: ssl-kd search --index photos.index query.jpg"),
+        (("search", "INDEX", "photos/3.png"), "photos.index photos/3.png"),
+        (("index", "remove", "INDEX", "photos/3.png"), "as in: ssl-kd index remove --index "),
+        (("index", "add", "INDEX", "more"), "as in: ssl-kd index add --index photos.index --images holiday/"),
+        (("index", "train", "INDEX"), "as in: ssl-kd index train --index photos.index"),
         (("search", "--index", "nowhere", "photos/3.png"), "no index there"),
         (("search", "--index", "INDEX", "nowhere.png"), "nowhere.png: no such"),
         (("search", "--index", "INDEX", "s.safetensors"), "expected a folder or a zip archive"),
@@ -113,6 +184,8 @@ def test_a_picture_that_is_gone_leaves_a_grey_tile_and_one_in_an_archive_is_show
         (("search", "--index", "INDEX", "photos/3.png", "--device", "tpu"), "device: expected cpu or cuda"),
         (("index", "remove", "--index", "INDEX"), "names: expected"),
         (("index", "remove", "--index", "INDEX", "x.png"), "holds no x.png"),
+        (("index", "remove", "--index", "INDEX", "3.png"), "nothing was removed. Did you mean photos/3.png?"),
+        (("index", "remove", "--index", "INDEX", "photo/"), "nothing was removed. Did you mean photos/?"),
         (("index", "train", "--index", "INDEX", "--factory", "IVVF"), "faiss does not take it"),
         (("index", "train", "--index", "INDEX", "--factory", "IVF64,Flat"), "faiss does not take it"),
         (("index", "bulid"), "Did you mean build"),
@@ -121,7 +194,7 @@ def test_a_picture_that_is_gone_leaves_a_grey_tile_and_one_in_an_archive_is_show
         (("index", "build", "--weights", "s.safetensors", "--images", "photos", "--out", "photos"), "not an index"),
         (
             ("index", "build", "--weights", "other.safetensors", "--images", "photos", "--out", "INDEX"),
-            "other weights",
+            "is there already, an index of vectors of",
         ),
         (
             ("index", "build", "--weights", "s.safetensors", "--images", "photos", "--out", "i", "--factory", "x"),
@@ -153,6 +226,9 @@ def test_a_bare_state_dict_is_read_as_told_and_the_index_remembers_how(lab, tmp_
     assert main(["index", "info", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reading"]["arch"] == "test_resnet"
     assert main(["search", "--index", out, "--weights", bare, *told, "photos/3.png"]) == 0
+    for mean in (["--mean", "0.5"], ["--mean", "0.5", "0.5", "0.5"]):  # a list of numbers ends where a word is none
+        words = ["--arch", "test_resnet", "--size", "32", "--std", "0.25", *mean, "photos/3.png", "--k", "1"]
+        assert main(["search", "--index", out, "--weights", bare, *words]) == 0
     capsys.readouterr()
     other = [word if word != "0.25" else "0.5" for word in told]
     for words, says in (

@@ -10,7 +10,9 @@ from small_runs import SMALL, small_images, small_teacher
 
 import ssl_kd
 from ssl_kd.checkpoints.formats.student import HEADS
+from ssl_kd.cli.main import main
 from ssl_kd.errors import UserError
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.search.index import Index
 
 
@@ -111,6 +113,66 @@ def test_the_student_asks_its_teachers_index_and_only_that(run, tmp_path):
     other = Index.build(tmp_path / "o.index", tmp_path / "photos", stranger)
     with pytest.raises(UserError, match=r"nor has it a head into that space: teacher"):
         Index.open(other.store.folder, done.path).search(tmp_path / "photos" / "3.png")
+
+
+def test_another_feature_that_is_asked_for_by_name_is_refused(run, tmp_path):
+    folder, done = run
+    photos(tmp_path / "photos", range(3))
+    query, place = tmp_path / "photos" / "1.png", tmp_path / "t.index"
+    Index.build(place, tmp_path / "photos", folder / "teacher.safetensors")
+    student = ssl_kd.load_encoder(done.path)
+    led = Index.open(place, done.path).search(query)
+    for encoder in (done.path, student):
+        assert Index.open(place, encoder, "teacher").search(query) == led
+        with pytest.raises(UserError, match=r"would mean nothing; leave the feature out, or ask for 'teacher'"):
+            Index.open(place, encoder, "pool").search(query)
+    assert student.feature == "pool"
+    with pytest.raises(UserError, match="no feature 'nope'"):
+        Index.open(place, feature="nope").search(query)
+    with pytest.raises(UserError, match="is a head into the space of"):
+        Index.build(tmp_path / "new.index", tmp_path / "photos", done.path, feature="teacher")
+    assert not (tmp_path / "new.index").exists()
+
+
+def test_the_size_at_which_the_teacher_was_heard_is_kept_and_another_one_of_the_index_is_told(run, tmp_path, capsys):
+    folder, _ = run
+    photos(tmp_path / "photos", range(3))
+    own = ssl_kd.load_encoder(folder / "teacher.safetensors").preprocessing.size
+    settings = SMALL | {"objective": "drop_in", "out": tmp_path / "x", "size": 24}
+    student = str(ssl_kd.distill(str(folder / "teacher.safetensors"), images=small_images(), **settings).path)
+    led = ssl_kd.load_encoder(student, feature="teacher")
+    assert (Preprocessing.from_key(led.heard).size, Preprocessing.from_key(led.space.pixels).size) == (24, own)
+    ask = ["--weights", student, str(tmp_path / "photos" / "1.png")]
+    build = ["index", "build", "--weights", str(folder / "teacher.safetensors"), "--images", str(tmp_path / "photos")]
+    for name, size in (("own", []), ("heard", ["--size", "24"])):
+        assert main([*build, *size, "--out", str(tmp_path / name), "--quiet"]) == 0
+        assert main(["search", "--index", str(tmp_path / name), *ask]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(told) == 1
+    assert f"learned the teacher at 24 px, and the index was made at {own} px" in told[0]
+
+
+def test_a_program_that_ends_in_the_head_asks_the_teachers_index(run, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    folder, done = run
+    photos(tmp_path / "photos", range(4))
+    query, place = tmp_path / "photos" / "1.png", tmp_path / "t.index"
+    Index.build(place, tmp_path / "photos", folder / "teacher.safetensors")
+    program = ssl_kd.export(done.path, "onnx", tmp_path / "head.onnx", feature="teacher")[0].path
+    program.with_name("head.onnx.json").unlink()  # the file alone says it
+    (led,), (ran,) = (Index.open(place, one).search(query) for one in (done.path, program))
+    assert [hit.name for hit in ran.hits] == [hit.name for hit in led.hits]
+    assert [hit.distance for hit in ran.hits] == pytest.approx([hit.distance for hit in led.hits], abs=1e-4)
+    with pytest.raises(UserError, match="which is for queries"):
+        Index.open(place, program).add(tmp_path / "photos")
+    plain = ssl_kd.export(done.path, "onnx", tmp_path / "plain.onnx")[0].path
+    with pytest.raises(UserError, match="would mean nothing"):
+        Index.open(place, plain).search(query)
+    for file in (done.path, program):
+        assert main(["inspect", str(file)]) == 0
+        said = capsys.readouterr().out
+        assert "feature teacher" in said
+        assert f"by a head in the space of {Index.open(place).space}" in said
 
 
 def test_training_a_student_again_drops_what_its_head_was_for(run, tmp_path):

@@ -426,6 +426,21 @@ def test_the_key_of_a_preprocessing_is_what_keys_of_caches_have_always_held(key)
     assert KEYS[key].key() == key
 
 
+def test_a_preprocessing_is_read_back_from_its_key_and_nothing_else_is():
+    for pixels in KEYS.values():
+        assert Preprocessing.from_key(pixels.key()) == pixels
+    for text in (
+        "",
+        "Preprocessing(",
+        "224",
+        "Preprocessing(size=-1)",
+        "Preprocessing(sides=2)",
+        "Preprocessing(size=exit())",
+    ):
+        with pytest.raises(ValueError, match="are no pixels"):
+            Preprocessing.from_key(text)
+
+
 def test_the_key_of_a_preprocessing_names_every_field():
     from dataclasses import fields, replace
 

@@ -44,7 +44,7 @@ def test_queries_may_be_pictures_lists_folders_and_images(index):
     one = names(index.search("photos/3.png", k=3)[0])
     assert names(index.search(picture(3), k=3)[0]) == one
     assert names(index.search(["photos/3.png", "more/12.png"], k=3)[0]) == one
-    assert [found.query for found in index.search("more", k=1)] == ["12.png", "13.png", "14.png"]
+    assert [found.query for found in index.search("more", k=1)] == ["more/12.png", "more/13.png", "more/14.png"]
 
 
 def test_adding_twice_doubles_nothing_and_adding_more_finds_more(index):

@@ -34,6 +34,7 @@ class Report:
     dropped: tuple[str, ...] = ()  # paths in the file
     digest: str | None = None
     card: Mapping[str, object] = field(default_factory=dict)  # what our own students carry with them
+    spaces: Mapping[str, str] = field(default_factory=dict)  # of others that heads lead into, by the feature's name
     licence: str | None = None  # of the weights, in its publisher's words
     problem: str | None = None
 
@@ -62,6 +63,7 @@ class Report:
             "architecture": f"{self.arch}{options} ({(self.parameters or 0) / 1e6:,.1f} M parameters)",
             "branch": f"{self.branch}",
             "feature": f"{self.feature}, {self.dim} numbers per image",
+            **{f"feature {name}": f"by a head in the space of {space}" for name, space in self.spaces.items()},
             "pixels": str(self.preprocessing),
             "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network",
             "licence": f"{self.licence}",
