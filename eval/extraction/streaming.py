@@ -41,12 +41,14 @@ def write_table(
     append: put rows of new names behind those that are there; UserError where another encoder made these.
     """
     kind = kind_of(out)
-    space = {"space": encoder.space.record(), "precision": settings["precision"], "engine": settings["engine"]}
+    # the digest as well: a student that answers in its teacher's space is another encoder all the same
+    maker = {"space": encoder.space.record(), "encoder": encoder.digest}
+    maker |= {"precision": settings["precision"], "engine": settings["engine"]}
     old = kind.read(out) if append and out.exists() else None
-    if append and out.exists() and (old is None or any(old.about.get(key) != value for key, value in space.items())):
+    if append and out.exists() and (old is None or any(old.about.get(key) != value for key, value in maker.items())):
         raise UserError(f"out: {out} was not written by this encoder, feature, preprocessing, precision and engine")
     chosen = _new(images, old)
-    about = {**space, "key": bank_key(encoder, images, settings["precision"], engine=settings["engine"])}
+    about = {**maker, "key": bank_key(encoder, images, settings["precision"], engine=settings["engine"])}
     rank, world = _process()
     works = [out.with_name(f"{out.name}.work") / f"{one}-of-{world}" for one in range(world)]
     if len(chosen):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from small_index import laboratory
 
 from ssl_kd.checkpoints.loading import load_teacher
@@ -18,6 +19,7 @@ from ssl_kd.eval.embed import main
 from ssl_kd.eval.extraction import streaming
 from ssl_kd.eval.extraction.extract import extract
 from ssl_kd.eval.extraction.tables import KINDS, names_in
+from ssl_kd.models.space_head import SpaceHead
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,18 @@ def test_new_pictures_go_behind_the_old_and_nothing_twice(lab, tmp_path, ending,
     )
     assert "was not written by this encoder" in capsys.readouterr().err
     assert np.array_equal(table(out)[1], rows)
+
+
+def test_a_students_answers_in_its_teachers_space_are_not_appended_to_the_teachers_rows(lab, tmp_path):
+    teacher, student = load_teacher(lab / "s.safetensors"), load_teacher(lab / "other.safetensors")
+    layer = torch.nn.Linear(student.dim, teacher.dim)
+    student.heads["teacher"] = SpaceHead([layer], teacher.space, student.feature)
+    led, images, out = student.read_as("teacher"), open_images(lab / "photos"), tmp_path / "x.npy"
+    settings = {"precision": "32-true", "engine": "eager", "batch_size": 2, "threads": 1}
+    assert led.space.record() == teacher.space.record()
+    streaming.write_table(out, teacher, images, quiet=True, **settings)
+    with pytest.raises(UserError, match="was not written by this encoder"):
+        streaming.write_table(out, led, images, append=True, quiet=True, **settings)
 
 
 def test_standard_input_names_pictures(lab, tmp_path, monkeypatch):
