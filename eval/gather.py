@@ -30,6 +30,7 @@ from .results.runs import Run
 from .runner.place import WHOLE
 
 OVERLAP = f"{HEALTH}neighbour_overlap"
+CHANCE = f"{HEALTH}chance_neighbour_overlap"
 
 
 def report(folders: Sequence[str | Path], out: str | Path, reference: str = "", title: str = "") -> Results:
@@ -180,6 +181,7 @@ def _run(name: str, place: Path, settings: Mapping[str, object], curves: Curves,
         int(max(curve[0][-1] for curve in curves.values())),
         overlaps[-1] if overlaps else None,
         best,
+        curves[CHANCE][1][-1] if CHANCE in curves else None,
         None if math.isnan(rates[-1]) else rates[-1],
         ill,
         command,

@@ -82,7 +82,7 @@ def _answer(results: Results) -> Data | None:
     """A sentence per encoder and evaluator, whether to keep an index, and a sentence per run; in a lighter voice what nothing can tell."""
     lines = [(one.sentence(results.reference), one.certain) for one in results.verdicts()]
     lines += [(one.sentence(results.reference), math.isfinite(one.lost_half)) for one in results.index_verdicts()]
-    lines += [(run.sentence(), run.overlap is not None and not run.collapsed) for run in results.runs]
+    lines += [(run.sentence(), run.above_chance and not run.collapsed) for run in results.runs]
     return {"lines": lines} if lines else None
 
 
