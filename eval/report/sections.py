@@ -36,6 +36,7 @@ LEVELS = (
     "teacher_",
     "chance_",
 )  # begin what a run logged of its teacher and of chance, beside the student's own figure
+HALF = "half_"  # begins the half interval of a figure, which the run's sentence has
 SOLVED = ("knn", "linear")  # the evaluators whose guesses are shown class by class
 Data = dict[str, object]  # what a block of the template is given
 
@@ -230,7 +231,7 @@ def _curves(results: Results, health: bool) -> Data | None:
     events = [event for name, found in results.curves.items() for event in _collapses(name, found)] if health else []
     for key in dict.fromkeys(key for found in results.curves.values() for key in found):
         bare = key.removeprefix(HEALTH)
-        if key.startswith(HEALTH) != health or bare == "collapsed" or bare.startswith(LEVELS):
+        if key.startswith(HEALTH) != health or bare == "collapsed" or bare.startswith((*LEVELS, HALF)):
             continue
         own = {name: found[key] for name, found in results.curves.items() if key in found}
         words = f"{titled(key)}; {', '.join(f'{name} ends at {values[-1]:.3g}' for name, (_, values) in own.items())}"

@@ -16,6 +16,7 @@ ASIDE = frozenset({"out", "targets", "quiet", "log", "log_every", "save_minutes"
 class Run:
     """What a run's folder says. `overlap`: the last share of neighbours in common with the teacher on held-out images;
     `best`: the highest one and its step; `chance`: what unrelated networks would share; None where nothing was held out.
+    `half`: half the 95 % interval of `overlap`; 0 where the run's version did not log it.
     `collapsed`: whether it ended so.
     """
 
@@ -27,6 +28,7 @@ class Run:
     overlap: float | None
     best: tuple[float, float] | None
     chance: float | None
+    half: float
     images_per_second: float | None
     collapsed: bool
     command: str
@@ -39,7 +41,8 @@ class Run:
             return f"{said}; it collapsed"
         if self.overlap is None:
             return f"{said}; no images were held out, so training cannot say how good it is"
-        said += f"; {100 * self.overlap:.1f} % of its nearest neighbours are the teacher's too"
+        shown = f"{100 * self.overlap:.1f}" + (f" ±{100 * self.half:.1f}" if self.half else "")
+        said += f"; {shown} % of its nearest neighbours are the teacher's too"
         beside = [] if self.chance is None else [f"chance: {100 * self.chance:.1f} %"]
         if self.best is not None and self.best[0] > self.overlap:
             beside.append(f"best: {100 * self.best[0]:.1f} % at step {self.best[1]:,.0f}")
@@ -48,8 +51,8 @@ class Run:
 
     @property
     def above_chance(self) -> bool:
-        """Whether more neighbours are in common than by chance, as far as the run's own log can tell."""
-        return self.overlap is not None and (self.chance is None or self.overlap > self.chance)
+        """Whether more neighbours are in common than by chance, interval and all, as far as the run's own log can tell."""
+        return self.overlap is not None and (self.chance is None or self.overlap - self.half > self.chance)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -181,16 +181,13 @@ class Learner:
         if self.monitor is None:
             return {}
         course, count = self.monitor.course, len(self.monitor.held.images)
-        chance, said = chance_overlap(count), ""
+        chance, said = chance_overlap(count), []
         if last := self.overlap:
-            at_chance = "" if last.above_chance else ", not above chance"
-            said += f"; at the end {last}{at_chance} (`{STUDENT}`)"
+            said.append(f"{last} at the end{'' if last.above_chance else ', not above chance'} (`{STUDENT}`)")
         if course.best_step:
             best = Overlap(course.best, course.best_half, chance)
-            said += f"; most at step {course.best_step:,}, {best} (`{BEST}`)"
+            said.append(f"the most {best}, at step {course.best_step:,} (`{BEST}`)")
+        said.append(f"unrelated networks share {100 * chance:.1f} %")
         return {
-            "held-out images": (
-                f"{count}; neighbours in common with the teacher, of the nearest {NEIGHBOURS}{said}; unrelated networks share "
-                f"{100 * chance:.1f} %"
-            )
+            "held-out images": f"{count}; of the nearest {NEIGHBOURS} neighbours in common with the teacher {'; '.join(said)}"
         }

@@ -161,14 +161,14 @@ class Monitor:
         """
         ours, theirs = self._rows(student, teacher)
         found = figures(ours, theirs) | {"chance_neighbour_overlap": chance_overlap(len(ours))}
+        interval = mean_of(shared_neighbours(ours, theirs))
+        half = found["half_neighbour_overlap"] = (interval.high - interval.low) / 2
         found |= {f"teacher_{name}": of(theirs) for name, of in OWN.items()}
         if objective is not None and (cosine := head_cosine(objective, ours, theirs)) is not None:
             found["alignment"] = cosine
         why = collapsed(ours, theirs)
         found["collapsed"] = float(bool(why))
         better = not why and found["neighbour_overlap"] > self.course.best
-        interval = mean_of(shared_neighbours(ours, theirs))
-        half = (interval.high - interval.low) / 2
         self._remember(step, found["neighbour_overlap"], half, better, bool(why))
         if self.course.ill >= ILL:
             raise Collapsed(

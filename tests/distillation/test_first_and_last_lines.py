@@ -41,7 +41,7 @@ def test_a_student_at_chance_is_called_so_and_what_comes_next_is_a_longer_run(pl
     said = capsys.readouterr().out.splitlines()
     told = "run/student.safetensors: 30.0 ±0.0 % of the teacher's neighbours on held-out images, chance 32.3 %"
     assert said[-2] == f"{told}; not above chance: train longer"
-    assert "at the end 30.0 ±0.0 %, not above chance (`student.safetensors`)" in (place / "run/README.md").read_text()
+    assert "30.0 ±0.0 % at the end, not above chance (`student.safetensors`)" in (place / "run/README.md").read_text()
     command = shlex.split(said[-1].removeprefix("Next: ssl-kd "))
     assert main([*command, "--quiet"]) == 0
     assert "epochs: 4\n" in (place / "run_longer/config.yaml").read_text()
