@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input (one line on standard error), 130 stopped by Ctr
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -67,8 +68,6 @@ def distill(argv: Sequence[str]) -> int:
 
 def _after(done: Distilled | DistilledGroup, config: DistillConfig) -> str:
     """The command that follows a finished run: export its student, or train longer where no student is above chance."""
-    import shlex
-
     import yaml
 
     students = list(getattr(done, "students", {"": done}).values())
@@ -98,6 +97,7 @@ def targets(argv: Sequence[str]) -> int:
     check(config)
     from ssl_kd.distillation.trainer import fill_targets
     from ssl_kd.runtime import distributed
+    from ssl_kd.runtime.run_dir import without_overwrite
 
     stores = fill_targets(config=config, **named_code(config))
     if distributed.rank():
@@ -105,7 +105,7 @@ def targets(argv: Sequence[str]) -> int:
     for name, store in stores.items():
         whose = f"{name}: " if name else ""
         print(f"{whose}{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
-    print("Next: ssl-kd distill with the same settings")
+    print(f"Next: {shlex.join(['ssl-kd', 'distill', *without_overwrite(argv)])}")
     return 0
 
 

@@ -113,7 +113,7 @@ class Loop:
     @property
     def _but(self) -> str:
         """How the command that resumes differs from the one that was given: overwriting again would lose the work."""
-        return " without overwrite" if self.config.overwrite else ""
+        return " without --overwrite" if self.config.overwrite else ""
 
     def run(self) -> Distilled | DistilledGroup:
         """Train to the end and save the students."""

@@ -290,7 +290,9 @@ def test_a_bare_function_between_students_is_one_line_with_the_shape_that_is_wan
     def plain(students, teacher):
         return students["a"].embedding.mean()
 
-    with pytest.raises(UserError, match=r"between: .*plain.* cannot be built for .*called with \{student: width\}.*forward"):
+    with pytest.raises(
+        UserError, match=r"between: .*plain.* cannot be built for .*called with \{student: width\}.*forward"
+    ):
         ssl_kd.distill(teacher, out=tmp_path / "run", between=plain, **settings)
 
 
