@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def _run(argv: Sequence[str], prog: str) -> int:
     print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
     if config.report:
         print(f"{Path(config.out) / 'report.html'} shows them")
-    print(f"Next: ssl-kd report {config.out} RUN... --out report.html puts it beside other runs and evaluations")
+    print("ssl-kd report puts it beside other runs and evaluations: name their folders behind this one")
+    print(f"Next: {shlex.join(['ssl-kd', 'report', str(config.out), '--out', 'report.html'])}")
     return 0
 
 

@@ -180,10 +180,16 @@ def _run(name: str, place: Path, settings: Mapping[str, object], curves: Curves,
         int(max(curve[0][-1] for curve in curves.values())),
         overlaps[-1] if overlaps else None,
         best,
+        _last(curves, f"{HEALTH}chance_neighbour_overlap"),
+        _last(curves, f"{HEALTH}half_neighbour_overlap") or 0.0,
         None if math.isnan(rates[-1]) else rates[-1],
         ill,
         command,
     )
+
+
+def _last(curves: Curves, key: str) -> float | None:
+    return curves[key][1][-1] if key in curves else None
 
 
 def _settings(path: Path) -> dict[str, object]:

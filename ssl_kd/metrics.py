@@ -26,6 +26,24 @@ def chance_overlap(images: int, k: int = NEIGHBOURS) -> float:
     return min(1.0, k / max(images - 1, 1))
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """A neighbour overlap on some images, half its 95 % interval, and what unrelated embeddings of them share; all 0 to 1."""
+
+    value: float
+    half: float
+    chance: float
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the whole interval is."""
+        return self.value - self.half > self.chance
+
+    def __str__(self) -> str:
+        """Percent, and half the interval's width."""
+        return f"{100 * self.value:.1f} ±{100 * self.half:.1f} %"
+
+
 def shared_neighbours(student: Tensor, teacher: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """What each image contributes to `neighbour_overlap`: (N,) from 0 to 1."""
     assert len(student) == len(teacher) > k

@@ -158,12 +158,7 @@ def points_chart(
     """Return marks over a logarithmic x axis; what is reached is a share, drawn in percent, and so is chance."""
     x = axis([v for p in points for v in p.at], LEFT, WIDTH - RIGHT, log=True)
     y = axis([*(v for p in points for v in p.reached), chance], HEIGHT - BOTTOM, TOP)
-    marks = frame(x, y, x_label, "", percent=True)
-    if math.isfinite(chance):
-        marks.append(f'<path class="rule" stroke-dasharray="1 3" d="M{x.start} {y(chance):.1f}H{x.end}"/>')
-        marks.append(
-            f'<text class="soft" x="{x.end}" y="{y(chance) - 4:.1f}" text-anchor="end">chance {100 * chance:.1f} %</text>'
-        )
+    marks = frame(x, y, x_label, "", percent=True) + _chance_line(x, y, chance)
     for point in points:
         (at, *across), (value, *along) = point.at, point.reached
         kind = colour(numbers[point.name])
@@ -212,18 +207,32 @@ def lines_chart(
     return svg(WIDTH, HEIGHT, marks, words)
 
 
+def _chance_line(x: Axis, y: Axis, chance: float) -> list[str]:
+    """A dotted level line with its value; nothing where chance is not known."""
+    if not math.isfinite(chance):
+        return []
+    return [
+        f'<path class="rule" stroke-dasharray="1 3" d="M{x.start} {y(chance):.1f}H{x.end}"/>',
+        f'<text class="soft" x="{x.end}" y="{y(chance) - 4:.1f}" text-anchor="end">chance {100 * chance:.1f} %</text>',
+    ]
+
+
 def series_chart(
     series: Mapping[str, Sequence[tuple[float, float, float, float]]],
     x_label: str,
     words: str,
     numbers: Mapping[str, int],
     log: bool = False,
+    chance: float = math.nan,
 ) -> str:
-    """Return a line per name through its points (x, value, low, high), with their intervals; values are shares, in percent."""
+    """Return a line per name through its points (x, value, low, high), with their intervals; values are shares, in percent.
+
+    `chance` is a dotted level line.
+    """
     points = [point for own in series.values() for point in own]
     x = axis([p[0] for p in points], LEFT, WIDTH - RIGHT, log=log, pad=0.03)
-    y = axis([v for p in points for v in p[1:]], HEIGHT - BOTTOM, TOP)
-    marks = frame(x, y, x_label, "", percent=True)
+    y = axis([*(v for p in points for v in p[1:]), chance], HEIGHT - BOTTOM, TOP)
+    marks = frame(x, y, x_label, "", percent=True) + _chance_line(x, y, chance)
     for name, own in series.items():
         kind = colour(numbers[name])
         path = "L".join(f"{x(at):.1f} {y(value):.1f}" for at, value, _, _ in own)

@@ -36,6 +36,7 @@ LEVELS = (
     "teacher_",
     "chance_",
 )  # begin what a run logged of its teacher and of chance, beside the student's own figure
+HALF = "half_"  # begins the half interval of a figure, which the run's sentence has
 SOLVED = ("knn", "linear")  # the evaluators whose guesses are shown class by class
 Data = dict[str, object]  # what a block of the template is given
 
@@ -82,7 +83,7 @@ def _answer(results: Results) -> Data | None:
     """A sentence per encoder and evaluator, whether to keep an index, and a sentence per run; in a lighter voice what nothing can tell."""
     lines = [(one.sentence(results.reference), one.certain) for one in results.verdicts()]
     lines += [(one.sentence(results.reference), math.isfinite(one.lost_half)) for one in results.index_verdicts()]
-    lines += [(run.sentence(), run.overlap is not None and not run.collapsed) for run in results.runs]
+    lines += [(run.sentence(), run.above_chance and not run.collapsed) for run in results.runs]
     return {"lines": lines} if lines else None
 
 
@@ -230,7 +231,7 @@ def _curves(results: Results, health: bool) -> Data | None:
     events = [event for name, found in results.curves.items() for event in _collapses(name, found)] if health else []
     for key in dict.fromkeys(key for found in results.curves.values() for key in found):
         bare = key.removeprefix(HEALTH)
-        if key.startswith(HEALTH) != health or bare == "collapsed" or bare.startswith(LEVELS):
+        if key.startswith(HEALTH) != health or bare == "collapsed" or bare.startswith((*LEVELS, HALF)):
             continue
         own = {name: found[key] for name, found in results.curves.items() if key in found}
         words = f"{titled(key)}; {', '.join(f'{name} ends at {values[-1]:.3g}' for name, (_, values) in own.items())}"

@@ -12,12 +12,15 @@ LARGEST = 1e100  # of a value or step that a chart can place: the difference of 
 MOST = 200  # curves that are drawn, the first ones logged
 HEALTH = "health/"  # begins the keys of what training watched without labels
 # What a key is called in a chart; all others are terms of the objective, by their own names.
-TITLES = {
+OF_RUN = {
     "loss": "loss: all terms together",
     "lr": "learning rate",
     "gradient_norm": "norm of the gradient",
     "images_per_s": "images per second",
     "wait_share": "share of the time spent waiting for images",
+}
+# The same behind `health/`: a term may have a figure's name, and be another thing (alignment falls, its cosine rises).
+OF_HEALTH = {
     "neighbour_overlap": "neighbours in common with the teacher",
     "cka": "CKA with the teacher",
     "alignment": "cosine of the projected student to the teacher",
@@ -26,13 +29,12 @@ TITLES = {
 
 def titled(key: str) -> str:
     """Return what a logged key is called; a term of the objective keeps its own name."""
-    bare = key.removeprefix(HEALTH)
-    if bare in TITLES:
-        return TITLES[bare]
-    if bare != key:
-        return bare.replace("_", " ")
-    of = bare.removesuffix("_gradient")
-    return f"term {of}" if of == bare else f"term {of}: norm of its gradient"
+    if (bare := key.removeprefix(HEALTH)) != key:
+        return OF_HEALTH.get(bare, bare.replace("_", " "))
+    if key in OF_RUN:
+        return OF_RUN[key]
+    of = key.removesuffix("_gradient")
+    return f"loss term {of}, smaller is better" if of == key else f"loss term {of}: norm of its gradient"
 
 
 def read_curves(weights: str, least: int = 2) -> Curves:

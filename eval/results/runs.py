@@ -15,7 +15,9 @@ ASIDE = frozenset({"out", "targets", "quiet", "log", "log_every", "save_minutes"
 @dataclass(frozen=True)
 class Run:
     """What a run's folder says. `overlap`: the last share of neighbours in common with the teacher on held-out images;
-    `best`: the highest one and its step; None where nothing was held out. `collapsed`: whether it ended so.
+    `best`: the highest one and its step; `chance`: what unrelated networks would share; None where nothing was held out.
+    `half`: half the 95 % interval of `overlap`; 0 where the run's version did not log it.
+    `collapsed`: whether it ended so.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Run:
     steps: int
     overlap: float | None
     best: tuple[float, float] | None
+    chance: float | None
+    half: float
     images_per_second: float | None
     collapsed: bool
     command: str
@@ -37,10 +41,18 @@ class Run:
             return f"{said}; it collapsed"
         if self.overlap is None:
             return f"{said}; no images were held out, so training cannot say how good it is"
-        said += f"; {100 * self.overlap:.1f} % of its nearest neighbours are the teacher's too"
+        shown = f"{100 * self.overlap:.1f}" + (f" ±{100 * self.half:.1f}" if self.half else "")
+        said += f"; {shown} % of its nearest neighbours are the teacher's too"
+        beside = [] if self.chance is None else [f"chance: {100 * self.chance:.1f} %"]
         if self.best is not None and self.best[0] > self.overlap:
-            said += f" (best: {100 * self.best[0]:.1f} % at step {self.best[1]:,.0f})"
-        return said
+            beside.append(f"best: {100 * self.best[0]:.1f} % at step {self.best[1]:,.0f}")
+        said += f" ({'; '.join(beside)})" if beside else ""
+        return said if self.above_chance else f"{said}, which is not above chance"
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether more neighbours are in common than by chance, interval and all, as far as the run's own log can tell."""
+        return self.overlap is not None and (self.chance is None or self.overlap - self.half > self.chance)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -5,6 +5,8 @@ Exit codes: 0 done, 2 bad input (one line on standard error), 130 stopped by Ctr
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -21,6 +23,10 @@ from ssl_kd.validation import about
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from ssl_kd.distillation.config import DistillConfig
+    from ssl_kd.distillation.distilled import Distilled, DistilledGroup
+
+LONGER = 4  # times the length of a run whose student is no better than chance
 FORMAT_TABLES = {"": ["ssl_kd.checkpoints.formats:FORMATS"]}
 
 
@@ -50,8 +56,32 @@ def distill(argv: Sequence[str]) -> int:
         print(
             f"{one.path}: {one.student.arch}, width {one.student.dim}, after {one.seconds / 60:.1f} minutes ({losses})"
         )
-    print(f"Next: ssl-kd export {one.path} --to timm --out student_timm.safetensors; ssl-kd eval --help")
+        if one.overlap is not None:
+            verdict = "" if one.overlap.above_chance else "; not above chance: train longer"
+            print(
+                f"{one.path}: {one.overlap} of the teacher's neighbours on held-out images, "
+                f"chance {100 * one.overlap.chance:.1f} %{verdict}"
+            )
+    print(f"Next: {_after(done, config)}")
     return 0
+
+
+def _after(done: Distilled | DistilledGroup, config: DistillConfig) -> str:
+    """The command that follows a finished run: export its student, or train longer where no student is above chance."""
+    import yaml
+
+    students = list(getattr(done, "students", {"": done}).values())
+    good = [one for one in students if one.overlap is None or one.overlap.above_chance]
+    if good:
+        path = shlex.quote(str(good[-1].path))
+        return f"ssl-kd export {path} --to timm --out student_timm.safetensors; ssl-kd eval --help"
+    kept = yaml.safe_load((done.out / "config.yaml").read_text())
+    length = "steps" if kept["steps"] else "epochs"
+    words = ["ssl-kd", "distill", "--config", str(done.out / "config.yaml"), f"--{length}", str(LONGER * kept[length])]
+    words += ["--warmup", "auto"] if config.warmup == "auto" else []
+    for name, value in named_code(config).items():
+        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join([*words, "--out", f"{str(done.out).rstrip('/')}_longer"])
 
 
 def targets(argv: Sequence[str]) -> int:
@@ -67,6 +97,7 @@ def targets(argv: Sequence[str]) -> int:
     check(config)
     from ssl_kd.distillation.trainer import fill_targets
     from ssl_kd.runtime import distributed
+    from ssl_kd.runtime.run_dir import without_overwrite
 
     stores = fill_targets(config=config, **named_code(config))
     if distributed.rank():
@@ -74,7 +105,7 @@ def targets(argv: Sequence[str]) -> int:
     for name, store in stores.items():
         whose = f"{name}: " if name else ""
         print(f"{whose}{store.path}: {store.filled():.1%} of {store.shape[0]} views of {store.shape[1]:,} images")
-    print("Next: ssl-kd distill with the same settings")
+    print(f"Next: {shlex.join(['ssl-kd', 'distill', *without_overwrite(argv)])}")
     return 0
 
 

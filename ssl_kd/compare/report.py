@@ -85,12 +85,16 @@ def _curves(found: Comparison) -> Data | None:
             series = {name: points for name in found.names(group) if (points := _curve(found, group, name, place))}
             if series:
                 words = f"neighbours in common with the teacher, by {what}"
-                charts.append(Chart(series_chart(series, what, f"{words}: {group.title}", numbers), words))
+                chance = found.chances.get(group.pool, math.nan)
+                charts.append(
+                    Chart(series_chart(series, what, f"{words}: {group.title}", numbers, chance=chance), words)
+                )
         if charts:
             groups.append((group.title, charts))
     words = (
         "Measured while training on held-out images, without labels: the share of each image's ten nearest that student "
-        "and teacher have in common; means over seeds. A run's minutes are spread evenly over its steps."
+        "and teacher have in common; means over seeds. The dotted line is chance: what unrelated networks share. A run's "
+        "minutes are spread evenly over its steps."
     )
     return {"words": words, "legend": numbers, "groups": groups} if groups else None
 

@@ -21,6 +21,8 @@ import numpy as np
 Figures = Mapping[str, Mapping[str, float]]  # by task, by figure
 
 BEATS, TIES, LOSES, UNKNOWN = "beats", "ties within", "loses", "no verdict"
+CANNOT = "cannot tell"  # begins the verdict on a difference whose interval has room for anything
+WIDE = 0.2  # half an interval above which it has: a report of `ssl-kd eval` draws the same line
 
 
 class Interval(NamedTuple):
@@ -89,7 +91,7 @@ class Pair:
         if self.seeds < 2:
             return UNKNOWN
         if abs(self.difference.mean) <= self.difference.half:
-            return TIES
+            return TIES if self.difference.half <= WIDE else f"{CANNOT}: {self.seeds} seeds"
         return BEATS if self.difference.mean > 0 else LOSES
 
 
@@ -105,6 +107,9 @@ class Comparison:
     scored_by: str = ""
     unfinished: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
+    chances: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by pool: what unrelated networks share of held-out images
 
     @cached_property
     def groups(self) -> list[Group]:

@@ -22,6 +22,7 @@ from ssl_kd.compare.shelf import COMPARISON, Record, Shelf
 from ssl_kd.compare.table import markdown
 from ssl_kd.compare.training import hide_ranks
 from ssl_kd.compare.work import Worker, work
+from ssl_kd.metrics import chance_overlap
 from ssl_kd.models.factory import must_be_an_architecture
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.ownership import mark, require_ours
@@ -126,8 +127,11 @@ class Collector:
         scored_by = f"k-NN and linear probe on {self.judge.aside.name}, which is judged nowhere" if self.judge.aside else (
             "neighbours in common with the teacher on held-out images, without labels"
         )  # fmt: skip
+        chances = {name: chance_overlap(self.study.held(name)) for name in self.config.pools}
         order = sorted(lines, key=lambda line: line.kind != "student")
-        return Comparison(tuple(order), teachers, against, refused, trials, scored_by, unfinished, self.facts())
+        return Comparison(
+            tuple(order), teachers, against, refused, trials, scored_by, unfinished, self.facts(), chances
+        )
 
     def figures(self, job: Job, record: Record) -> dict[str, dict[str, float]]:
         """A cell's figures by task."""
@@ -207,7 +211,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{config.out}/report.html, compare.md and compare.csv hold all of it ({(time.monotonic() - began) / 60:.1f} minutes)"
     )
-    print(f"Next: open {config.out}/report.html, then ssl-kd distill --objective NAME for the longer run")
+    print(f"Next: open {config.out}/report.html in a browser; ssl-kd distill --help for the longer run")
     return 0
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ssl_kd.compare.results import BEATS, LOSES, TIES, Comparison, Group, Interval, Line, interval, percent, plain_name
+from ssl_kd.compare.results import (
+    BEATS,
+    LOSES,
+    TIES,
+    WIDE,
+    Comparison,
+    Group,
+    Interval,
+    Line,
+    interval,
+    percent,
+    plain_name,
+)
 
 BESIDE = ("teacher", "external", "scratch", "random")
 NAMES = {"scratch": "supervised from scratch", "random": "random weights"}
@@ -148,7 +160,8 @@ def caption(found: Comparison) -> str:
     first = short(found.shown[0]) if found.shown else "the first figure"
     return (
         f"Percent, means over {', '.join(found.tasks)}; ± half a 95 % t-interval over seeds. kept: of the teacher's {first}. "
-        f"Differences in points, paired by seed: an objective beats another where the whole interval is above 0. No "
+        f"Differences in points, paired by seed: an objective beats another where the whole interval is above 0, and "
+        f"an interval wider than ±{100 * WIDE:.0f} points cannot tell: add seeds. No "
         f"correction is made for the number of pairs."
     )
 

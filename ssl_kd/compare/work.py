@@ -22,6 +22,7 @@ from ssl_kd.compare.plan import TRAINED, Job, jobs_of
 from ssl_kd.compare.shelf import Record, Shelf
 from ssl_kd.compare.training import Study, seen
 from ssl_kd.errors import UserError
+from ssl_kd.metrics import chance_overlap
 from ssl_kd.runtime.devices import device_kind
 from ssl_kd.runtime.files import sweep
 from ssl_kd.runtime.signals import Interrupted
@@ -145,8 +146,15 @@ class Worker:
         done = sum(map(self.is_finished, self.jobs))
         said = f"refused: {record['refused']}" if "refused" in record else f"{seconds:.0f} s"
         if isinstance(record.get("score"), float):
-            said += f", score {100 * record['score']:.1f}"
+            said += f", {self._score(job, record['score'])}"
         print(f"[{done} of {len(self.jobs)}] {job.title}: {said}", file=sys.stderr, flush=True)
+
+    def _score(self, job: Job, score: float) -> str:
+        """A cell's score by its name, and what chance would be."""
+        if job.kind == "trial" and self.judge.aside is not None:
+            return f"k-NN and linear probe on {self.judge.aside.name} {100 * score:.1f} %"
+        chance = chance_overlap(self.study.held(job.pool))
+        return f"neighbours in common {100 * score:.1f} %, chance {100 * chance:.1f} %"
 
 
 # ----------------------------------------------------------------------------------------------------- processes

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ssl_kd.data.augment import Recipe, cut, finish
 from ssl_kd.data.prefetch import prefetch
-from ssl_kd.data.samplers import Batches
+from ssl_kd.data.samplers import Batches, start_of
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.errors import ImagesError
 from ssl_kd.types import ViewBatch
@@ -50,6 +50,12 @@ class ViewLoader:
                 f"expected at least 2 images to relate to each other, got {count}; point to a larger folder"
             )
         return -(-count // (self.batch_size * self.parts))
+
+    def looks(self, batches: int) -> int:
+        """How many images the first so many batches of a run hold, each counted every time that it comes."""
+        per_epoch = self.batches_per_epoch()
+        epochs, rest = divmod(batches, per_epoch)
+        return epochs * len(self.images) + start_of(rest, len(self.images), per_epoch)
 
     def epoch(self, epoch: int, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[ViewBatch]:
         """Batches (in their parts) of one epoch from batch `start` on, uint8, in a fixed order.

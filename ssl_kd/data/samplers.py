@@ -121,5 +121,10 @@ class Batches:
         return (self[i] for i in range(b, self._count))
 
     def _start(self, b: int) -> int:
-        small, larger = divmod(len(self._order), self._count)  # as np.array_split: the larger ones come first
-        return b * small + min(b, larger)
+        return start_of(b, len(self._order), self._count)
+
+
+def start_of(b: int, count: int, batches: int) -> int:
+    """The position at which batch b begins where so many pictures are cut into so many batches; their count for the last's end."""
+    small, larger = divmod(count, batches)  # as np.array_split: the larger ones come first
+    return b * small + min(b, larger)

@@ -26,6 +26,17 @@ from ssl_kd.runtime.loggers import LightningLogger, logger_of
 from ssl_kd.runtime.objects import is_record, names_code, record_of
 from ssl_kd.validation import with_settings
 
+# What makes a criterion is called with, and what it has to return.
+SHAPES = {
+    "objective": (
+        "it is called with the widths of student and teacher, two numbers, or with nothing, and must return a module: class "
+        "Mine(torch.nn.Module): def forward(self, student, teacher): return LOSS (docs/objects.md)"
+    ),
+    "between": (
+        "it is called with {student: width} and the teacher's width, or with nothing, and must return a module: class "
+        "Mine(torch.nn.Module): def forward(self, students, teacher, batch): return {student: LOSS} (docs/objects.md)"
+    ),
+}
 CODE = ("objective", "views", "log", "student", "between")  # settings that may name an object as package.module:name
 
 
@@ -190,22 +201,28 @@ def made_of(found: object, name: str, widths: Mapping[str, int], teacher_width: 
 def _made(what: str, found: object, name: str, student: object, teacher_width: int) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
+    make, widths = cast(Callable[..., object], found), (student, teacher_width)
     try:
-        make = cast(Callable[..., object], found)
-        made = make(student, teacher_width) if _takes(make, student, teacher_width) else make()
-    except (TypeError, ValueError, RuntimeError) as error:
+        made = make(*widths) if _takes(make, *widths) else make()
+    except UserError:
+        raise
+    except Exception as error:  # whatever anybody's class or function raises
         raise UserError(
-            f"{what}: {name} cannot be built for widths {student} and {teacher_width}: {one_line(error, 160)}"
+            f"{what}: {name} cannot be built for widths {student} and {teacher_width}: {type(error).__name__}: "
+            f"{one_line(error, 160)}; {SHAPES[what]}"
         ) from error
     if not isinstance(made, nn.Module):
-        raise UserError(f"{what}: expected {name} to make a module, got {type(made).__name__}")
+        raise UserError(f"{what}: expected {name} to make a module, got {type(made).__name__}; {SHAPES[what]}")
     return made
 
 
-def _takes(function: Callable[..., object], *arguments: object) -> bool:
+def _takes(make: Callable[..., object], *arguments: object) -> bool:
+    """Whether it may be called with these; a module without a constructor of its own seems to take anything."""
+    if inspect.isclass(make) and make.__init__ is nn.Module.__init__:
+        return False
     try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
+        inspect.signature(make).bind(*arguments)
+    except (TypeError, ValueError):  # ValueError: a builtin without a signature
         return False
     return True
 

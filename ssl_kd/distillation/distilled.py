@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_kd.metrics import Overlap
 from ssl_kd.models.encoder import Encoder
 
 
@@ -20,6 +21,7 @@ class Distilled:
     images_per_second: float
     last: dict[str, float]
     best: Path | None = None  # the student with most neighbours in common with the teacher, if images were held out
+    overlap: Overlap | None = None  # the student's own neighbours in common, likewise
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ssl_kd.distillation.module import DistillationModule
 from ssl_kd.distillation.monitor import Monitor
 from ssl_kd.distillation.step import Bad
 from ssl_kd.errors import NonFinite
-from ssl_kd.metrics import chance_overlap
+from ssl_kd.metrics import NEIGHBOURS, Overlap, chance_overlap
 from ssl_kd.models.space_head import SpaceHead
 from ssl_kd.objectives.into_teacher import into_teacher
 from ssl_kd.objectives.multi_teacher import MultiTeacher
@@ -168,15 +168,26 @@ class Learner:
         """Where the trained student goes."""
         return self.path / STUDENT
 
+    @property
+    def overlap(self) -> Overlap | None:
+        """Neighbours in common with the teacher at the last measurement; None without one."""
+        if self.monitor is None or not self.monitor.course.last_step:
+            return None
+        course = self.monitor.course
+        return Overlap(course.last, course.last_half, chance_overlap(len(self.monitor.held.images)))
+
     def health_facts(self) -> dict[str, str]:
         """What the card says of the held-out images."""
         if self.monitor is None:
             return {}
         course, count = self.monitor.course, len(self.monitor.held.images)
+        chance, said = chance_overlap(count), []
+        if last := self.overlap:
+            said.append(f"{last} at the end{'' if last.above_chance else ', not above chance'} (`{STUDENT}`)")
+        if course.best_step:
+            best = Overlap(course.best, course.best_half, chance)
+            said.append(f"the most {best}, at step {course.best_step:,} (`{BEST}`)")
+        said.append(f"unrelated networks share {100 * chance:.1f} %")
         return {
-            "held-out images": (
-                f"{count}; most neighbours in common with the teacher at step {course.best_step:,}: "
-                f"{100 * course.best:.1f} ±{100 * course.best_half:.1f} % of the nearest 10, where unrelated networks share "
-                f"{chance_overlap(count):.1%} (`{BEST}`)"
-            )
+            "held-out images": f"{count}; of the nearest {NEIGHBOURS} neighbours in common with the teacher {'; '.join(said)}"
         }

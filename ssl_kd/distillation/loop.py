@@ -25,6 +25,7 @@ from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts
 from ssl_kd.distillation.target_cache import TargetStore
 from ssl_kd.errors import UserError, one_line
+from ssl_kd.metrics import NEIGHBOURS, chance_overlap
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.loggers import Lightning, step_of
@@ -32,6 +33,9 @@ from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import BEGIN_ANEW, LAST, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.types import ViewBatch
+
+FAINT = 0.1  # neighbours in common by chance above which the figure hardly tells students apart
+ENOUGH = 200  # held-out images of which chance is 5 %
 
 
 class RunState(TypedDict, total=False):
@@ -74,6 +78,7 @@ class Loop:
             self._lay_anchors()
         self.steps_per_epoch = self.loader.batches_per_epoch()
         self.total = config.steps or self.steps_per_epoch * known(config.epochs)
+        self.auto_length = "epochs" in parts.derived and not config.steps
         self.group = Group(
             fabric,
             precision,
@@ -108,19 +113,20 @@ class Loop:
     @property
     def _but(self) -> str:
         """How the command that resumes differs from the one that was given: overwriting again would lose the work."""
-        return " without overwrite" if self.config.overwrite else ""
+        return " without --overwrite" if self.config.overwrite else ""
 
     def run(self) -> Distilled | DistilledGroup:
         """Train to the end and save the students."""
         self.fabric.barrier()  # nobody writes a state before all have read theirs
         self._resume()
         began = self.seconds
-        count = round(len(self.loader.images) * self.total / self.steps_per_epoch)
         self.group.train()
         with (
-            Progress("distill", count, quiet=self.quiet, start=self._images_done()) as bar,
+            Progress("distill", self.loader.looks(self.total), quiet=self.quiet, start=self._images_done()) as bar,
             stop_signals() as stop,
         ):
+            if self.step < self.total:
+                self._say_first(bar)
             saved_at = time.monotonic()
             for parts in self._batches():
                 started = time.monotonic()
@@ -128,7 +134,7 @@ class Loop:
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 bar.advance(
-                    sum(map(len, parts)) * distributed.world_size(),
+                    self._images_done() - bar.done,
                     **shown(records),
                     epoch=1 + (self.step - 1) // self.steps_per_epoch,
                 )
@@ -155,7 +161,26 @@ class Loop:
         return round(self.total / self.steps_per_epoch, 3) if self.config.steps else known(self.config.epochs)
 
     def _images_done(self) -> int:
-        return round(len(self.loader.images) * self.step / self.steps_per_epoch)
+        return self.loader.looks(self.step)
+
+    def _say_first(self, bar: Progress) -> None:
+        """What a user should know before the first step: a length that nobody named, and a figure that will tell nothing."""
+        if self.auto_length:
+            bar.say(
+                f"auto chose {known(self.config.epochs)} epochs: {bar.total:,} looks at {len(self.loader.images):,} images; "
+                f"--epochs N makes the run shorter"
+            )
+        monitor = next(iter(self.group.learners.values())).monitor
+        if monitor is None:
+            return
+        held = len(monitor.held.images)
+        if (chance := chance_overlap(held)) > FAINT:
+            more = min(ENOUGH, (held + len(self.loader.images)) // 2)
+            bar.say(
+                f"{held} images are held out, of which unrelated networks share {100 * chance:.1f} % of {NEIGHBOURS} "
+                f"neighbours: neighbours will hardly tell anything; "
+                + (f"--health-images {more} holds out more" if more > held else "more images would")
+            )
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.total
@@ -230,6 +255,7 @@ class Loop:
     def _measure(self, bar: Progress) -> None:
         """Measure the students for which it is time on the held-out images."""
         when = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 3)}
+        chance: float | None = None
         for name, learner in self.group.learners.items():
             if learner.monitor is None or learner.step != self.step or not learner.monitor.due(self.step):
                 continue
@@ -249,6 +275,7 @@ class Loop:
             bar.keep(
                 **{f"{name}/neighbours" if name else "neighbours": f"{found.figures['health/neighbour_overlap']:.3f}"}
             )
+            chance = found.figures["health/chance_neighbour_overlap"]
             if found.alarm and self.run_folder.writes:
                 bar.warn(f"at step {self.step} {whose} seems collapsed: {found.alarm}")
             if found.better:
@@ -258,6 +285,8 @@ class Loop:
                 of = f" of {whose}" if name else ""
                 bar.warn(f"at step {self.step} of {self.total}: patience{of} is out, step {best} was the best")
             self.seconds += time.monotonic() - began
+        if chance is not None:
+            bar.keep(chance=f"{chance:.3f}")  # last: a narrow terminal cuts it first
 
     @property
     def _readable(self) -> int:
@@ -321,7 +350,9 @@ class Loop:
         learner.write_card(self._facts() | self._facts_of(learner), self.loader.images.unreadable)
         for name, head in learner.heads().items():  # no state is saved any more, which would have to hold them
             student.heads[name] = head.to(student.mean.device)
-        return Distilled(student, learner.file, learner.path, self.seconds, rate, learner.last, learner.best)
+        return Distilled(
+            student, learner.file, learner.path, self.seconds, rate, learner.last, learner.best, learner.overlap
+        )
 
     def _facts(self) -> dict[str, str]:
         config = self.config

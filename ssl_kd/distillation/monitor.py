@@ -93,6 +93,9 @@ class Course:
     best_step: int = 0
     since: int = 0  # measurements without a better one
     ill: int = 0  # measurements in a row of a collapsed student
+    last: float = 0.0  # neighbour overlap
+    last_half: float = 0.0
+    last_step: int = 0  # 0: no measurement yet
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,15 @@ class Monitor:
         """
         ours, theirs = self._rows(student, teacher)
         found = figures(ours, theirs) | {"chance_neighbour_overlap": chance_overlap(len(ours))}
+        interval = mean_of(shared_neighbours(ours, theirs))
+        half = found["half_neighbour_overlap"] = (interval.high - interval.low) / 2
         found |= {f"teacher_{name}": of(theirs) for name, of in OWN.items()}
         if objective is not None and (cosine := head_cosine(objective, ours, theirs)) is not None:
             found["alignment"] = cosine
         why = collapsed(ours, theirs)
         found["collapsed"] = float(bool(why))
         better = not why and found["neighbour_overlap"] > self.course.best
-        self._remember(step, found["neighbour_overlap"], better, bool(why))
-        if better:
-            interval = mean_of(shared_neighbours(ours, theirs))
-            self.course.best_half = (interval.high - interval.low) / 2
+        self._remember(step, found["neighbour_overlap"], half, better, bool(why))
         if self.course.ill >= ILL:
             raise Collapsed(
                 f"{whose} has collapsed ({why}) in {ILL} measurements in a row, the last at step {step}; lower lr, or "
@@ -175,12 +177,13 @@ class Monitor:
             )
         return Measurement({f"health/{name}": value for name, value in found.items()}, better, why)
 
-    def _remember(self, step: int, overlap: float, better: bool, ill: bool) -> None:
+    def _remember(self, step: int, overlap: float, half: float, better: bool, ill: bool) -> None:
         course = self.course
         course.since = 0 if better else course.since + 1
         course.ill = course.ill + 1 if ill else 0
+        course.last, course.last_half, course.last_step = overlap, half, step
         if better:
-            course.best, course.best_step = overlap, step
+            course.best, course.best_half, course.best_step = overlap, half, step
 
     def _rows(self, student: Encoder, teacher: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings of the held-out images, float32 on the CPU."""

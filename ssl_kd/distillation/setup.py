@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +62,7 @@ class Parts:
     mix: str
     settings: dict[str, object]  # what config.yaml keeps
     config: DistillConfig  # what was asked for, with numbers in place of `auto`
+    derived: frozenset[str] = frozenset()  # settings that were `auto` and are not any more
     tie: Tie | None = None  # what is between the students
 
     @property
@@ -91,7 +92,8 @@ def prepare(
     )
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
-    config = settled(config, len(trained_on))
+    before, config = config, settled(config, len(trained_on))
+    derived = frozenset(f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name))
     asked = asked_students(config, objects)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
     contract = _contract(config, teachers)
@@ -143,7 +145,16 @@ def prepare(
     settings = _settings(config, asked, {name: named for name, (_, named) in found.items()}, teachers)
     settings["images_digest"] = images.digest
     return Parts(
-        TeacherGroup(teachers, layouts, loader), members, loader, held, contract, bench.mix, settings, config, tie
+        TeacherGroup(teachers, layouts, loader),
+        members,
+        loader,
+        held,
+        contract,
+        bench.mix,
+        settings,
+        config,
+        derived,
+        tie,
     )
 
 

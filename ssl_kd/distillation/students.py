@@ -51,7 +51,9 @@ def _made(maker: Callable[..., object], config: DistillConfig) -> nn.Module:
     """The module that a class or function makes of `student_args`."""
     try:
         made = maker(**config.student_args)
-    except BAD_ARGUMENTS as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever anybody's class or function raises
         raise UserError(
             f"student: {config.student} cannot be built with {config.student_args}: {one_line(error, 160)}"
         ) from error

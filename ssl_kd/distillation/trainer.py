@@ -115,6 +115,7 @@ def _loop(
         writes=os.environ.get("RANK", "0") == "0",
         defaults=asdict(DistillConfig()),
         kind=RUN if "" in parts.members else RUN_OF_STUDENTS,
+        derived=parts.derived,
     )
     loggers = [Lightning(logger) for logger in objects.loggers if run.writes]
     try:

@@ -24,7 +24,7 @@ class Progress:
 
     `advance(n, **notes)` adds n units and shows the notes (loss, learning rate, ...) on a line of their own below the
     bar, cut where the terminal ends, so that they never push count, rate and time left away; `keep` shows notes from now
-    on; `warn` prints a line at once, also when quiet.
+    on; `say` prints a line at once, and `warn` does so also when quiet.
     """
 
     def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, start: int = 0):
@@ -70,6 +70,11 @@ class Progress:
         """Show these notes from now on, until they are given anew."""
         self._kept |= notes
 
+    def say(self, text: str) -> None:
+        """Print one line as `warn` does; nothing when quiet."""
+        if not self.quiet:
+            self.warn(text)
+
     def warn(self, text: str) -> None:
         """Print one line on standard error, above the bar where there is one."""
         if self._bar is not None:
@@ -79,14 +84,24 @@ class Progress:
 
     def _line(self, text: str) -> None:
         seconds = time.monotonic() - self.began
-        pace = "nothing left to do" if self.start >= self.total else f"{self.rate:.0f}/s, {seconds:.0f} s gone"
+        pace = "nothing left to do" if self.start >= self.total else f"{self.rate:.0f}/s, {duration(seconds)} gone"
         if self.start < self.total:
-            pace += f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ", ? s left"
+            left = max(self.total - self.done, 0)
+            pace += f", {duration(left / self.rate)} left" if self.rate else ", ? s left"
         print(
             f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {pace}  {text}".rstrip(),
             file=sys.stderr,
             flush=True,
         )
+
+
+def duration(seconds: float) -> str:
+    """A time in words: "61 s", from two minutes on "5 min 12 s", from an hour on "41 h 24 min"."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def _beside(total: int, unit: str) -> int:

@@ -23,7 +23,7 @@ import os
 import pickle
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -143,10 +143,12 @@ class RunDir:
         writes: bool = True,
         defaults: Mapping[str, object] | None = None,
         kind: Kind = RUN,
+        derived: frozenset[str] = frozenset(),
     ):
         self.path, self.kind = Path(path), kind
         self.settings = dict(settings)
         self.defaults = dict(defaults or {})  # of settings that are younger than the run
+        self.derived = derived  # settings that follow from others: nobody gave them
         self.writes = writes  # of several processes only the first writes
         if not writes:
             return
@@ -187,7 +189,7 @@ class RunDir:
     def _same_question(self, before: Mapping[str, object]) -> None:
         if changed := self._changed(before):
             raise UserError(
-                f"{self.path} holds a run with other settings ({changed}); choose another out, or pass overwrite"
+                f"{self.path} holds a run with other settings ({changed}); choose another out, or pass --overwrite"
             )
 
     def _decisive(self) -> str:
@@ -198,6 +200,7 @@ class RunDir:
         # A setting that is younger than the run, or that it had no use for, had its default.
         before, now = self.defaults | dict(before), self.defaults | self.settings
         keys = [k for k in now if k not in FREE and not _equal(k, before.get(k), now[k])]
+        keys = [k for k in keys if k not in self.derived] or keys
         return ", ".join(f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in keys[:4])
 
     def restore(self) -> dict[str, object] | None:
@@ -344,6 +347,19 @@ def _program() -> list[str]:
     return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
+def without_overwrite(argv: Sequence[str]) -> list[str]:
+    """A command's words as they repeat it. Overwriting is for today: whoever pastes the command must not wipe what it made."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--overwrite":
+            following = next(words, "true")
+            kept += [] if following in ("true", "false") else [following]
+        elif not word.startswith("--overwrite="):
+            kept.append(word)
+    return kept
+
+
 def environment() -> dict[str, object]:
     """Versions, machine and command of this process."""
     import platform
@@ -351,7 +367,7 @@ def environment() -> dict[str, object]:
 
     names = ("ssl-kd", "torch", "torchvision", "timm", "lightly", "faiss-cpu", "numpy")
     return {
-        "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *without_overwrite(sys.argv[1:])]),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -365,10 +381,10 @@ def _settings(config: Path) -> Mapping[str, object]:
         found = yaml.safe_load(config.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise UserError(
-            f"{config} is no YAML ({one_line(error)}); mend it, choose another out, or pass overwrite"
+            f"{config} is no YAML ({one_line(error)}); mend it, choose another out, or pass --overwrite"
         ) from error
     if not isinstance(found, Mapping):
         raise UserError(
-            f"{config}: expected the settings of a run, got {one_line(found, 60)!r}; choose another out, or pass overwrite"
+            f"{config}: expected the settings of a run, got {one_line(found, 60)!r}; choose another out, or pass --overwrite"
         )
     return found

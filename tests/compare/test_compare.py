@@ -1,5 +1,6 @@
 """`ssl-kd compare` end to end: the table, what the teacher is asked, resuming, several processes, and who may choose."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.cli.main import main
 from ssl_kd.compare import training, work
 from ssl_kd.compare.plan import Job
+from ssl_kd.compare.results import Group, Interval, Pair
 from ssl_kd.compare.run import collect, compare
 from ssl_kd.errors import UserError
 
@@ -53,6 +55,32 @@ def test_a_comparison_ends_in_a_line_for_each_objective_and_each_row_beside(fini
     assert found.unfinished == 0
     assert not found.refused
     assert found.pair(group, found.shown[0], "sp", "default_light").seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "verdict"),
+    [(-0.012, 1.112, "cannot tell: 2 seeds"), (0.01, 0.2, "ties within"), (0.5, 0.3, "beats"), (-0.5, 0.3, "loses")],
+)
+def test_a_difference_whose_interval_has_room_for_anything_is_no_tie(mean, half, verdict):
+    pair = Pair(Group("t", "s", "all", "short"), "knn/dino", "a", "b", 2, Interval(mean, half))
+    assert pair.verdict == verdict
+
+
+def test_curves_stand_above_a_line_of_chance(finished):
+    config, found, _ = finished
+    text = (Path(config.out) / "report.html").read_text()
+    held = 32  # of 72 images
+    assert found.chances == {"all": 10 / (held - 1)}
+    drawn = text[text.index("While training") :]
+    assert f">chance {1000 / (held - 1):.1f} %</text>" in drawn
+
+
+def test_a_cells_score_is_named_as_it_is_told(tmp_path, teacher, capsys):
+    compare(small(tmp_path, teacher, objectives=["sp"], lr=[1e-3, 4e-3], quiet=False))
+    told = [line for line in capsys.readouterr().err.splitlines() if "sp" in line and "seed" in line]
+    assert told
+    assert all(re.search(r" s, neighbours in common \d+\.\d %, chance 32\.3 %$", line) for line in told)
+    assert not any("score" in line for line in told)
 
 
 def test_the_files_of_a_comparison_hold_its_figures(finished):

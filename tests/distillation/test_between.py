@@ -284,6 +284,18 @@ class Nearer(torch.nn.Module):
         return {self.names[0]: (self.scale * a - b.detach()).square().mean()}
 
 
+def test_a_bare_function_between_students_is_one_line_with_the_shape_that_is_wanted(teacher, tmp_path):
+    settings = RUN | {"students": STUDENTS, "images": small_images(16)}
+
+    def plain(students, teacher):
+        return students["a"].embedding.mean()
+
+    with pytest.raises(
+        UserError, match=r"between: .*plain.* cannot be built for .*called with \{student: width\}.*forward"
+    ):
+        ssl_kd.distill(teacher, out=tmp_path / "run", between=plain, **settings)
+
+
 def test_an_object_of_your_own_may_be_between_students(teacher, tmp_path):
     settings = RUN | {"students": STUDENTS, "images": small_images()}
     done = ssl_kd.distill(teacher, out=tmp_path / "run", between=Nearer, **settings)

@@ -350,8 +350,17 @@ def test_a_run_looks_every_epoch_and_keeps_its_best_student(teacher, tmp_path):
     each = shared_neighbours(student(pixels).embedding, teacher(pixels).embedding)
     half = 100 * 1.96 * float(each.std()) / len(each) ** 0.5
     shared = f"{100 * best['health/neighbour_overlap']:.1f} ±{half:.1f} %"
-    assert f"at step {best['step']}: {shared} of the nearest 10" in card
-    assert f"unrelated networks share {10 / (len(each) - 1):.1%}" in card
+    assert f"the most {shared}, at step {best['step']} (`student_best.safetensors`)" in card
+    assert f"unrelated networks share {1000 / (len(each) - 1):.1f} %" in card
+    with torch.no_grad():
+        each = shared_neighbours(done.student(pixels).embedding, teacher(pixels).embedding)
+    half = 1.96 * float(each.std()) / len(each) ** 0.5
+    assert done.overlap.value == pytest.approx(float(each.mean()))
+    assert done.overlap.half == pytest.approx(half, rel=1e-3)
+    assert (
+        f"with the teacher {100 * done.overlap.value:.1f} ±{100 * half:.1f} % at the end (`student.safetensors`)"
+        in card
+    )
 
 
 def test_looking_more_often_changes_no_bit_of_the_student(teacher, tmp_path):

@@ -58,6 +58,26 @@ def network(width=8):
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class Bare(nn.Module):
+    """Has no constructor."""
+
+    def forward(self, student, teacher):
+        return (student.embedding.mean(1) - teacher.embedding.mean(1)).square().mean()
+
+
+def bare():
+    return Bare()
+
+
+def plain(student, teacher):
+    return (student.embedding.mean(1) - teacher.embedding.mean(1)).square().mean()
+
+
+class Missing(nn.Module):
+    def __init__(self, *widths):
+        import a_package_that_is_not_there
+
+
 text = "no module"
 
 
@@ -419,6 +439,18 @@ def test_the_command_line_takes_code_of_the_current_folder(plugin, tmp_path):
         ),
         ("objective", "their_parts:text", "objective: expected a module or what makes one, got str"),
         ("objective", "their_parts:wrong", "objective: expected their_parts:wrong to make a module, got int"),
+        (
+            "objective",
+            "their_parts:plain",
+            "objective: their_parts:plain cannot be built for widths 512 and 16: AttributeError: 'int' object has no attribute "
+            "'embedding'; it is called with the widths of student and teacher.* class Mine.*def forward",
+        ),
+        (
+            "objective",
+            "their_parts:Missing",
+            "Missing cannot be built for widths 512 and 16: ModuleNotFoundError: .*forward",
+        ),
+        ("student", "their_parts:Missing", "student: their_parts:Missing cannot be built with"),
         ("log", "their_parts:crop", "log: their_parts:crop cannot be made: TypeError: "),
         ("log", "their_parts:network", "log: expected names .*and Lightning loggers, got their_parts:network"),
         ("student", "their_parts:wrong", "student: expected their_parts:wrong to make a module, got int"),
@@ -431,6 +463,12 @@ def test_code_that_is_missing_or_something_else_is_one_line(setting, value, word
     assert re.search(words, error)
     assert error.strip().count("\n") == 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["Bare", "bare"])
+def test_an_objective_that_takes_no_widths_is_made_with_nothing(name, plugin, tmp_path):
+    assert main(command(tmp_path, "--objective", f"{plugin}:{name}")) == 0
+    assert "Bare" in logged(tmp_path / "run")[0]
 
 
 @pytest.mark.parametrize(("setting", "name"), NAMES)

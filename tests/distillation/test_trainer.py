@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(teacher, tmp_path):
 
 def test_a_run_that_was_begun_by_overwriting_goes_on_without(teacher, tmp_path):
     stopped = pytest.raises(
-        KeyboardInterrupt, match="after step 1 of 6; give the same command without overwrite to resume"
+        KeyboardInterrupt, match="after step 1 of 6; give the same command without --overwrite to resume"
     )
     with signal_in_step(0, signal.SIGINT), stopped:
         ssl_kd.distill(teacher, images=images(), out=tmp_path / "run", overwrite=True, **QUICK)

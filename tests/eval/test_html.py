@@ -10,8 +10,10 @@ from math import nan
 
 import numpy as np
 import pytest
+import torch
 from small_results import cell, results
 
+from ssl_kd.distillation import monitor
 from ssl_kd.errors import UserError
 from ssl_kd.eval.report.charts import (
     NAMED,
@@ -29,8 +31,9 @@ from ssl_kd.eval.report.charts import (
 from ssl_kd.eval.report.html import page
 from ssl_kd.eval.report.projections import PROJECTIONS, principal_map
 from ssl_kd.eval.report.sections import sections, worst_confusions
-from ssl_kd.eval.report.training_curves import read_curves
+from ssl_kd.eval.report.training_curves import OF_HEALTH, read_curves, titled
 from ssl_kd.eval.results import Results
+from ssl_kd.objectives import TERMS
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -290,8 +293,17 @@ def test_a_collapse_is_an_event_and_the_teacher_and_chance_are_levels():
     panel = next(part for part in text.split("<figure") if "<figcaption>overlap" in part)
     assert ">teacher</text>" in panel
     assert ">chance</text>" in panel
-    assert "term align;" in text
+    assert "loss term align, smaller is better;" in text
     assert "collapsed;" not in text  # no curve of zeros and ones
+
+
+def test_a_loss_term_is_never_called_as_the_health_figure_of_its_name():
+    rows = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    for name in {*OF_HEALTH, *monitor.figures(rows, rows), *TERMS}:
+        term, health = titled(name), titled(f"health/{name}")
+        assert term == f"loss term {name}, smaller is better"
+        assert "smaller" not in health
+        assert "loss" not in health
 
 
 def test_the_references_column_is_last_for_a_phone_shows_the_first():

@@ -67,6 +67,22 @@ def test_runs_stand_side_by_side_with_the_settings_in_which_they_differ(tmp_path
     assert all(f"<td>{lr}</td>" in text for lr in (0.1, 0.2))
 
 
+def test_a_run_names_chance_beside_its_overlap_and_speaks_in_a_lighter_voice_where_it_is_not_above_it(tmp_path):
+    for name, chance, half in (
+        ("above", 0.1, 0.0),
+        ("below", 0.256, 0.0),
+        ("within", 0.24, 0.02),
+        ("beyond", 0.24, 0.005),
+    ):
+        beside = {"health/chance_neighbour_overlap": chance, "health/half_neighbour_overlap": half}
+        run(tmp_path / name, log=[line | beside for line in LOG])
+        text = page(gathered([tmp_path / name])[0])
+        assert f"are the teacher&#39;s too (chance: {100 * chance:.1f} %; best: 30.0 % at step 5)" in text
+        assert ("not above chance" in text) == ('<li class="unsure">' in text) == (name in ("below", "within"))
+        assert (f"25.0 ±{100 * half:.1f} % of its" in text) == (half > 0)
+        assert "half neighbour overlap" not in text
+
+
 def test_a_run_without_held_out_images_says_so_in_a_lighter_voice(tmp_path):
     run(tmp_path / "a", log=[line for line in LOG if "loss" in line])
     text = page(gathered([tmp_path / "a"])[0])

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ssl_kd.runtime import progress
-from ssl_kd.runtime.progress import Progress
+from ssl_kd.runtime.progress import Progress, duration
 
 
 def test_a_log_gets_plain_lines_with_rate_and_time_left(capsys, monkeypatch):
@@ -85,6 +85,29 @@ def test_a_log_is_not_flooded(capsys, monkeypatch):
             now[0] += 1
             bar.advance(1)
     assert len(capsys.readouterr().err.splitlines()) <= 11
+
+
+def test_times_are_in_hours_and_minutes():
+    assert duration(61.4) == "61 s"
+    assert duration(312) == "5 min 12 s"
+    assert duration(3599.6) == "1 h 0 min"
+    assert duration(149_080) == "41 h 24 min"
+
+
+def test_time_left_is_never_below_nothing(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("distill", total=381) as bar:
+        now[0] += 116
+        bar.advance(384)
+    assert capsys.readouterr().err.endswith("116 s gone, 0 s left\n")
+
+
+def test_what_is_said_is_said_at_once_unless_quiet(capsys):
+    for quiet in (False, True):
+        with Progress("distill", total=10, quiet=quiet) as bar:
+            bar.say("400 epochs")
+            assert ("distill: 400 epochs\n" in capsys.readouterr().err) == (not quiet)
 
 
 def test_time_left_is_not_guessed_from_nothing(capsys):

@@ -19,7 +19,7 @@ from ssl_kd.cli.main import main
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.files import sealed
 from ssl_kd.runtime.ownership import MARKER
-from ssl_kd.runtime.run_dir import ALWAYS_SET, BEST, LAST, RUN, RunDir
+from ssl_kd.runtime.run_dir import ALWAYS_SET, BEST, LAST, RUN, RunDir, environment
 
 NOBODY = 65534
 
@@ -321,6 +321,24 @@ def test_a_setting_that_is_younger_than_the_run_does_not_keep_it_from_going_on(t
         RunDir(tmp_path / "run", {"lr": 1, "student_digest": "f00"}, defaults={"student_digest": ""})
 
 
+def test_settings_that_follow_from_others_are_named_only_where_nothing_else_changed(tmp_path):
+    RunDir(tmp_path / "run", {"epochs": 2, "warmup": 0.1}).close()
+    derived = frozenset({"warmup"})
+    with pytest.raises(UserError, match=r"\(epochs was 2, now 1\); choose another out, or pass --overwrite"):
+        RunDir(tmp_path / "run", {"epochs": 1, "warmup": 0.05}, derived=derived)
+    with pytest.raises(UserError, match=r"\(warmup was 0\.1, now 0\.2\)"):
+        RunDir(tmp_path / "run", {"epochs": 2, "warmup": 0.2}, derived=derived)
+
+
+@pytest.mark.parametrize("given", [["--overwrite"], ["--overwrite", "true"], ["--overwrite=true"]])
+def test_the_recorded_command_would_not_wipe_the_run_when_pasted(given, monkeypatch):
+    for place in (0, 1):
+        words = ["distill", "--out", "runs/m3", "--quiet"]
+        argv = ["ssl-kd", "distill", *given, *words[1:]] if place else ["ssl-kd", *words, *given]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert environment()["command"] == "ssl-kd distill --out runs/m3 --quiet"
+
+
 def test_a_second_process_is_kept_out(tmp_path):
     run = opened(tmp_path / "run")
     with open(tmp_path / "run/.lock", "wb") as file, pytest.raises(OSError, match="unavailable"):
@@ -332,7 +350,7 @@ def test_a_second_process_is_kept_out(tmp_path):
 def test_a_config_that_a_hand_has_damaged_is_one_line(tmp_path, text):
     RunDir(tmp_path / "run", {"a": 1}).close()
     (tmp_path / "run/config.yaml").write_bytes(text)
-    with pytest.raises(UserError, match=r"config\.yaml.*pass overwrite") as caught:
+    with pytest.raises(UserError, match=r"config\.yaml.*pass --overwrite") as caught:
         RunDir(tmp_path / "run", {"a": 1})
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run/config.yaml").read_bytes() == text
