@@ -21,6 +21,8 @@ from ssl_kd.validation import about
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from ssl_kd.models.encoder import Encoder
+
 FORMAT_TABLES = {"": ["ssl_kd.checkpoints.formats:FORMATS"]}
 
 
@@ -131,8 +133,20 @@ def certify(argv: Sequence[str]) -> int:
     """Say how much of its student and teacher a finished file (ONNX, OpenVINO) keeps."""
     from ssl_kd.eval.certify import main
 
-    code: int = main(list(argv), prog="ssl-kd certify")
+    code: int = main(list(argv), prog="ssl-kd certify", float_form=_float_form)
     return code
+
+
+def _float_form(student: Encoder, file: Path, folder: Path) -> Path | None:
+    """The student exported in floats to a program's own engine; None where it cannot be, as without what exports it."""
+    from ssl_kd.errors import UserError
+    from ssl_kd.exporters.export import export as run
+
+    to = {".onnx": "onnx", ".xml": "openvino"}[file.suffix.lower()]
+    try:
+        return run(student, to, folder / f"floats{file.suffix.lower()}")[0].path
+    except UserError:
+        return None
 
 
 def inspect(argv: Sequence[str]) -> int:

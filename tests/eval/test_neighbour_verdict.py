@@ -8,7 +8,7 @@ from ssl_kd.eval.evaluators.label_free import Stability
 from ssl_kd.eval.evaluators.retrieval import Agreement
 from ssl_kd.eval.results import Cell, Results
 
-RANDOM = {"encoder random": "resnet18, random weights, weights 00ff"}
+RANDOM = {"encoder random": "resnet18, random weights, seed 0, weights 00ff"}
 
 
 def rows(seed, n=300):

@@ -46,7 +46,7 @@ def test_where_no_task_can_tell_no_share_is_claimed():
     assert "keeps" not in found.sentence("teacher")
 
 
-RANDOM = {"encoder random": "resnet18, random weights, weights 00ff"}
+RANDOM = {"encoder random": "resnet18, random weights, seed 0, weights 00ff"}
 
 
 def test_a_student_that_loses_to_a_random_network_is_told_so():
