@@ -1,15 +1,18 @@
 """How much of a student, and of its teacher, a finished file keeps: `ssl-kd certify FILE.onnx --images FOLDER --student S`.
 
 The file (ONNX, OpenVINO, or any checkpoint) is one more row of an evaluation: on photos without labels beside the student
-and the teacher, and by k-NN and a linear probe on tasks with labels. Its size, its speed for one image beside the student's,
-and the machine are told with it. `certificate.md` and `.json` in `out` hold the answer, `against_*/report.html` the rest.
+and the teacher, and by k-NN and a linear probe on tasks with labels. A random network beside the student tells whether there was
+anything to keep. Size and speed for one image are told with the engine that ran it, beside the student exported in floats to the
+same engine, which is what the file stands in for. `certificate.md` and `.json` in `out` hold the answer, `against_*/report.html` the rest.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +24,25 @@ from ssl_kd.runtime.ownership import Kind, mark, require_ours
 
 if TYPE_CHECKING:
     from ssl_kd.metrics import Mean
+    from ssl_kd.models.encoder import Encoder
     from ssl_kd.runtime.timing import Timing
 
     from .results import Results
+    from .results.neighbour_verdict import NeighbourVerdict
+
+# (student, file, a place to write to) -> the student in floats for the file's engine, None where it cannot be made
+FloatForm = Callable[["Encoder", Path, Path], "Path | None"]
 
 EXAMPLES = ("ssl-kd certify student.int8.onnx --images photos/ --student student.safetensors --teacher teacher.pth",)
 FOLDER = Kind(
     "certificate", "out", "a certificate's folder", ("certificate.md", "certificate.json"), lambda _: False, alone=False
 )
 FILE, STUDENT, TEACHER = "file", "student", "teacher"
+RANDOM, FLOATS = "random", "student in floats"
+ENGINES = {
+    "program/onnx": "onnxruntime",
+    "program/openvino": "OpenVINO",
+}  # by architecture; all others are run by PyTorch
 PHOTOS = "photos"
 
 
@@ -39,7 +52,7 @@ class CertifyConfig:
 
     Args:
         file: the file to judge; ONNX and OpenVINO files need their card beside them or inside
-        images: folder or zip of photos, without labels, at least 60
+        images: folder or zip of photos, without labels, at least 60; better not those that an int8 file was made with
         student: the float student that the file was made of, a checkpoint
         teacher: the student's teacher, a checkpoint or a name such as dino_vits16
         tasks: list of tasks with labels, as ssl-kd eval takes them; each is judged by k-NN and a linear probe
@@ -62,11 +75,16 @@ class CertifyConfig:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer. `lost`: share of neighbours shared with the teacher that the student has and the file has not."""
+    """The answer. `lost`: share of neighbours shared with the teacher that the student has and the file has not.
+
+    `sizes` in bytes, `timings` and `engines` (what ran it) are by row: teacher, student, file, and "student in floats", the
+    student exported to the file's engine, where that could be done.
+    """
 
     tables: Mapping[str, Results]  # by the reference: teacher, student
-    sizes: Mapping[str, int]  # bytes
+    sizes: Mapping[str, int]
     timings: Mapping[str, Timing]
+    engines: Mapping[str, str]
     machine: str
     threads: int
     within: float
@@ -77,17 +95,43 @@ class Certificate:
         """Whether no more is lost than may be; true where there is no teacher to tell."""
         return self.lost is None or self.lost.value <= self.within / 100
 
+    @property
+    def student(self) -> NeighbourVerdict | None:
+        """What the student itself shares of the teacher's neighbours; None where not both were given."""
+        found = self.tables[TEACHER].neighbour_verdicts() if TEACHER in self.tables else []
+        return next((one for one in found if (one.task, one.encoder) == (PHOTOS, STUDENT)), None)
+
     def lines(self) -> list[str]:
         """The figures that no table holds."""
         told = []
         if self.lost is not None:
             said = "met" if self.met else "MISSED"
             told.append(f"neighbours shared with the teacher: lost {self.lost}; at most {self.within:g} points: {said}")
-        sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.sizes.items())
-        spent = ", ".join(f"{name} {timing}" for name, timing in self.timings.items())
+        if (own := self.student) is not None:
+            told.append(own.sentence(TEACHER))
+            if own.is_chance:
+                told.append(
+                    "so there was nothing to lose: the student itself is of no use here, and no file of it can be"
+                )
+        sizes = ", ".join(f"{_called(name)} {size / 1e6:.1f} MB" for name, size in self.sizes.items())
+        spent = ", ".join(f"{name} by {self.engines[name]} {timing}" for name, timing in self.timings.items())
         told.append(f"size: {sizes}")
         told.append(f"one image, without reading it: {spent}; {self.threads} threads on {self.machine}")
-        return told
+        return told + self._beside_floats()
+
+    def _beside_floats(self) -> list[str]:
+        """Whether the file is quicker than what it stands in for."""
+        if FLOATS not in self.timings:
+            unlike = {self.engines[name] for name in (STUDENT, FILE) if name in self.engines}
+            return ["student and file ran by other engines: their times do not compare the networks"] * (
+                len(unlike) > 1
+            )
+        file, floats = self.timings[FILE], self.timings[FLOATS]
+        times = f"{1000 * file.median:.2f} ms against {1000 * floats.median:.2f} ms of the student in floats"
+        if file.high < floats.low:
+            return [f"the file is {floats.median / file.median:.1f} times as quick, {times}"]
+        word = "slower" if file.low > floats.high else "not clearly quicker"
+        return [f"the file is {word} here, {times} by the same engine"]
 
     def markdown(self) -> str:
         """The whole answer as a page."""
@@ -104,13 +148,23 @@ class Certificate:
             "lost": None if self.lost is None else asdict(self.lost),
             "bytes": dict(self.sizes),
             "seconds per image": {name: asdict(timing) for name, timing in self.timings.items()},
+            "engines": dict(self.engines),
+            "student": None if self.student is None else asdict(self.student) | {"is_chance": self.student.is_chance},
             "threads": self.threads,
             "machine": self.machine,
         }
 
 
-def certify(config: CertifyConfig) -> Certificate:
-    """Judge a file and write its certificate into `config.out`. UserError for bad input, before any work."""
+def _called(name: str) -> str:
+    """A file's name for its size: a checkpoint holds more than the network that is read."""
+    return f"{name}'s checkpoint, with its heads" if name in (TEACHER, STUDENT) else name
+
+
+def certify(config: CertifyConfig, float_form: FloatForm | None = None) -> Certificate:
+    """Judge a file and write its certificate into `config.out`. UserError for bad input, before any work.
+
+    float_form: how the student is exported in floats to the file's engine; its size and time then stand beside the file's.
+    """
     for name in ("file", "images"):
         if not getattr(config, name):
             raise UserError(f"{name}: expected a path; got nothing (see --help)")
@@ -124,10 +178,12 @@ def certify(config: CertifyConfig) -> Certificate:
     sources = {name: source for name, source in sources.items() if source}
     tables = _tables(config, sources, out)
     mark(out, FOLDER)  # not before: bad input leaves no folder
-    timings, machine, threads = _speed(sources)
-    sizes = {name: _bytes(Path(source)) for name, source in sources.items() if Path(source).is_file()}
+    with tempfile.TemporaryDirectory(prefix="ssl_kd.certify.") as folder:
+        rows = _with_floats(sources, float_form, Path(folder))
+        timings, engines, machine, threads = _speed(rows)
+        sizes = {name: _bytes(Path(source)) for name, source in rows.items() if Path(source).is_file()}
     lost = _lost(tables[TEACHER]) if {TEACHER, STUDENT} <= set(sources) else None
-    found = Certificate(tables, sizes, timings, machine, threads, config.within, lost)
+    found = Certificate(tables, sizes, timings, engines, machine, threads, config.within, lost)
     atomic_text(out / "certificate.json", json.dumps(found.record(), indent=1))
     atomic_text(out / "certificate.md", found.markdown())
     return found
@@ -135,17 +191,24 @@ def certify(config: CertifyConfig) -> Certificate:
 
 def _tables(config: CertifyConfig, sources: Mapping[str, str], out: Path) -> dict[str, Results]:
     """One evaluation against each reference; features are shared, and labels are looked at once."""
+    from ssl_kd.checkpoints.programs import is_program
+
     from .evaluation import evaluate
     from .runner.config import EvalConfig
 
     tables: dict[str, Results] = {}
     for reference in [name for name in (TEACHER, STUDENT) if name in sources]:
         first = not tables
+        encoders: list[object] = [{"name": name, "weights": source} for name, source in sources.items()]
+        if first and {TEACHER, STUDENT} <= sources.keys() and not is_program(Path(sources[STUDENT])):
+            encoders.append({"name": RANDOM, "like": STUDENT})  # a program cannot be built anew
+        if not config.quiet:
+            print(f"Against the {reference}:", file=sys.stderr)
         tables[reference] = evaluate(
             EvalConfig(
                 out=str(out / f"against_{reference}"),
                 tasks=[{"name": PHOTOS, "photos": config.images}, *(config.tasks if first else [])],
-                encoders=[{"name": name, "weights": source} for name, source in sources.items()],
+                encoders=encoders,
                 evaluators=["agreement", "cka", *(["knn", "linear"] if config.tasks and first else [])],
                 reference=reference,
                 cache=str(out / "features"),
@@ -169,8 +232,25 @@ def _lost(results: Results) -> Mean:
     return mean_of(torch.from_numpy(own.each[key] - mine.each[key]))
 
 
-def _speed(sources: Mapping[str, str]) -> tuple[dict[str, Timing], str, int]:
-    """Median time of each network for one image, in turns."""
+def _with_floats(sources: Mapping[str, str], float_form: FloatForm | None, folder: Path) -> dict[str, str]:
+    """The rows with the student exported in floats before the file, where file is a program and student none."""
+    from ssl_kd.checkpoints.loading import load_teacher
+    from ssl_kd.checkpoints.programs import is_program
+
+    rows, file = dict(sources), Path(sources[FILE])
+    if float_form is None or STUDENT not in rows or not is_program(file) or is_program(Path(rows[STUDENT])):
+        return rows
+    student, program = load_teacher(rows[STUDENT]), load_teacher(str(file))
+    with suppress(UserError):  # of a file whose card names no feature of this network
+        student.read_as(program.feature)
+    alike = (student.dim, student.preprocessing.size) == (program.dim, program.preprocessing.size)
+    made = float_form(student, file, folder) if alike else None
+    last = rows.pop(FILE)
+    return rows | ({} if made is None else {FLOATS: str(made)}) | {FILE: last}
+
+
+def _speed(sources: Mapping[str, str]) -> tuple[dict[str, Timing], dict[str, str], str, int]:
+    """Median time of each network for one image, in turns, and what ran it."""
     import torch
 
     from ssl_kd.checkpoints.loading import load_teacher
@@ -179,7 +259,8 @@ def _speed(sources: Mapping[str, str]) -> tuple[dict[str, Timing], str, int]:
     from .extraction.latency import single_images
 
     encoders = {name: load_teacher(source) for name, source in sources.items()}
-    return single_images(encoders), machine(), torch.get_num_threads()
+    engines = {name: ENGINES.get(encoder.arch, "PyTorch") for name, encoder in encoders.items()}
+    return single_images(encoders), engines, machine(), torch.get_num_threads()
 
 
 def _bytes(path: Path) -> int:
@@ -188,26 +269,30 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "ssl-kd certify") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "ssl-kd certify", float_form: FloatForm | None = None) -> int:
     """Run from a command line: 0 where the file keeps what was asked for, 1 where it does not, 2 for bad input."""
-    return guarded(lambda words: _run(words, prog), sys.argv[1:] if argv is None else argv, prog)
+    return guarded(lambda words: _run(words, prog, float_form), sys.argv[1:] if argv is None else argv, prog)
 
 
-def _run(argv: Sequence[str], prog: str) -> int:
+def _run(argv: Sequence[str], prog: str, float_form: FloatForm | None) -> int:
     words = list(argv)
     if words and not words[0].startswith("-"):
         words[:1] = ["--file", words[0]]
     config = parse(CertifyConfig, words, prog, examples=EXAMPLES)
     from rich.console import Console
 
-    found = certify(config)
+    found = certify(config, float_form)
     for reference, results in found.tables.items():
         print(f"Against the {reference}:")
         Console(width=None if sys.stdout.isatty() else 160).print(results.table())
     for line in found.lines():
         print(line)
     print(f"{Path(config.out) / 'certificate.md'} holds it all")
-    if found.met:
+    if found.student is not None and found.student.is_chance:
+        print(
+            "Next: ssl-kd distill with more --epochs, more images or a larger --student: this one has learnt too little"
+        )
+    elif found.met:
         print(f"Next: ssl-kd embed --weights {config.file} --images photos/ --out features.npz")
     else:
         print("Next: ssl-kd export with more --images to calibrate on, or a larger --within")

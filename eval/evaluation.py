@@ -1,4 +1,4 @@
-"""Evaluate encoders x tasks x evaluators, cell by cell: `python -m eval CONFIG.yaml`, `ssl-kd eval`, or from Python.
+"""Evaluate encoders x tasks x evaluators, cell by cell: `ssl-kd eval CONFIG.yaml`, or from Python.
 
 A finished cell is kept in `out/cells` under a key of everything that decides it (weights, preprocessing, images,
 labels, protocol, the programs' versions), so that an interrupted or extended evaluation computes only what is missing.

@@ -29,6 +29,7 @@ METRICS = {
     "auroc": "AUROC",
 }
 ERRORS = ("ece", "nll", "brier")  # smaller is better: a share kept of them would read the wrong way
+NO_SHARES = (*ERRORS, "auroc", "cka", "rank")  # no share of another encoder's is kept of these
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.data.subset import Subset
-from ssl_kd.errors import ImagesError, UserError
+from ssl_kd.errors import ImagesError, UserError, shown_name
 
 from ..banks import as_labels
 from .literature import TASKS, usual_metric
@@ -198,4 +198,16 @@ def _open_first(path: str, names: Sequence[str], max_unreadable: float) -> Image
             return open_images(f"{path}/{name}", max_unreadable)
         except ImagesError as error:
             reasons.append(str(error))
-    raise UserError(f"{path}: expected a folder {' or '.join(names)} with <class>/<file> in it; {reasons[0]}")
+    why = (_photos_instead(path, max_unreadable) if names == ("train",) else "") or reasons[0]
+    raise UserError(f"{path}: expected a folder {' or '.join(names)} with <class>/<file> in it; {why}")
+
+
+def _photos_instead(path: str, max_unreadable: float) -> str:
+    """What to write for pictures that lie in no train/; ImagesError for a path at which there is nothing at all."""
+    try:
+        images = open_images(path, max_unreadable)
+    except ImagesError as error:
+        if str(error).startswith(f"{shown_name(path)}: no such"):
+            raise
+        return ""
+    return f"its {len(images):,} pictures without labels are {{name: {Path(path).stem}, photos: {path}}}"

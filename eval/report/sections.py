@@ -80,8 +80,12 @@ def summary(results: Results) -> str:
 
 
 def _answer(results: Results) -> Data | None:
-    """A sentence per encoder and evaluator, whether to keep an index, and a sentence per run; in a lighter voice what nothing can tell."""
+    """A sentence per encoder and evaluator, its neighbours in common, whether to keep an index, and a sentence per run.
+
+    In a lighter voice what nothing can tell.
+    """
     lines = [(one.sentence(results.reference), one.certain) for one in results.verdicts()]
+    lines += [(one.sentence(results.reference), True) for one in results.neighbour_verdicts()]
     lines += [(one.sentence(results.reference), math.isfinite(one.lost_half)) for one in results.index_verdicts()]
     lines += [(run.sentence(), run.above_chance and not run.collapsed) for run in results.runs]
     return {"lines": lines} if lines else None
@@ -207,7 +211,7 @@ def _comparisons(results: Results) -> Data | None:
             row["task"],
             row["evaluator"],
             f"{row['second']} against {row['first']}",
-            _percent(row["share"]),
+            _percent(row["share"]) if math.isfinite(row["share"]) else "",
             f"{_percent(row['low'])} to {_percent(row['high'])}" if math.isfinite(row["low"]) else "",
             f"{row['p']:.2g}" if math.isfinite(row["p"]) else "",
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics import (
-    ERRORS,
+    NO_SHARES,
     Scores,
     Share,
     share_kept,
@@ -38,12 +38,26 @@ class Cell:
         return f"{self.scores.evaluator}/{self.scores.protocol}"
 
 
-def share_of(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float] | None:
-    """Return the share kept of the reference's figure; the interval is paired where the guesses can be compared."""
+def has_share(evaluator: str, metric: str) -> bool:
+    """Whether a share of another's figure says something: of accuracies, mAP and agreement.
+
+    Not of errors, nor of figures whose chance level is not near 0 (AUROC) or that may be below 0 (CKA, rank correlation),
+    nor of stability, which is about an encoder's own neighbours: a random network keeps more of them than a good one.
+    """
+    return metric.split()[0] not in NO_SHARES and evaluator != "stability"
+
+
+def share_of(cell: Cell, peer: Cell, metric: str, k: int | None) -> dict[str, float | None] | None:
+    """Return the share kept of the reference's figure; the interval is paired where the guesses can be compared.
+
+    Where a share says nothing (`has_share`) it is None, and only p is told; None for all where there is nothing to compare.
+    """
     mine, theirs = cell.scores, peer.scores
-    if metric.split()[0] in ERRORS or not any((row.metric, row.k) == (metric, k) for row in theirs.rows):
+    if not any((row.metric, row.k) == (metric, k) for row in theirs.rows):
         return None
     share = paired(mine, theirs, metric, k)
+    if not has_share(mine.evaluator, metric):
+        return {"share_kept": None, "share_low": None, "share_high": None, "p": None if share is None else share.p}
     if share is None:
         base = theirs.value(metric, k)
         share = Share(mine.value(metric, k) / base if base else math.nan, math.nan, math.nan, math.nan)

@@ -2,7 +2,8 @@
 
 Two ways are open to who has an index of the reference and a cheaper encoder: ask the old index by the new encoder
 (`asymmetric`), or embed all pictures again (its own `retrieval`). The second is advised only where it is better beyond the
-95 % interval of the difference, query by query: it costs a pass over every picture.
+95 % interval of the difference, query by query: it costs a pass over every picture. Neither is advised where all that was
+measured is below half of the reference's own mAP, and below it beyond the interval: such a student is not good enough to search by.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..metrics import Z95, Scores
 from .cell import Cell
 
 KEY = ("map", None)
+ENOUGH = 0.5  # of the reference's mAP: below it a student is not good enough, whichever way it is asked
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class IndexVerdict:
     bridge: float | None  # through a ridge bridge, where the encoder has a head of its own
     faster: float | None  # images per second, over the reference's
     keep: bool
+    own_lost: float  # the reference's mAP less that of the encoder's own index, and half its interval; nan without one
+    own_half: float
+    good_enough: bool  # whether any way reaches ENOUGH of the reference, or cannot be told from it
 
     def sentence(self, reference: str) -> str:
         """Say it in words and figures."""
@@ -42,10 +47,13 @@ class IndexVerdict:
         said += "" if self.own is None else f", {self.encoder}'s own index {_points(self.own)}"
         said += "" if self.bridge is None else f", bridge {_points(self.bridge)}"
         saved = "" if self.faster is None or self.faster < 1.05 else f" and save {self.faster:.2g}x per query"
+        if not self.good_enough:
+            best = max(self.asked, self.own or 0, self.bridge or 0)
+            said += f": keep {reference} for queries too: {self.encoder} is not good enough, at best {_points(best / self.reference)} % "
+            return f"{said}of {reference}'s mAP; train it longer, on more images, or take a larger one"
         if not self.keep:
-            return f"{said}: re-embed, its own index is better beyond the interval"
-        lost, half = _points(abs(self.lost)), _points(self.lost_half)
-        return f"{said}: keep it, you {'lose' if self.lost >= 0 else 'gain'} {lost} ± {half} points{saved}"
+            return f"{said}: re-embed, its own index is better beyond the interval; {_change(self.own_lost, self.own_half)}"
+        return f"{said}: keep it, {_change(self.lost, self.lost_half)}{saved}"
 
 
 def index_verdicts(cells: Sequence[Cell], reference: str) -> list[IndexVerdict]:
@@ -68,22 +76,29 @@ def _retrieval(cells: Sequence[Cell], encoder: str, like: Cell) -> Cell | None:
 
 
 def _verdict(asked: Cell, theirs: Cell, own: Cell | None) -> IndexVerdict:
-    score = asked.scores.score(*KEY)
+    score, base = asked.scores.score(*KEY), theirs.scores.value(*KEY)
     lost, half = _difference(theirs.scores, asked.scores)
     better, wide = (0.0, 0.0) if own is None else _difference(own.scores, asked.scores)
+    own_lost, own_half = (math.nan, math.nan) if own is None else _difference(theirs.scores, own.scores)
+    losses = [(lost, half)] + ([] if own is None else [(own_lost, own_half)])
+    bridge = asked.scores.details.get("bridge")
+    poor = all(gone > max(arm, (1 - ENOUGH) * base) for gone, arm in losses) and (bridge or 0) < ENOUGH * base
     rates = asked.images_per_second, theirs.images_per_second
     return IndexVerdict(
         asked.encoder,
         asked.task,
         score.value,
         (score.high - score.low) / 2,
-        theirs.scores.value(*KEY),
+        base,
         lost,
         half,
         None if own is None else own.scores.value(*KEY),
-        asked.scores.details.get("bridge"),
+        bridge,
         rates[0] / rates[1] if rates[0] and rates[1] else None,
         better <= wide,
+        own_lost,
+        own_half,
+        not poor,
     )
 
 
@@ -94,6 +109,10 @@ def _difference(one: Scores, other: Scores) -> tuple[float, float]:
         return one.value(*KEY) - other.value(*KEY), math.inf
     gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(gap.mean()), Z95 * float(gap.std(ddof=1)) / math.sqrt(len(gap))
+
+
+def _change(lost: float, half: float) -> str:
+    return f"you {'lose' if lost >= 0 else 'gain'} {_points(abs(lost))} ± {_points(half)} points"
 
 
 def _points(share: float) -> str:

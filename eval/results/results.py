@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from ssl_kd.runtime.files import atomically, probe
 
-from .cell import Cell, paired, share_of
+from .cell import Cell, has_share, paired, share_of
 from .index_verdict import IndexVerdict, index_verdicts
+from .neighbour_verdict import NeighbourVerdict, neighbour_verdicts
 from .table import Layout
 from .text import Row, escaped, inert, one_line, plain
 from .verdict import Verdict, verdicts
@@ -89,7 +91,11 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """Return how much each encoder keeps of the reference, in a sentence each; see `ssl_kd.eval.results.verdict`."""
-        return verdicts(self.cells, self.reference, self.headline)
+        return verdicts(self.cells, self.reference, self.headline, self.facts)
+
+    def neighbour_verdicts(self) -> list[NeighbourVerdict]:
+        """Return how many of the reference's neighbours each encoder shares; see `ssl_kd.eval.results.neighbour_verdict`."""
+        return neighbour_verdicts(self.cells, self.reference, self.facts)
 
     def index_verdicts(self) -> list[IndexVerdict]:
         """Return whether to keep an index of the reference or embed again; see `ssl_kd.eval.results.index_verdict`."""
@@ -97,8 +103,8 @@ class Results:
 
     def answers(self) -> list[str]:
         """Return all verdicts in words."""
-        kept = [one.sentence(self.reference) for one in self.verdicts()]
-        return kept + [one.sentence(self.reference) for one in self.index_verdicts()]
+        every: list[Verdict | NeighbourVerdict | IndexVerdict] = [*self.verdicts(), *self.neighbour_verdicts()]
+        return [one.sentence(self.reference) for one in [*every, *self.index_verdicts()]]
 
     def table(self) -> Table:
         """Return a rich table of the headline figures: percent, half-width of the interval, share kept."""
@@ -138,7 +144,10 @@ class Results:
         return "\n".join([*top, *head, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def comparisons(self) -> list[Row]:
-        """Return every pair of encoders on the headline figures: the share that the second keeps of the first, and p."""
+        """Return every pair of encoders on the headline figures: the share that the second keeps of the first, and p.
+
+        The share is nan where it says nothing (see `has_share`).
+        """
         found: list[Row] = []
         for i, first in enumerate(self.cells):
             for other in self.cells[i + 1 :]:
@@ -148,7 +157,9 @@ class Results:
                 share = paired(other.scores, first.scores, metric, k)
                 if share is not None:
                     names = {"task": first.task, "evaluator": first.evaluator, "metric": metric, "k": k}
-                    figures = {"share": share.value, "low": share.low, "high": share.high, "p": share.p}
+                    told = has_share(first.scores.evaluator, metric)
+                    shares = (share.value, share.low, share.high) if told else (math.nan,) * 3
+                    figures = {**dict(zip(("share", "low", "high"), shares, strict=True)), "p": share.p}
                     found.append({**names, "first": first.encoder, "second": other.encoder, **figures})
         return found
 

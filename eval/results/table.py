@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..metrics import METRICS
-from .cell import Cell
+from .cell import Cell, has_share
 from .text import Row, count, rate, shown
 
 WIDE = 3  # evaluators side by side that a terminal can show
@@ -81,11 +81,15 @@ class Layout:
         """Say how to read the table."""
         at = "".join(f"; {name} at k = {said}" for name in self._evaluators if (said := self._neighbours(name)))
         kept = f"; kept: of {self.reference}'s figure" if self.reference else ""
-        sizes = ""
+        if kept and not all(has_share(cell.scores.evaluator, cell.metric) for cell in self.cells):
+            kept += ", where a share of it says something: accuracies, mAP and agreement"
+        sizes = loads = ""
+        if any(cell.images_per_second is not None for cell in self.cells):
+            loads = " images/s: with reading, start-up and the machine's other load."
         if self._is_long:
             told = {cell.encoder: _size(cell) for cell in self.cells}
             sizes = ". " + "; ".join(f"{name}: {size}" for name, size in told.items())
-        return f"Percent ± half a 95 % interval over test images{at}{kept}{sizes}."
+        return f"Percent ± half a 95 % interval over test images{at}{kept}{sizes}.{loads}"
 
     def _neighbours(self, evaluator: str) -> str:
         """Say an evaluator's k in words: the largest, and the tasks with fewer train rows, where it was clamped."""

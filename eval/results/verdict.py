@@ -7,10 +7,11 @@ makes nor hides a result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .cell import Cell
+from .standing import Beside, beside_random, is_student_of_another
 from .text import Row
 
 WIDE = 0.20  # half an interval of a share kept, above which a task cannot tell
@@ -29,6 +30,8 @@ class Verdict:
     tasks: tuple[str, ...]  # whose mean it is; empty: no task can tell
     unsure: tuple[tuple[str, float, float], ...]  # (task, share, half an interval) of those that cannot tell
     size: float  # the reference's parameters over its own; nan: unknown
+    beside: Beside | None = None  # a random network's figure, where there is one
+    stranger: bool = False  # whether it is the student of another teacher than the reference
 
     @property
     def certain(self) -> bool:
@@ -40,11 +43,16 @@ class Verdict:
         unsure = "; ".join(
             f"{task}: cannot tell ({100 * at:.0f} ± {100 * half:.0f} %)" for task, at, half in self.unsure
         )
+        lost = "" if self.beside is None or self.beside.low > 0 else f"; {self.beside.words()}"
         if not self.tasks:
-            return f"{self.encoder}, {self.evaluator}: {unsure}"
+            return f"{self.encoder}, {self.evaluator}: {unsure}{lost}"
         where = self.tasks[0] if len(self.tasks) == 1 else f"{len(self.tasks)} tasks"
-        said = f"{self.encoder} keeps {100 * self.share:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f}) of "
-        said += f"{reference}'s {self.evaluator} on {where}{_at(self.size)}"
+        share = f"{100 * self.share:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
+        if self.stranger:
+            said = f"{self.encoder}, another teacher's student, is at {share} of {reference}'s {self.evaluator}"
+        else:
+            said = f"{self.encoder} keeps {share} of {reference}'s {self.evaluator}"
+        said += f" on {where}{_at(self.size)}{lost}"
         return f"{said}; {unsure}" if unsure else said
 
 
@@ -54,8 +62,16 @@ def _at(size: float) -> str:
     return f", at 1/{size:.1f} of its size" if size > 1 else f", at {1 / size:.1f} times its size"
 
 
-def verdicts(cells: Sequence[Cell], reference: str, headline: Callable[[str, str, str], Row]) -> list[Verdict]:
-    """One verdict per encoder and judging evaluator, in the order of the table; none without a reference."""
+def verdicts(
+    cells: Sequence[Cell],
+    reference: str,
+    headline: Callable[[str, str, str], Row],
+    facts: Mapping[str, str] | None = None,
+) -> list[Verdict]:
+    """One verdict per encoder and judging evaluator, in the order of the table; none without a reference.
+
+    facts: those of the results, which tell random rows and whose student one is.
+    """
     found = []
     pairs = dict.fromkeys((c.encoder, c.evaluator) for c in cells if c.encoder != reference)
     for encoder, evaluator in pairs:
@@ -66,7 +82,10 @@ def verdicts(cells: Sequence[Cell], reference: str, headline: Callable[[str, str
         known = [(task, share) for task, share in shares if share is not None]
         if known:
             sizes = (_parameters(cells, reference), _parameters(cells, encoder))
-            found.append(_verdict(encoder, evaluator, known, sizes))
+            verdict = _verdict(encoder, evaluator, known, sizes)
+            beside = beside_random(cells, facts or {}, encoder, evaluator)
+            stranger = is_student_of_another(facts or {}, encoder, reference)
+            found.append(replace(verdict, beside=beside, stranger=stranger))
     return found
 
 

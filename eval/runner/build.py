@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ssl_kd.errors import UserError
 
+from ..results.standing import RANDOM
 from .config import EncoderConfig, TaskConfig
 
 if TYPE_CHECKING:
@@ -69,4 +70,6 @@ def random_like(encoder: Encoder, seed: int = 0) -> Encoder:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(encoder.arch, encoder.feature, encoder.preprocessing, **encoder.arch_args)
+        made = build(encoder.arch, encoder.feature, encoder.preprocessing, **encoder.arch_args)
+    made.origin = f"{RANDOM}{seed}"
+    return made

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .cells import Settings
 
 EXAMPLES = (
-    "python -m eval configs/eval/cifar10.yaml",
-    "ssl-kd eval --config configs/eval/cifar10.yaml --evaluators '[knn]' --out runs/knn",
+    "ssl-kd configs copy eval/four_sets my_eval.yaml     (set your tasks and weight files in it)",
+    "ssl-kd eval my_eval.yaml --evaluators '[knn]' --out runs/knn",
     "ssl-kd eval --selfcheck dino_vits16 --imagenet FOLDER     (does our k-NN give the published figure?)",
 )
 BY_HAND = ("format", "branch", "arch", "arch_args", "mean", "std")  # of an encoder's entry
@@ -228,7 +228,7 @@ class EncoderConfig:
         return self.weights or self.supervised
 
 
-def read_config(argv: Sequence[str], prog: str = "python -m eval") -> EvalConfig:
+def read_config(argv: Sequence[str], prog: str = "ssl-kd eval") -> EvalConfig:
     """Return the settings of a command line whose first word may be a YAML file. UserError in one line."""
     argv = list(argv)
     if not argv:

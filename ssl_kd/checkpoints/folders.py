@@ -22,7 +22,9 @@ from ssl_kd.checkpoints.licences import stated
 from ssl_kd.checkpoints.shards import INDEX, read_json
 from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UserError, one_line
 from ssl_kd.models.preprocessing import Preprocessing, timm_pixels
+from ssl_kd.runtime.run_dir import STUDENT
 
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".onnx", ".xml")  # of files to name in a message
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 CONFIG, PROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
 TEACHERS = "teacher_licence"  # in a README's front matter: whose licence may bind a student, as `ssl-kd export --to hub` writes it
@@ -90,11 +92,11 @@ def open_folder(path: Path, name: str = "", weights: str = "") -> Folder:
         if whole in found and index in found:
             raise CheckpointError(f"holds both {whole} and {index}, which may disagree; name one of the two files")
     if not found:
-        inside = ", ".join(sorted(one_line(file.name) for file in path.iterdir() if file.is_file())[:4])
-        raise CheckpointError(
-            f"is a folder without {', '.join(WEIGHTS)}; name the checkpoint file in it"
-            + (f" (it holds {inside})" if inside else "")
-        )
+        files = sorted(one_line(file.name) for file in path.iterdir() if file.is_file())
+        likely = [name for name in (STUDENT, *files) if name in files and name.lower().endswith(ENDINGS)]
+        inside = f" (it holds {', '.join(files[:4])})" if files else ""
+        such = f": {one_line(path)}/{likely[0]}" if likely else inside
+        raise CheckpointError(f"is a folder without {', '.join(WEIGHTS)}; name the checkpoint file in it{such}")
     config = read_json(path / CONFIG, LARGEST) if (path / CONFIG).exists() else {}
     processor = read_json(path / PROCESSOR, LARGEST) if (path / PROCESSOR).exists() else None
     readme = readable(path / README)

@@ -23,8 +23,11 @@ from ssl_kd.validation import about
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from ssl_kd.checkpoints.formats.report import Report
     from ssl_kd.distillation.config import DistillConfig
     from ssl_kd.distillation.distilled import Distilled, DistilledGroup
+    from ssl_kd.exporters.card import Exported
+    from ssl_kd.models.encoder import Encoder
 
 LONGER = 4  # times the length of a run whose student is no better than chance
 FORMAT_TABLES = {"": ["ssl_kd.checkpoints.formats:FORMATS"]}
@@ -162,8 +165,20 @@ def certify(argv: Sequence[str]) -> int:
     """Say how much of its student and teacher a finished file (ONNX, OpenVINO) keeps."""
     from ssl_kd.eval.certify import main
 
-    code: int = main(list(argv), prog="ssl-kd certify")
+    code: int = main(list(argv), prog="ssl-kd certify", float_form=_float_form)
     return code
+
+
+def _float_form(student: Encoder, file: Path, folder: Path) -> Path | None:
+    """The student exported in floats to a program's own engine; None where it cannot be, as without what exports it."""
+    from ssl_kd.errors import UserError
+    from ssl_kd.exporters.export import export as run
+
+    to = {".onnx": "onnx", ".xml": "openvino"}[file.suffix.lower()]
+    try:
+        return run(student, to, folder / f"floats{file.suffix.lower()}")[0].path
+    except UserError:
+        return None
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -179,12 +194,22 @@ def inspect(argv: Sequence[str]) -> int:
     admit("format", options.format, FORMAT_TABLES)
     from ssl_kd.checkpoints.loading import inspect as report_of
 
-    report = report_of(options.file, **given)
-    print(report.to_json() if options.json else report)
-    if not (report.problem or options.json):
+    found = report_of(options.file, **given)
+    print(found.to_json() if options.json else found)
+    if not (found.problem or options.json):
         beside = "".join(f" {word}" for word in spelled(given))
-        print(f"Next: ssl-kd distill --teacher {options.file}{beside} --images photos/ --out runs/student")
-    return 2 if report.problem else 0
+        print(f"Next: {_after_inspect(options.file, found, beside)}")
+    return 2 if found.problem else 0
+
+
+def _after_inspect(file: str, found: Report, beside: str) -> str:
+    """A program is finished and a student of ours is there to be judged; all else may teach."""
+    if found.family == "program":
+        return f"ssl-kd certify {file} --student student.safetensors --images photos/"
+    if found.format == "student" and "teacher" in found.card:
+        rows = f"{{name: teacher, weights: teacher.pth}}, {{name: student, weights: {file}}}, {{name: random, like: student}}"
+        return f"ssl-kd eval --tasks '[{{name: mine, photos: photos/}}]' --encoders '[{rows}]' --out runs/eval"
+    return f"ssl-kd distill --teacher {file}{beside} --images photos/ --out runs/student"
 
 
 def export(argv: Sequence[str]) -> int:
@@ -245,8 +270,19 @@ def export(argv: Sequence[str]) -> int:
         print(done)
     if not all(done.met for done in made):
         return 1
-    print(f"Next: ssl-kd embed --weights {options.student} --images photos/ --out features.npz")
+    print(f"Next: {_after_export(options.student, made)}")
     return 0
+
+
+def _after_export(student: str, made: Sequence[Exported]) -> str:
+    """What to do with the files: certify a program, read what our loader reads, and else use the line in the card."""
+    last = made[-1]
+    if last.path.suffix in (".onnx", ".xml"):
+        return f"ssl-kd certify {last.path} --student {student} --images photos/"
+    if last.format in ("safetensors", "hub"):
+        weights = last.path / "model.safetensors" if last.path.is_dir() else last.path
+        return f"ssl-kd embed --weights {weights} --images photos/ --out features.npz"
+    return f"open {last.card}, whose `load` says how to read the file in Python"
 
 
 def demo(argv: Sequence[str]) -> int:

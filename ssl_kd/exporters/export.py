@@ -92,14 +92,17 @@ def export(
     For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, a file or a name, whose
     neighbours such a copy may lose `within` points of; keep: percent of the float student's neighbours that must stay.
     figures: of `hub`, the out folder of an `ssl-kd eval` whose figures of these very weights go into the card.
-    UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or a format
-    cannot hold the network or differs by more than BOUND.
+    UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or ends as the
+    files of another format do, or a format cannot hold the network or differs by more than BOUND.
     """
     formats = [one_of("to", name, [*TARGETS, HUB]) for name in ([to] if isinstance(to, str) else to)]
     if not formats or len(set(formats)) != len(formats):
         raise UserError(
             f"to: expected formats among {', '.join(TARGETS)}, each once; got {', '.join(formats) or 'none'}"
         )
+    if len(formats) == 1 and not Path(out).is_dir():
+        _spare(student, [Path(out)])
+        _require_ending(formats[0], Path(out))
     read: Callable[..., Encoder] = load_teacher
     encoder = student if isinstance(student, Encoder) else read(student, feature, format, **by_hand)
     notes = notes_of(student)
@@ -146,6 +149,16 @@ def export(
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
     return made
+
+
+def _require_ending(name: str, out: Path) -> None:
+    """UserError where a file is to end as those of another format do: whoever reads it would take it for one."""
+    theirs = [other for other, target in TARGETS.built_in.items() if out.suffix.lower() == Path(target.name).suffix]
+    if theirs and name not in theirs:
+        own = "a folder" if name == HUB else f"a file that ends in {Path(TARGETS[name].name).suffix}"
+        raise UserError(
+            f"out: {out.name} ends as a file of {' or '.join(theirs)} does, and {name} writes {own}; choose another name"
+        )
 
 
 def _hub(

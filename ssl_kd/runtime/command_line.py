@@ -176,7 +176,7 @@ def parse(
     for name, text in vars(given).items():
         if name != "config":
             text = " ".join(text) if isinstance(text, list) else text
-            values[name] = must_fit(name, _from_text(text, kinds[name]), kinds[name], about(known[name]).expects)
+            values[name] = must_fit(name, _from_text(name, text, kinds[name]), kinds[name], about(known[name]).expects)
             admit(name, values[name], about(known[name]).tables, about(known[name]).paths)
     if alone:
         values[words] = alone
@@ -286,12 +286,13 @@ def _unknown(arg: str, settings: type, prog: str) -> str:
 # ------------------------------------------------------------------------------------------------ the values
 
 
-def _from_text(text: str, kind: object) -> object:
-    """An argument as a value: text where text is asked for, else what YAML reads in it."""
+def _from_text(name: str, text: str, kind: object) -> object:
+    """An argument as a value: text where text is asked for, else what YAML reads in it. UserError for broken brackets."""
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     if kind is str or any(isinstance(choice, str) for choice in choices):
         return text
-    value = _yaml(text, "", text)
+    brackets = text.lstrip().startswith(("[", "{")) and not fits(kind, text)
+    value = _yaml(text, f"{name}: broken YAML in {one_line(text, 60)!r}" if brackets else "", text)
     meant = fits(kind, value) or isinstance(
         value, list | dict
     )  # whoever writes [weak] means a list, though a wrong one
@@ -354,4 +355,11 @@ def _yaml(source: str | IO[str], complaint: str, otherwise: object = None) -> ob
             if isinstance(error, UserError):
                 raise
             return otherwise
-        raise UserError(f"{complaint}: {one_line(' '.join(str(error).split()), 200)}") from error
+        if isinstance(error, UserError):
+            raise
+        said = (
+            str(error)
+            if hasattr(source, "read")
+            else f"{getattr(error, 'problem', None) or error}; close every bracket and quote"
+        )
+        raise UserError(f"{complaint}: {one_line(' '.join(said.split()), 200)}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROUNDS, LEAST = 60, 8
 SECONDS = 2.0  # per call; a large network gets fewer rounds
+BUSY = 2.0  # upper over lower end of a median's interval, from which on it says more of the machine than of the call
 Z95 = 1.959963984540054
 # Instructions that decide how fast small numbers are multiplied, as Linux names them.
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "asimddp", "i8mm")
@@ -30,7 +31,8 @@ class Timing:
     rounds: int
 
     def __str__(self) -> str:
-        return f"{1000 * self.median:.2f} ms [{1000 * self.low:.2f}, {1000 * self.high:.2f}]"
+        busy = ", the machine was busy: measure again" if self.high > BUSY * self.low else ""
+        return f"{1000 * self.median:.2f} ms [{1000 * self.low:.2f}, {1000 * self.high:.2f}{busy}]"
 
 
 def in_turns(

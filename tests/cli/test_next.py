@@ -2,14 +2,20 @@
 
 import json
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from programs import CARD, small_model, write
 
-from ssl_kd.cli.main import COMMANDS, main
+import ssl_kd
+from ssl_kd.cli.configs import names
+from ssl_kd.cli.main import COMMANDS, _after_export, main
 from ssl_kd.cli.reference import parsers_of
+from ssl_kd.exporters.card import Exported
 
 TINY = ["--quiet", "--size", "32", "--precision", "32-true", "--batch-size", "8", "--epochs", "1"]
 SMALL = "{channels: [8, 8, 16, 16]}"
@@ -125,6 +131,55 @@ def test_every_command_names_the_next(place, capsys):
         assert named or "open " in last[-1]
         if command in ("targets", "distill", "eval"):  # they know every word of it
             assert not re.search(r"\b[A-Z]{3,}\b", last[-1]), last[-1]
+
+
+def next_of(capsys):
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+
+
+def test_a_finished_program_is_to_be_certified_and_is_no_teacher(tmp_path, capsys):
+    file = write(tmp_path, small_model(), CARD, "s.onnx")
+    assert main(["inspect", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert f"Next: ssl-kd certify {file} " in said
+    assert "0 tensors" not in said
+
+
+def test_a_student_is_to_be_judged_and_a_teacher_to_be_distilled(tmp_path, capsys):
+    network = ssl_kd.build("resnet18", channels=[4, 4, 4, 8])
+    student = ssl_kd.save_student(network, tmp_path / "s.safetensors", teacher="a teacher")
+    teacher = ssl_kd.save_student(network, tmp_path / "t.safetensors")
+    assert main(["inspect", str(student)]) == 0
+    assert "ssl-kd eval " in (said := next_of(capsys))
+    assert "{name: random, like: student}" in said
+    assert main(["inspect", str(teacher)]) == 0
+    assert "ssl-kd distill --teacher " in next_of(capsys)
+
+
+def test_the_line_after_an_export_names_the_new_file(tmp_path, capsys):
+    student = ssl_kd.save_student(ssl_kd.build("resnet18", channels=[4, 4, 4, 8]), tmp_path / "s.safetensors")
+    for form, name, words in (
+        ("safetensors", "again.safetensors", "ssl-kd embed --weights {}"),
+        ("torchscript", "s.pt", "open {}.json"),
+        ("hub", "folder", "ssl-kd embed --weights {}/model.safetensors"),
+    ):
+        assert main(["export", str(student), "--to", form, "--out", str(tmp_path / name)]) == 0
+        assert words.format(tmp_path / name) in next_of(capsys)
+
+
+def test_the_line_after_a_program_certifies_it():
+    made = [Exported("onnx-int8", Path("s.int8.onnx"), Path("s.int8.onnx.json"), 0.0, 0.0, 1.0)]
+    assert _after_export("s.safetensors", made).startswith("ssl-kd certify s.int8.onnx --student s.safetensors ")
+
+
+def test_the_examples_of_a_command_name_configs_that_exist(capsys):
+    for command in COMMANDS:
+        with suppress(SystemExit):
+            main([command, "--help"])
+        said = capsys.readouterr().out
+        for name in re.findall(r"configs/(\w+/\w+)\.yaml|configs (?:copy|show) (\w+/\w+)", said):
+            assert "".join(name) in names(), said
+        assert "python -m eval" not in said
 
 
 MISTYPED = {

@@ -79,7 +79,7 @@ def place(tmp_path_factory):
         for i in range(count):
             Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize((64, 64)).save(where / f"{i:03d}.png")
 
-    pictures(folder / "photos", 48)
+    pictures(folder / "photos", 64)
     for part, count in (("train", 12), ("test", 6)):
         for label in ("a", "b"):
             pictures(folder / "set" / part / label, count)

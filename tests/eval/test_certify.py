@@ -8,8 +8,13 @@ import pytest
 from PIL import Image
 from programs import CARD, small_model, write
 
+import ssl_kd
 from ssl_kd.cli.main import main
+from ssl_kd.eval.certify import Certificate, CertifyConfig, certify
+from ssl_kd.eval.certify import main as certify_main
 from ssl_kd.exporters.pictures import pictures
+from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.runtime.timing import Timing
 
 pytest.importorskip("onnxruntime", reason="pip install 'ssl-kd[export]'")
 
@@ -52,6 +57,82 @@ def test_a_file_that_loses_too_much_ends_with_one(made, tmp_path, capsys):
     assert main([*words, *both, "--out", str(tmp_path), "--quiet", "true"]) == 1
     assert "MISSED" in capsys.readouterr().out
     assert json.loads((tmp_path / "certificate.json").read_text())["lost"]["value"] > 0.2
+
+
+@pytest.fixture(scope="module")
+def network(made):
+    """A student that can be built anew, of the small programs' width and pixels."""
+    student = ssl_kd.build("resnet18", small_stem=True, channels=[4, 4, 4, 12]).eval()
+    student.preprocessing = Preprocessing(size=8, resize=9, crop=8)
+    ssl_kd.save_student(student, made / "student.safetensors")
+    return made / "student.safetensors"
+
+
+def test_a_program_stands_beside_the_student_in_floats_by_its_own_engine(made, network, tmp_path):
+    asked = []
+
+    def float_form(student, file, folder):
+        asked.append((student.dim, file.name))
+        return write(folder, small_model(width=12), CARD, "floats.onnx")
+
+    config = CertifyConfig(
+        file=str(made / "other.onnx"),
+        images=str(made / "photos"),
+        student=str(network),
+        teacher=str(made / "teacher.onnx"),
+        out=str(tmp_path),
+        quiet=True,
+    )
+    found = certify(config, float_form)
+    assert asked == [(12, "other.onnx")]
+    assert found.engines == {
+        "teacher": "onnxruntime",
+        "student": "PyTorch",
+        "student in floats": "onnxruntime",
+        "file": "onnxruntime",
+    }
+    assert found.sizes.keys() == found.timings.keys() == found.engines.keys()
+    assert "of the student in floats" in found.lines()[-1]
+    assert {cell.encoder for cell in found.tables["teacher"].cells} == {"teacher", "student", "file", "random"}
+    assert json.loads((tmp_path / "certificate.json").read_text())["student"]["share"] == found.student.share
+
+
+def test_without_a_float_form_times_of_other_engines_are_said_not_to_compare(made, network, tmp_path, capsys):
+    words = [str(made / "other.onnx"), "--images", str(made / "photos"), "--student", str(network)]
+    assert certify_main([*words, "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "student and file ran by other engines" in told.out
+    assert "Against the student:\n" in told.err  # before the figures of a pass, as they come
+
+
+TIMES = {
+    "quicker": (0.5, "the file is 2.0 times as quick, 0.50 ms against 1.00 ms"),
+    "alike": (1.0, "the file is not clearly quicker here"),
+    "slower": (2.0, "the file is slower here"),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_a_certificate_says_whether_the_file_is_quicker_than_floats(case):
+    taken, words = TIMES[case]
+    times = {
+        name: Timing(ms / 1e3, 0.9 * ms / 1e3, 1.1 * ms / 1e3, 60)
+        for name, ms in (("file", taken), ("student in floats", 1.0))
+    }
+    found = Certificate({}, {}, times, dict.fromkeys(times, "onnxruntime"), "a machine", 2, 2.0, None)
+    assert found.lines()[-1].startswith(words)
+
+
+def test_a_file_of_a_student_at_chance_is_said_to_be_of_no_use(made, network, tmp_path, capsys):
+    """The student of no training at all: its own random row is as good."""
+    words = [str(made / "other.onnx"), "--images", str(made / "photos"), "--student", str(network)]
+    certify_main(
+        [*words, "--teacher", str(made / "teacher.onnx"), "--within", "100", "--out", str(tmp_path), "--quiet", "true"]
+    )
+    said = capsys.readouterr().out
+    assert "a random network (" in said
+    assert "so there was nothing to lose" in said
+    assert "Next: ssl-kd distill" in said
 
 
 MISTAKES = {

@@ -11,7 +11,9 @@ from small_runs import small_teacher
 from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.eval.datasets.tasks import Split, Task
 from ssl_kd.eval.evaluation import evaluate_encoders
+from ssl_kd.eval.metrics import Scores, mean_score
 from ssl_kd.eval.report.html import page
+from ssl_kd.eval.results import Cell, Results
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space_head import SpaceHead
 
@@ -79,3 +81,42 @@ def test_without_a_head_the_bridge_alone_is_asked(networks):
     (verdict,) = results.index_verdicts()
     assert verdict.bridge is None
     assert "bridge" not in verdict.sentence("teacher")
+
+
+def scores(kind, precision, seed, count):
+    """Retrieval with that mAP, query by query."""
+    each = np.random.default_rng(seed).binomial(1, precision, count).astype(float)
+    score = mean_score("map", each)
+    return Scores(
+        kind,
+        "full",
+        (score,),
+        np.array([]),
+        np.zeros(count, int),
+        {},
+        headline_metric="map",
+        each={("map", None): each},
+    )
+
+
+def verdict(teacher, asked, own, count=400):
+    made = {("teacher", "retrieval"): teacher, ("student", "retrieval"): own, ("student", "asymmetric"): asked}
+    cells = [
+        Cell("mine", name, "map", scores(kind, value, seed, count), 1000, 8, None)
+        for seed, ((name, kind), value) in enumerate(made.items())
+    ]
+    (found,) = Results(tuple(cells), "teacher").index_verdicts()
+    return found.sentence("teacher")
+
+
+def test_a_student_too_poor_for_either_way_leaves_the_teacher_where_it_is():
+    said = verdict(0.468, 0.085, 0.2)
+    assert ": keep teacher for queries too: student is not good enough, at best " in said
+    assert "re-embed" not in said
+
+
+def test_a_student_that_reaches_half_or_cannot_be_told_from_the_teacher_is_advised_as_before_and_told_what_it_loses():
+    assert "; you lose " in verdict(0.468, 0.085, 0.35)
+    assert "re-embed" in verdict(0.468, 0.085, 0.35)
+    assert "re-embed" in verdict(0.2, 0.01, 0.09, count=40)  # below half, but nobody can tell it from the teacher's
+    assert ": keep it, you lose" in verdict(0.468, 0.40, 0.35)

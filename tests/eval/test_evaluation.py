@@ -132,7 +132,7 @@ def test_every_evaluator_of_the_table_runs_and_comes_back_from_disk(tmp_path):
     for kind in EVALUATORS:
         headline = first.headline("b", "hues", kind)
         assert headline["low"] <= headline["value"] <= headline["high"]
-        assert (headline["share_kept"] is None) == (kind == "calibration")
+        assert (headline["share_kept"] is None) == (kind in ("calibration", "cka"))
     again = evaluate_encoders(encoders, tasks, list(EVALUATORS), quiet=True, out=tmp_path)
     assert again.jsonl() == first.jsonl()
 
@@ -456,7 +456,8 @@ def test_strangers_are_rows_of_their_own(lab, tmp_path):
     assert [row["task"] for row in found] == [f"hues vs {title}"] * 2 + [f"{title} vs hues"] * 2
     for row in found:
         assert row["low"] <= row["value"] <= row["high"]
-        assert row["share_low"] <= row["share_kept"] <= row["share_high"]
+        assert row["share_kept"] is None  # half of it is chance
+        assert 0 <= row["p"] <= 1
         assert (row["metric"], row["protocol"], row["headline"], row["n"]) == ("auroc", "knn50", True, 24)
     text = (tmp_path / "out" / "results.md").read_text()
     assert "(AUROC)" in text

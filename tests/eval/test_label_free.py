@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 
 import ssl_kd
@@ -116,8 +117,13 @@ def test_an_evaluation_of_photos_answers_whether_a_student_is_good(photos, tmp_p
         assert 0 <= found[f"mine vs mine + {damage} 3", "teacher", "stability"]["value"] <= 1
     assert 0 <= found["mine vs mine + scramble 3", "random", "ood"]["value"] <= 1
     assert any("knn/dino: it needs labels" in why for why in results.left_out)
+    shares = {kind: row["share_kept"] for (_, name, kind), row in found.items() if name == "random"}
+    assert {kind for kind, share in shares.items() if share is not None} == {"agreement"}
+    (answer,) = results.answers()
+    assert answer.startswith("mine: random shares ")
     text = (tmp_path / "out" / "report.html").read_text()
     assert "unrelated networks would share" in text
+    assert text.index(str(escape(answer))) < text.index("<table")
     assert "unrelated networks would share" in (tmp_path / "out" / "results.md").read_text()
     again = evaluate(config, quiet=True)  # every cell is kept
     assert again.rows == results.rows

@@ -71,7 +71,7 @@ def test_where_metrics_differ_by_task_and_evaluator_each_line_says_its_own():
 def test_the_caption_says_on_which_tasks_k_was_clamped():
     tasks = {"small": 12, "pets": 20, "hues": 20, "tiny": 4}
     found = Results(tuple(cell(task=task, k=k) for task, k in tasks.items()))
-    assert "; knn/usual at k = 20 (12 on small; 4 on tiny)." in found.caption()
+    assert "; knn/usual at k = 20 (12 on small; 4 on tiny). images/s: with reading" in found.caption()
     assert "knn/usual at k = 12." in Results((cell(task="small", k=12),)).caption()
 
 

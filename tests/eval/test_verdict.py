@@ -46,6 +46,39 @@ def test_where_no_task_can_tell_no_share_is_claimed():
     assert "keeps" not in found.sentence("teacher")
 
 
+RANDOM = {"encoder random": "resnet18, random weights, seed 0, weights 00ff"}
+
+
+def test_a_student_that_loses_to_a_random_network_is_told_so():
+    many = [cell(name, right) for name, right in (("teacher", 0.9), ("student", 0.4), ("random", 0.8))]
+    said = [one.sentence("teacher") for one in verdicts(many, "teacher", lambda *_: row(0.5, 0.1), RANDOM)]
+    assert "; loses to a random network (" in said[0]
+    assert "a random network" not in said[1]  # the random row itself
+
+
+def test_a_student_that_cannot_be_told_from_a_random_network_is_told_so_and_a_better_one_is_not():
+    many = [
+        cell(name, right) for name, right in (("teacher", 0.95), ("student", 0.9), ("like it", 0.4), ("random", 0.4))
+    ]
+    good, alike, _ = verdicts(many, "teacher", lambda *_: row(0.9, 0.1), RANDOM)
+    assert "a random network" not in good.sentence("teacher")
+    assert "; cannot be told from a random network (" in alike.sentence("teacher")
+
+
+def test_the_student_of_another_teacher_is_compared_and_keeps_nothing():
+    facts = {
+        "encoder teacher": "vit, DINOv2 ViT, patch 14, weights 11",
+        "encoder student": "r, distilled from lite0, weights 22",
+    }
+    (one,) = verdicts(cells("pets"), "teacher", lambda *_: row(0.32, 0.02), facts)
+    assert one.sentence("teacher").startswith(
+        "student, another teacher's student, is at 32 % (30 to 34) of teacher's knn/dino"
+    )
+    facts["encoder student"] = "r, distilled from DINOv2 ViT, patch 14, weights 22"
+    (one,) = verdicts(cells("pets"), "teacher", lambda *_: row(0.32, 0.02), facts)
+    assert "student keeps 32 %" in one.sentence("teacher")
+
+
 def test_figures_without_a_share_give_no_verdict():
     nothing = dict.fromkeys(("share_kept", "share_low", "share_high"))
     assert verdicts(cells("a"), "teacher", lambda *_: nothing) == []

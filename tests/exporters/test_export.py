@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from small_disk import files_end_at
 import ssl_kd
 from ssl_kd.cli.main import main
 from ssl_kd.exporters import export
-from ssl_kd.exporters.export import BOUND, TARGETS
+from ssl_kd.exporters.export import BOUND, HUB, TARGETS
 from ssl_kd.exporters.pictures import pictures
 from ssl_kd.models.encoder import frozen
 from ssl_kd.models.preprocessing import Preprocessing
@@ -222,6 +223,22 @@ def test_only_an_export_of_ours_is_replaced(case, tmp_path):
         ssl_kd.export(network("vit"), "torchscript", tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+ENDINGS = {form: Path(target.name).suffix for form, target in TARGETS.built_in.items()} | {HUB: "a folder"}
+
+
+@pytest.mark.parametrize(
+    ("form", "ending"),
+    [(form, other) for form, own in ENDINGS.items() for other in {*ENDINGS.values()} - {own, "a folder"}],
+)
+def test_a_file_is_not_given_the_ending_of_another_format(form, ending, tmp_path):
+    """The file that lies there stays, and nobody is to take a state dict for an ONNX program."""
+    out = tmp_path / f"student{ending.upper()}"
+    with pytest.raises(ssl_kd.UserError, match=rf"^out: {out.name} ends as a file of .*, and {form} writes ") as caught:
+        ssl_kd.export("no student is looked for", form, out)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("moment", ["card_of", "put_in_place"])

@@ -65,7 +65,9 @@ class Report:
             "feature": f"{self.feature}, {self.dim} numbers per image",
             **{f"feature {name}": f"by a head in the space of {space}" for name, space in self.spaces.items()},
             "pixels": str(self.preprocessing),
-            "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network",
+            "used": f"{len(self.used)} tensors, filling all {len(self.expected)} of the network"
+            if self.expected
+            else "the file as it is, by its own engine",
             "licence": f"{self.licence}",
             "digest": self.digest or "none: the file is large, and only its shapes were read",
         }
