@@ -26,7 +26,7 @@ from ssl_kd.distillation.auto import settled
 from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
 from ssl_kd.distillation.members import Asked, Member, Randomness, Tie, asked_students, tied
-from ssl_kd.distillation.module import AVERAGE, Objective, as_criterion, ask, layers_of, only, with_layer
+from ssl_kd.distillation.module import AVERAGE, AnyCriterion, Objective, as_criterion, ask, layers_of, only, with_layer
 from ssl_kd.distillation.students import find_student
 from ssl_kd.distillation.target_cache import layout_of
 from ssl_kd.distillation.teachers import Teacher, TeacherGroup, load_teachers, recorded
@@ -458,5 +458,7 @@ def _try_out(objective: Objective, seen: Features, teacher_outputs: Mapping[str,
     except UserError:
         raise
     except BAD_ARGUMENTS as error:
-        raise UserError(f"objective: it cannot compare these networks: {one_line(error, 200)}") from error
+        own = any(isinstance(module, AnyCriterion) for module in objective.modules())
+        hint = "; its forward is given Features, whose `embedding` is a tensor (rows, width)" if own else ""
+        raise UserError(f"objective: it cannot compare these networks: {one_line(error, 200)}{hint}") from error
     objective.train()

@@ -167,7 +167,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, tmp_path, folder, capsys):
 
 
 def test_of_several_processes_the_first_alone_says_what_came_out(monkeypatch, capsys):
-    done = SimpleNamespace(path="x", student=SimpleNamespace(arch="resnet18", dim=512), seconds=60.0, last={})
+    student = SimpleNamespace(arch="resnet18", dim=512)
+    done = SimpleNamespace(path="x", student=student, seconds=60.0, last={}, overlap=None)
     monkeypatch.setattr("ssl_kd.distillation.trainer.distill", lambda config: done)
     store = SimpleNamespace(path="y", filled=lambda: 1.0, shape=(1, 2, 3))
     monkeypatch.setattr("ssl_kd.distillation.trainer.fill_targets", lambda config: {"": store})

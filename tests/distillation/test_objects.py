@@ -169,7 +169,10 @@ def test_an_own_preset_can_be_given_as_it_was_built(tmp_path):
     ("criterion", "words"),
     [
         (Distance(5, 16), "objective: it cannot compare these networks"),
-        (nn.Identity(), "objective: it cannot compare these networks"),
+        (
+            nn.Identity(),
+            "objective: it cannot compare these networks: .*; its forward is given Features, whose `embedding`",
+        ),
         (3, "objective: expected a preset's name or a list of terms, got 3"),
         (lambda student, teacher: None, "objective: expected .* to make a module, got NoneType"),
     ],
