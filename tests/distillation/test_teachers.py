@@ -58,6 +58,7 @@ def test_four_teachers_from_one_config_by_the_command_line(files, tmp_path, caps
     lines["dino"] = {"file": str(files / "dino.pth"), "objective": "simreg", "weight": 2, "size": 32}
     asked = QUICK | {
         "teachers": lines,
+        "objective": "centred",
         "images": str(files),
         "teacher_drop": 0.5,
         "replay": 1,
