@@ -7,7 +7,6 @@ from torch import nn
 from ssl_kd.errors import UserError
 from ssl_kd.models.factory import make, without_numbers
 
-
 SAID = (  # by torch 2.6
     "aten::_unique2: attempted to run this operator with Meta tensors, but there was no fake impl",
     "Tensor.item() cannot be called on meta tensors",
