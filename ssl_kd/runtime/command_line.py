@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import os
 import re
 import sys
@@ -234,7 +235,8 @@ def _groups(settings: type) -> dict[str, list[Field[object]]]:
 
 def _docstring(settings: type) -> dict[str, str]:
     """What a docstring's `Args:` say, one line per field: for settings that are no `setting`."""
-    return dict(re.findall(r"^ {8}(\w+): (.+)$", settings.__doc__ or "", re.MULTILINE))
+    text = inspect.cleandoc(settings.__doc__ or "")  # Python 3.13 takes the indentation away by itself
+    return dict(re.findall(r"^ {4}(\w+): (.+)$", text, re.MULTILINE))
 
 
 def _metavar(kind: object) -> str:
