@@ -350,7 +350,7 @@ def _write_script(encoder: Encoder, path: Path, card: Mapping[str, object]) -> N
         traced = torch.jit.trace(Pixels(encoder).eval(), example(encoder), check_trace=False)  # type: ignore[no-untyped-call]
         program = BytesIO()
         torch.jit.save(traced, program, _extra_files={"card.json": json.dumps(card)})
-    path.write_bytes(program.getbuffer())
+    path.write_bytes(program.getvalue())
 
 
 def _reload_script(encoder: Encoder, path: Path) -> Ask:
