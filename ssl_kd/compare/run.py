@@ -44,15 +44,14 @@ def compare(config: CompareConfig) -> Comparison:
     require_ours(out, COMPARISON)
     number, count = hide_ranks()
     mark(out, COMPARISON)
-    try:
-        if config.show:
-            pass
-        elif count > 1:
-            Worker(config, number, count).run()
-        else:
-            work(config)
-    except Interrupted as stop:
-        raise Interrupted(stop.what, "the same command resumes the comparison") from None
+    if not config.show:
+        try:
+            if count > 1:
+                Worker(config, number, count).run()
+            else:
+                work(config)
+        except Interrupted as stop:
+            raise Interrupted(stop.what, "the same command resumes the comparison") from None
     found = collect(config)
     if not number:
         save(found, config)

@@ -65,8 +65,8 @@ def make(arch: str, arch_args: dict[str, object]) -> Network:
 def without_numbers(build: Callable[[], M]) -> M:
     """The module that `build` makes, with the shapes of its tensors and no memory for their numbers.
 
-    A constructor that calculates by an operation which older releases of torch cannot do without numbers (RegNets' `unique`
-    and a ResNet's `item` before 2.7) runs as usual, and its module is emptied after. UserError as from `make`.
+    A constructor that calculates by an operation which this torch cannot do without numbers (RegNets' `unique` in 2.9) runs as
+    usual, and its module is emptied after. UserError as from `make`.
     """
     try:
         with torch.device("meta"):

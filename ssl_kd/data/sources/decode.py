@@ -18,7 +18,6 @@ from ssl_kd.errors import shown_name
 
 HEIF = importlib.util.find_spec("pillow_heif") is not None
 JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
-BUILT = features.get_supported()  # `check` warns of a name that an older Pillow does not know
 # Formats of Pillow's that every build has, or this one, and the endings of their files.
 KNOWN: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
     ("JPEG", True, JPEG_NAMES),
@@ -28,8 +27,8 @@ KNOWN: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
     ("TIFF", True, (".tif", ".tiff")),
     ("WEBP", True, (".webp",)),
     ("PPM", True, (".ppm", ".pgm", ".pbm", ".pnm")),
-    ("AVIF", "avif" in BUILT, (".avif",)),
-    ("JPEG2000", "jpg_2000" in BUILT, (".jp2", ".j2k", ".jpx", ".jpf", ".j2c")),
+    ("AVIF", bool(features.check("avif")), (".avif",)),
+    ("JPEG2000", bool(features.check("jpg_2000")), (".jp2", ".j2k", ".jpx", ".jpf", ".j2c")),
     ("HEIF", HEIF, (".heic", ".heif")),
 )
 FORMATS = tuple(name for name, here, _ in KNOWN if here)
