@@ -132,6 +132,11 @@ class Browser:
     def click(self, selector):
         self.call("POST", f"{self.session}/element/{self.find(selector)}/click", {})
 
+    def write(self, selector, text):
+        """Click into a field and type a text."""
+        self.click(selector)
+        self.call("POST", f"{self.session}/element/{self.find(selector)}/value", {"text": text})
+
     def press(self, *keys):
         """Type keys into whatever has the focus."""
         steps = [{"type": kind, "value": KEYS[key]} for key in keys for kind in ("keyDown", "keyUp")]

@@ -1,16 +1,17 @@
-"""The docs as a site: axe-core finds no fault on any page, on a screen and a phone, light and dark, and nothing sticks out."""
+"""The docs as a site, opened from its folder: axe-core finds no fault on any page, nothing sticks out, the search answers."""
 
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from browser import Browser, missing_axe
+from browser import Browser, axe, missing
 
 ROOT = Path(__file__).parents[2]
-MISSING = missing_axe() or ("" if find_spec("mkdocs") else "needs mkdocs (pip install 'ssl-kd[docs]', or make docs)")
+MISSING = missing() or ("" if find_spec("mkdocs") else "needs mkdocs (pip install 'ssl-kd[docs]', or make docs)")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000), pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")]
 
 
@@ -26,6 +27,7 @@ def site(tmp_path_factory):
     return sorted(page for page in out.rglob("*.html") if page.name != "404.html")
 
 
+@pytest.mark.skipif(not axe(), reason="needs axe-core (npm install axe-core, or SSL_KD_AXE=path/to/axe.min.js)")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_fault_on_any_page(site, dark, width, tmp_path):
@@ -40,3 +42,18 @@ def test_axe_finds_no_fault_on_any_page(site, dark, width, tmp_path):
             if faults:
                 found[page.name] = faults
     assert found == {}
+
+
+def test_the_search_finds_pages_without_a_server_and_without_the_network(site, tmp_path):
+    page = next(page for page in site if page.name == "ten_encoders.html")
+    hits = "return [...document.querySelectorAll('.md-search-result__item a')].map(link => link.href.split('#')[0])"
+    with Browser(tmp_path) as browser:
+        browser.open(page)
+        browser.write("input[name=query]", "temperature")
+        deadline = time.monotonic() + 60
+        while not (found := browser.run(hits)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        asked = browser.requests()
+        assert browser.log("browser") == []
+    assert (page.parents[1] / "real_teachers.html").as_uri() in found
+    assert [one for one in asked if not one.startswith(("file:", "about:", "data:"))] == []
