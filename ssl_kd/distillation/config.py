@@ -219,7 +219,10 @@ class OptimiserSettings:
         "auto", "muon, adamw or sgd (momentum 0.9); auto: muon, or adamw where lr is given"
     )
     lr: float | Literal["auto"] = setting(
-        "auto", "peak learning rate; auto: 4e-2 for muon, 4e-3 for adamw, 5e-2 for sgd", above=0, first=True
+        "auto",
+        "peak; auto: 4e-2 for muon (2e-2 for MobileNets, ViTs and their like), 4e-3 for adamw, 5e-2 for sgd",
+        above=0,
+        first=True,
     )
     weight_decay: float = setting(0.02, "decoupled (adamw) or L2 (sgd); not on biases and norms", least=0)
     warmup: float | Literal["auto"] = setting(

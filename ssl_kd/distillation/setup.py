@@ -22,7 +22,7 @@ from ssl_kd.data.subset import hold_out
 from ssl_kd.data.view_settings import recipes_of
 from ssl_kd.distillation.anchors import give_heads, must_have_enough
 from ssl_kd.distillation.arguments import NOTHING, Objects, criterion_of, is_path
-from ssl_kd.distillation.auto import settled
+from ssl_kd.distillation.auto import rated, settled
 from ssl_kd.distillation.between import one_teacher
 from ssl_kd.distillation.config import DistillConfig, TeacherSpec, check
 from ssl_kd.distillation.members import Asked, Member, Randomness, Tie, asked_students, tied
@@ -93,7 +93,6 @@ def prepare(
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     before, config = config, settled(config, len(trained_on))
-    derived = frozenset(f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name))
     asked = asked_students(config, objects)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
     contract = _contract(config, teachers)
@@ -106,6 +105,9 @@ def prepare(
     for name, one in asked.items():
         with streams[name].own(), _named(name):
             found[name] = find_student(one.config, one.objects.student or student, contract)
+    config = rated(config, {name: network for name, (network, _) in found.items()})
+    derived = frozenset(f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name))
+    asked = asked_students(config, objects)
     lines = [line for one in asked.values() for line in one.lines.values()]
     recipes = objects.views or recipes_of(_views(config, lines))
     loader = ViewLoader(

@@ -5,7 +5,7 @@ import yaml
 from small_runs import SMALL, same, signal_in_step, small_images, small_teacher
 
 import ssl_kd
-from ssl_kd.distillation.auto import FEWEST, LOOKS, MOST, RATES, settled
+from ssl_kd.distillation.auto import DELICATE, FEWEST, LOOKS, MOST, RATES, rated, settled
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.signals import Interrupted
@@ -22,8 +22,44 @@ def test_a_run_has_a_million_looks_unless_its_images_are_very_few_or_very_many(i
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_each_optimiser_has_a_rate_of_its_own(optimizer):
-    assert settled(DistillConfig(optimizer=optimizer), 1000).lr == RATES[optimizer]
-    assert settled(DistillConfig(optimizer=optimizer, lr=0.5), 1000).lr == 0.5
+    network = {"": ssl_kd.build("resnet18", channels=[8, 8, 8, 8])}
+    assert rated(settled(DistillConfig(optimizer=optimizer), 1000), network).lr == RATES[optimizer]
+    assert rated(settled(DistillConfig(optimizer=optimizer, lr=0.5), 1000), network).lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings", "share"),
+    [
+        ("resnet18", {"channels": [8, 8, 8, 8]}, 1),
+        ("resnet50", {"channels": [8, 8, 8, 8]}, 1),
+        ("mobilenetv3_small_050", {}, DELICATE),
+        ("tf_efficientnet_lite0", {}, DELICATE),
+        ("convnext_atto", {}, DELICATE),
+        ("vit_tiny_patch16_224", {"depth": 1}, DELICATE),
+        ("torchvision/swin_t", {}, DELICATE),
+    ],
+)
+def test_grouped_convolutions_and_layer_norms_take_half_of_muons_rate(arch, settings, share):
+    network = {"": ssl_kd.build(arch, **settings)}
+    assert rated(settled(DistillConfig(), 1000), network).lr == share * RATES["muon"]
+    assert rated(settled(DistillConfig(optimizer="adamw"), 1000), network).lr == RATES["adamw"]
+
+
+def test_students_of_two_kinds_have_each_the_rate_it_has_alone_and_resume(tmp_path):
+    students = {"plain": {"arch": "resnet18", "args": SMALL["student_args"]}, "mobile": "mobilenetv3_small_050"}
+    shared = {k: v for k, v in ASKED.items() if not k.startswith("student")}
+    whole = ssl_kd.distill(small_teacher(), images=small_images(), out=tmp_path / "whole", students=students, **shared)
+    kept = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
+    assert kept["lr"] == RATES["muon"]
+    assert {name: line.get("lr") for name, line in kept["students"].items()} == {"plain": None, "mobile": 2e-2}
+    alone = ssl_kd.distill(
+        small_teacher(), "mobilenetv3_small_050", images=small_images(), out=tmp_path / "alone", **shared
+    )
+    assert same(whole["mobile"].student, alone.student)
+    with signal_in_step(2), pytest.raises(Interrupted):
+        ssl_kd.distill(small_teacher(), images=small_images(), out=tmp_path / "cut", students=students, **shared)
+    again = ssl_kd.distill(small_teacher(), images=small_images(), out=tmp_path / "cut", students=students, **shared)
+    assert all(same(whole[name].student, again[name].student) for name in students)
 
 
 def test_who_names_a_rate_alone_gets_the_optimiser_that_rates_are_named_for():
@@ -35,9 +71,10 @@ def test_a_rate_of_one_student_counts_for_the_optimiser_that_all_share():
     """Else a student's own rate, meant for AdamW, would be Muon's, and the student not what it is alone."""
     several = {"students": {"a": {"arch": "resnet18", "lr": 2e-3}, "b": {"arch": "resnet34"}}}
     found = settled(DistillConfig(**several), 1000)
-    assert (found.optimizer, found.lr) == ("adamw", RATES["adamw"])
+    assert found.optimizer == "adamw"
     assert settled(DistillConfig(students={"a": "resnet18", "b": "resnet34"}), 1000).optimizer == "muon"
-    again = settled(DistillConfig(**several, optimizer=found.optimizer, lr=found.lr), 1000)  # as config.yaml keeps it
+    kept = {"optimizer": found.optimizer, "lr": RATES["adamw"]}  # as config.yaml keeps it
+    again = settled(DistillConfig(**several, **kept), 1000)
     assert again.optimizer == "adamw"
 
 
