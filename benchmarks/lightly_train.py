@@ -81,6 +81,7 @@ def distil(
     out: str | Path,
     student: str = "resnet18",
     student_args: dict[str, Any] | None = None,
+    teacher_args: dict[str, Any] | None = None,
     batch: int = 128,
     size: int = 224,
     crop_ratio: float | None = None,
@@ -94,11 +95,12 @@ def distil(
     """Distil by lightly-train's own recipe and save the student to `out`; its speeds and settings.
 
     Both networks must say the same on both sides, of the same pixels: the teacher before, the student afterwards.
+    teacher_args: what `load_teacher` is told of a file that says too little of itself.
     images: a folder of files. Its views are its own (one per image and step, mixed up), of `size` pixels; everything
     that is not an argument here keeps lightly-train's default. A ViT student is read by its mean patch token, which
     is what lightly-train trains.
     """
-    source = load_teacher(teacher)
+    source = load_teacher(teacher, **(teacher_args or {}))
     contract = replace(source.preprocessing.at(size, crop_ratio), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     ours = build(student, preprocessing=contract, **(student_args or {}))
     if ours.feature == "cls":
@@ -176,6 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     for verb in (losses, run):
         verb.add_argument("--python", required=True, help="a python with lightly-train and timm")
     run.add_argument("--teacher", required=True, help="teacher file or name")
+    run.add_argument(
+        "--teacher-args",
+        type=json.loads,
+        default={},
+        help='JSON for load_teacher, e.g. \'{"arch": "tf_efficientnet_lite0", "mean": 0.5, "std": 0.5}\'',
+    )
     run.add_argument("--images", required=True, help="folder of image files")
     run.add_argument("--out", required=True, help="student file to write")
     run.add_argument("--steps", type=int, required=True)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         width = max(map(len, names()))
         for name in names():
             print(f"{name:<{width}}  {about(name)}")
-        print("Next: ssl-kd configs copy NAME my.yaml, then ssl-kd COMMAND my.yaml")
+        print("Next: ssl-kd configs copy compare/demo my.yaml, then ssl-kd compare my.yaml")
     elif options.action == "show":
         sys.stdout.write(path_of(options.name).read_text(encoding="utf-8"))
     else:
