@@ -177,9 +177,11 @@ class ChoiceSettings:
     """Learning rates."""
 
     lr: list[float] = field(
-        default_factory=lambda: [4e-2],
+        default_factory=list,
         metadata=described(
-            "several: each objective at the best of them for it", expects="a list of numbers", first=True
+            "several: each objective at the best of them for it; none: what a run takes for each student",
+            expects="a list of numbers",
+            first=True,
         ),
     )
     tune_seed: int = setting(100, "the seed on which they are tried, which enters no table", least=0, below=SEEDS)
@@ -315,7 +317,7 @@ def check(config: CompareConfig) -> None:
             (bool(config.images), "images: expected a folder, a zip or a data set; got nothing"),
             (bool(config.tasks), "tasks: expected at least one task to judge students on; got none"),
             (bool(objectives), "objectives: expected at least one; got none"),
-            (bool(config.lr) and all(0 < lr for lr in config.lr), f"lr: expected rates above 0, got {config.lr}"),
+            (all(0 < lr for lr in config.lr), f"lr: expected rates above 0, got {config.lr}"),
             (
                 bool(config.seeds) and len(set(config.seeds)) == len(config.seeds),
                 f"seeds: expected different whole numbers, got {config.seeds}",

@@ -39,6 +39,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.data.subset import FEWEST, MOST, SHARE, Subset
 from ssl_kd.distillation.arguments import merge
+from ssl_kd.distillation.auto import rate_of
 from ssl_kd.distillation.distilled import Distilled
 from ssl_kd.distillation.setup import prepare
 from ssl_kd.distillation.target_cache import Layout, bytes_of
@@ -89,6 +90,7 @@ class Study:
         self.objectives, self.budgets = objectives_of(config), budgets_of(config)
         self._teachers: dict[str, Encoder] = {}
         self._pools: dict[str, ImageSource] = {}
+        self._rates: dict[str, float] = {}  # by student
 
     # ------------------------------------------------------------------------------------------- what is opened
 
@@ -225,11 +227,21 @@ class Study:
         return float(record["seconds"]) / float(record["looks"])
 
     def rate(self, job: Job) -> float:
-        """The learning rate: a trial's own, else the best of the trials, else the only one."""
+        """The learning rate: a trial's own, else the best of the trials, else the only one or what a run takes by itself."""
         if job.kind != "student":
-            return job.lr or self.config.lr[0]
+            return job.lr or self.first_rate(job.student)
         trials = {one.lr: self.record(one) or {} for one in trials_of(self.config, job)}
-        return best_rate(trials) if trials else self.config.lr[0]
+        return best_rate(trials) if trials else self.first_rate(job.student)
+
+    def first_rate(self, student: str) -> float:
+        """The first rate that is named, else what `ssl-kd distill` takes for such a student."""
+        if self.config.lr:
+            return self.config.lr[0]
+        if student not in self._rates:
+            self._rates[student] = rate_of(
+                build(self.student_rows[student].arch, **self.student_rows[student].args), self.config.optimizer
+            )
+        return self._rates[student]
 
     def views(self, objective: str) -> str:
         """The scheme of an objective's views."""
@@ -328,7 +340,13 @@ class Study:
         """What an objective reads of the teacher; nothing for one that no student can have."""
         for student in self.student_rows:
             trial = Job(
-                "trial", job.teacher, student, job.pool, objective, seed=self.config.tune_seed, lr=self.config.lr[0]
+                "trial",
+                job.teacher,
+                student,
+                job.pool,
+                objective,
+                seed=self.config.tune_seed,
+                lr=self.first_rate(student),
             )
             given = self.settings(trial, replay=1) | {"out": "dry", "targets": ""}
             teacher, images = self.teacher(job.teacher), self.pool(job.pool)
@@ -349,7 +367,9 @@ class Study:
         layers = tuple(part for part in parts if part not in (EMBEDDING, TOKENS))
         like = next(name for name in self.objectives if self.views(name) == views)
         student = next(iter(self.student_rows))
-        trial = Job("trial", job.teacher, student, job.pool, like, seed=self.config.tune_seed, lr=self.config.lr[0])
+        trial = Job(
+            "trial", job.teacher, student, job.pool, like, seed=self.config.tune_seed, lr=self.first_rate(student)
+        )
         settings = self.settings(trial, replay=self.replay(job, views)) | NO_TRAINING | {
             "objective": AllParts(TOKENS in parts, layers), "epochs": self.replay(job, views),
         }  # fmt: skip

@@ -142,6 +142,15 @@ def test_learning_rates_are_chosen_on_a_seed_that_enters_no_table(finished):
             assert tried[line.lr] == max(tried.values())
 
 
+def test_a_student_without_a_named_rate_has_the_one_of_a_run(tmp_path, teacher):
+    students = {"plain": {"args": {"channels": [4, 4, 4, 4]}}, "mobile": "mobilenetv3_small_050"}
+    found = compare(small(tmp_path, teacher, students=students, objectives=["sp"]))
+    assert {line.group.student: line.lr for line in found.lines if line.kind == "student"} == {
+        "plain": 4e-2,
+        "mobile": 2e-2,
+    }
+
+
 def test_eight_objectives_ask_the_teacher_once_for_each_view(tmp_path):
     encoder = small_teacher()
     names = ["default", "default_light", "sp", "simreg", "unic", "theia", "ckd", "rkd"]
