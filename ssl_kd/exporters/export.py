@@ -113,6 +113,13 @@ def export(
         return [_hub(encoder, formats, Path(out), notes, images, _figures(student, encoder, figures))]
     if figures is not None:
         raise UserError(f"figures: only the card of --to {HUB} holds them")
+    if encoder.head(encoder.feature) is not None and (
+        alone := [one for one in formats if TARGETS[one].default_feature]
+    ):
+        raise UserError(
+            f"feature: {', '.join(alone)} holds the network alone, without the head that leads to {encoder.feature}; "
+            f"export to onnx, torchscript or safetensors"
+        )
     lines = {name: TARGETS[name].possible(encoder) for name in formats}
     size = encoder.preprocessing.size
     judge = _judge(encoder, formats, images, teacher, within, keep)

@@ -93,7 +93,7 @@ def _fill(
     encoder: Encoder, folder: Path, arguments: Mapping[str, object], notes: Mapping[str, object], figures: str
 ) -> None:
     save: Callable[..., Path] = save_student
-    save(encoder, folder / WEIGHTS, **notes)
+    save(encoder, folder / WEIGHTS, heads={}, **notes)  # timm refuses tensors that its network has no place for
     eyes = encoder.preprocessing
     side = eyes.crop or eyes.size
     config: dict[str, object] = {
@@ -165,6 +165,11 @@ def readme(encoder: Encoder, notes: Mapping[str, object], figures: str = "") -> 
     front = f"\n{TEACHERS}: {json.dumps(licence)}" if licence else ""
     binds = licence or "not recorded; look at the teacher's own page before you share the student"
     binds = "\n\n".join(filter(None, [binds, warning([licence])]))
+    spaces = "".join(
+        f"\nFor queries to an index of its {name} take the student's own file: the head that leads into that space is not in this folder, "
+        f"where timm would refuse it.\n"
+        for name in encoder.heads
+    )
     resized = f"resize the shorter side to {eyes.resize}, " if eyes.resize else ""
     return f"""---
 library_name: timm
@@ -188,7 +193,7 @@ pixels = timm.data.create_transform(**timm.data.resolve_model_data_config(model)
 or `ssl_kd.load_encoder("THIS_FOLDER")`, or `torch.hub.load("THIS_FOLDER", "student", source="local")`.
 
 Pixels: RGB, {resized}{eyes.interpolation}, centre crop {eyes.crop or eyes.size}, mean {eyes.mean}, std {eyes.std}.
-
+{spaces}
 ## How it was made
 
 | | |

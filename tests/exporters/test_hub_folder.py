@@ -11,8 +11,10 @@ import timm
 import torch
 
 import ssl_kd
+from ssl_kd.errors import UserError
 from ssl_kd.models.encoder import frozen
 from ssl_kd.models.preprocessing import Preprocessing
+from ssl_kd.models.space_head import SpaceHead
 
 EYES = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bicubic").at(32)
 STUDENTS = {
@@ -53,6 +55,32 @@ def test_every_reader_has_the_same_network(name, tmp_path):
     )
     assert by_us.preprocessing.mean == EYES.mean
     assert by_us.preprocessing.crop == 32
+
+
+def with_a_head(name):
+    """A student that kept what leads into its teacher's space, as a distilled one does."""
+    encoder, teacher = student(name), ssl_kd.build("resnet18", channels=[8, 8, 8, 24], preprocessing=EYES)
+    encoder.heads["teacher"] = SpaceHead([torch.nn.Linear(encoder.dim, teacher.dim)], teacher.space, encoder.feature)
+    return encoder
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_head_into_the_teachers_space_stays_out_of_the_folder_and_its_card_says_so(name, tmp_path):
+    file = ssl_kd.save_student(with_a_head(name), tmp_path / "student.safetensors")
+    ssl_kd.export(file, "hub", tmp_path / "hub")
+    images = torch.rand(2, 3, 32, 32)
+    read = ssl_kd.load_encoder(tmp_path / "hub")
+    assert torch.allclose(read(images).embedding, ssl_kd.load_encoder(file)(images).embedding, atol=1e-5)
+    assert not list(read.heads)
+    assert "For queries to an index of its teacher" in (tmp_path / "hub/README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["timm", "torchvision", "hub"])
+def test_a_network_alone_is_not_exported_as_what_its_head_says(to, tmp_path):
+    file = ssl_kd.save_student(with_a_head("resnet"), tmp_path / "student.safetensors")
+    with pytest.raises(UserError, match="export to onnx"):
+        ssl_kd.export(file, to, tmp_path / "out", feature="teacher")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["student.safetensors"]
 
 
 def test_the_card_says_how_it_was_made_and_whose_licence_binds_it(tmp_path):
