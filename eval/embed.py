@@ -135,6 +135,9 @@ def _embed(config: EmbedConfig, out: Path) -> None:
         hint = " or --append" if kind else ""
         raise UserError(f"out: {out} is there already; remove it or pass --overwrite{hint}")
     refuse_replacing("out", out, (lambda path: kind.read(path) is not None) if kind else _is_a_bank)
+    if kind and not out.exists() and not os.path.lexists(f"{out}.work"):  # which a kill between two of them leaves
+        for file in kind.files(out):
+            refuse_replacing("out", file, lambda path: False)
     if kind is None and (config.append or os.environ.get("WORLD_SIZE", "1") != "1"):
         raise UserError(
             "out: .npz is written by one process, in one go; name a .npy or .parquet file to append or share"

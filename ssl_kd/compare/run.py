@@ -22,6 +22,7 @@ from ssl_kd.compare.shelf import COMPARISON, Record, Shelf
 from ssl_kd.compare.table import markdown
 from ssl_kd.compare.training import hide_ranks
 from ssl_kd.compare.work import Worker, work
+from ssl_kd.errors import UserError
 from ssl_kd.metrics import chance_overlap
 from ssl_kd.models.factory import must_be_an_architecture
 from ssl_kd.runtime.files import atomic_text
@@ -42,6 +43,8 @@ def compare(config: CompareConfig) -> Comparison:
             must_be_an_architecture(f"{what}: arch of {name}", row.arch)
     out = Path(config.out)
     require_ours(out, COMPARISON)
+    if config.show and not (out / "cells").is_dir():
+        raise UserError(f"out: expected the folder of a comparison that was begun; there is none in {out}")
     number, count = hide_ranks()
     mark(out, COMPARISON)
     if not config.show:

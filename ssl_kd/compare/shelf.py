@@ -32,7 +32,6 @@ COMPARISON = Kind(
     "a comparison's folder",
     (*OUTPUTS, "cells", "judged", "features", "targets"),
     _is_older,
-    alone=False,
 )
 
 

@@ -27,7 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 2**16  # Pillow and the networks give up long before
 
 
-LARGEST = 1e6  # of a mean or a standard deviation, also of pixels in 0..255
+LARGEST = 1.0  # of a mean or a standard deviation of pixels in [0, 1]
 
 
 # A picture that is longer than THIN times its width, and has MANY pixels when it is resized, is cropped first.
@@ -64,10 +64,13 @@ class Preprocessing:
                 f"{nearest(self.interpolation, INTERPOLATIONS)}"
             )
         colours = (*self.mean, *self.std)
-        numbers = len(colours) == 6 and all(isinstance(c, (int, float)) and abs(c) < LARGEST for c in colours)
+        numbers = len(colours) == 6 and all(isinstance(c, (int, float)) and abs(c) <= LARGEST for c in colours)
         if not numbers or min(self.std) <= 0:
-            given = one_line((self.mean, self.std), 200)
-            raise UserError(f"mean and std need three numbers each, std above zero; got {given}")
+            given = one_line((self.mean, self.std), 150)
+            raise UserError(
+                f"mean and std need three numbers each, for pixels in [0, 1] (divide those for 0 to 255 by 255), std above zero; "
+                f"got {given}"
+            )
         sides = (self.size, self.size if self.resize is None else self.resize, self.crop or self.size)
         if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides):
             given = one_line((self.size, self.resize, self.crop), 200)

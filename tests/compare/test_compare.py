@@ -142,6 +142,18 @@ def test_learning_rates_are_chosen_on_a_seed_that_enters_no_table(finished):
             assert tried[line.lr] == max(tried.values())
 
 
+def test_a_folder_of_others_is_left_alone_and_what_was_not_begun_cannot_be_shown(tmp_path, teacher):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="there is none in"):
+        compare(small(tmp_path, teacher, show=True))
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / "holiday.jpg").write_bytes(b"mine")
+    for show in (False, True):
+        with pytest.raises(UserError, match="is not empty and not a comparison's folder"):
+            compare(small(tmp_path, teacher, show=show))
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["holiday.jpg"]
+
+
 def test_a_student_without_a_named_rate_has_the_one_of_a_run(tmp_path, teacher):
     students = {"plain": {"args": {"channels": [4, 4, 4, 4]}}, "mobile": "mobilenetv3_small_050"}
     found = compare(small(tmp_path, teacher, students=students, objectives=["sp"]))

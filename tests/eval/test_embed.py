@@ -89,6 +89,15 @@ def test_a_file_that_is_there_stays(lab, tmp_path, capsys):
     assert len(load_bank(out)) == 5
 
 
+@pytest.mark.parametrize("beside", ["b.json", "b.ids.txt"])
+def test_what_others_left_under_a_companions_name_stays(lab, tmp_path, capsys, beside):
+    (tmp_path / beside).write_text("mine")
+    words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--out", str(tmp_path / "b.npy")]
+    assert main(words) == 2
+    assert f"{beside} is there already and is not ours to replace" in capsys.readouterr().err
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(beside, "mine")]
+
+
 def _rows(bucket, name, folder):
     """What a program finds that takes the objects of a bucket to a disk."""
     folder.mkdir(exist_ok=True)

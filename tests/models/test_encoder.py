@@ -92,7 +92,7 @@ def test_a_preprocessing_that_cannot_be_is_refused(bad):
 def test_preprocessing_survives_json():
     import json
 
-    pixels = Preprocessing((0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 96, None, 96, "bicubic")
+    pixels = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 1.0), 96, None, 96, "bicubic")
     assert Preprocessing.from_dict(json.loads(json.dumps(dataclasses.asdict(pixels)))) == pixels
 
 
@@ -474,7 +474,7 @@ def test_words_about_pixels_say_what_is_done():
     assert "resize to a square of 64, bilinear" in str(Preprocessing(size=64, resize=64, crop=64, square=True))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 10**400, "a", None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 58.395, -2, 1e300, 10**400, "a", None])
 @pytest.mark.parametrize("which", ["mean", "std"])
 def test_colours_that_no_pixel_has_are_refused_in_one_line(which, value):
     with pytest.raises(UserError, match="mean and std need three numbers") as error:
