@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kd.checkpoints.formats.weights import shown
+from ssl_kd.checkpoints.formats.student import header as student_header
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import UserError, one_line, one_of, shown_name
@@ -296,8 +297,10 @@ def _write_state(encoder: Encoder, path: Path, card: Mapping[str, object]) -> No
     from safetensors.torch import save
 
     state = {name: tensor.clone().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    notes = card.get("card")  # ours as well: load_encoder must not have to guess the pixels of a plain state dict
+    ours = student_header(encoder, notes if isinstance(notes, Mapping) else {}, {})
     # Written by Python, whose errors say that a disk is full; likewise below.
-    path.write_bytes(save(state, metadata={"format": "pt", "card": json.dumps(card)}))
+    path.write_bytes(save(state, metadata=ours | {"card": json.dumps(card)}))
 
 
 def _twin_of(make: Callable[[Encoder], Twin]) -> Callable[[Encoder, Path], Ask]:

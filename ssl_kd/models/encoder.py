@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ from ssl_kd.types import Features
 if TYPE_CHECKING:
     pass
 
+DARKEST = -1.0  # interpolation overshoots a little; pixels less their mean, over their deviation, go to -1.7 and beyond
 LARGEST = 16  # no pixel in [0, 1] comes near it, and of 0..255 nearly every batch goes beyond
 MODULE = "module/"  # before the name of a class from Python, where an architecture would stand
 
@@ -153,8 +155,14 @@ class Encoder(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels in [0, 1] (or uint8) to what the network was trained on, in the dtype of its weights."""
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"images must be a tensor (B, 3, H, W), got {type(images).__name__}; torch.as_tensor makes one of an array"
+            )
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise UserError(f"images: expected floats in [0, 1] or uint8, got {images.dtype}")
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif images.device.type == "cpu" or not self._looked_at:  # elsewhere each look makes the program wait
@@ -236,7 +244,14 @@ def _must_be_in_range(images: Tensor) -> None:
     if torch.compiler.is_compiling() or tracing or not images.numel():
         return
     images = images.detach()
-    largest = float(images.amax())
+    least, largest = (float(one) for one in torch.aminmax(images))
+    if not math.isfinite(least + largest):
+        raise UserError("images: expected pixels in [0, 1], or uint8; some are NaN or infinite")
+    if least < DARKEST:
+        raise UserError(
+            f"images: expected pixels in [0, 1], or uint8; got values down to {least:.4g}: give them as they are, "
+            f"mean and std are the encoder's own business"
+        )
     if largest > LARGEST or (largest > 1.5 and bool((images == images.round()).all())):  # or bytes of a dark picture
         raise UserError(
             f"images: expected pixels in [0, 1], or uint8; got values up to {largest:.4g}, divide them by 255"

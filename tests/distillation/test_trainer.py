@@ -193,6 +193,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(te
     assert saved["step"] == 3
     assert all(torch.isfinite(v).all() for v in saved["pair"].values() if v.is_floating_point())
     assert not (tmp_path / "run/student.safetensors").exists()
+    with pytest.raises(UserError, match="is the saved state of a run"):
+        ssl_kd.load_encoder(tmp_path / "run/last.ckpt")
 
 
 def test_bf16_learns_as_fp32_does(teacher, tmp_path):

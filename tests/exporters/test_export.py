@@ -114,6 +114,20 @@ def test_the_lines_of_the_card_give_the_encoders_embeddings(name, form, tmp_path
     assert done.cosine > 1 - 1e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("half a resnet for small images", "timm"), ("vit", "timm"), ("torchvision's resnet", "torchvision")],
+)
+def test_a_state_dict_of_ours_is_read_back_with_its_own_pixels(name, form, tmp_path):
+    """It was taken for a lab's ResNet at 224 px."""
+    encoder = network(name)
+    ssl_kd.export(encoder, form, tmp_path / "weights")
+    again, images = ssl_kd.load_encoder(tmp_path / "weights"), torch.rand(2, 3, 32, 32)
+    assert again.preprocessing == encoder.preprocessing
+    assert again.digest == encoder.digest
+    assert torch.equal(again(images).embedding, encoder(images).embedding)
+
+
 @pytest.mark.slow
 @needs_onnx
 def test_an_onnx_program_holds_the_rotation_as_a_constant(tmp_path):

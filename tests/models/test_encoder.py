@@ -480,3 +480,22 @@ def test_colours_that_no_pixel_has_are_refused_in_one_line(which, value):
     with pytest.raises(UserError, match="mean and std need three numbers") as error:
         Preprocessing(**{which: (value, value, value)})
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda x: x.index_fill(0, torch.tensor([1]), float("nan")), "some are NaN or infinite"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), float("-inf")), "some are NaN or infinite"),
+        (lambda x: (x - 0.45) / 0.22, "values down to -2"),
+        (lambda x: x.numpy(), "must be a tensor"),
+        (list, "must be a tensor"),
+        (lambda x: x > 0.5, "got torch.bool"),
+        (lambda x: (255 * x).long(), "got torch.int64"),
+    ],
+)
+def test_pixels_that_are_none_are_refused_in_one_line(spoil, says):
+    images = torch.rand(2, 3, 32, 32)
+    images[0, 0, 0, 0] = 0.0
+    with pytest.raises(UserError, match=says):
+        build("resnet18", channels=[8, 8, 8, 8])(spoil(images))

@@ -18,7 +18,7 @@ from ssl_kd.checkpoints.formats.openmmlab import MM, OPENSELFSUP
 from ssl_kd.checkpoints.formats.plain import IMAGENET_EXAMPLE, TIMM_VIT, TORCHVISION_RESNETS, TORCHVISION_VITS
 from ssl_kd.checkpoints.formats.siamese import BARLOW, BYOL, SIMSIAM, VICREG
 from ssl_kd.checkpoints.formats.simclr import SIMCLR_V1, SIMCLR_V2, SPIJKERVET, STHALLES
-from ssl_kd.checkpoints.formats.student import STUDENT, refuse_module
+from ssl_kd.checkpoints.formats.student import STUDENT, refuse_module, refuse_state
 from ssl_kd.checkpoints.formats.swav import SWAV, VISSL
 from ssl_kd.checkpoints.formats.unknown import RESNET, VIT, places
 from ssl_kd.checkpoints.formats.weights import Contents, Format, Weights, shown
@@ -95,6 +95,7 @@ def recognise(file: Contents, name: str | None = None) -> Format:
             )
         return FORMATS[name]
     refuse_module(file)  # however much its tensors look like those of a lab
+    refuse_state(file)
     file = file.without_values()
     # Our own record in the header is conclusive: a student's weights may look like anybody's.
     claims = [STUDENT] if STUDENT.matches(file) else [row for row in FORMATS.values() if row.matches(file)]

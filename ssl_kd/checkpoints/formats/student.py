@@ -14,6 +14,7 @@ from ssl_kd.errors import BrokenCheckpoint, UnknownCheckpoint, UserError, one_li
 from ssl_kd.models.encoder import Encoder, as_record, digest_of
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space_head import SpaceHead
+from ssl_kd.runtime.run_dir import MADE_BY
 
 KEY = "ssl_kd"  # entries of safetensors' header: the record, and its own check sum
 SUM = "ssl_kd_sha256"
@@ -45,6 +46,14 @@ def refuse_module(file: Contents) -> None:
         raise UnknownCheckpoint(
             "holds the state of a module from Python, which only its own code can rebuild: build it there, then "
             + LOAD.format(file="FILE")
+        )
+
+
+def refuse_state(file: Contents) -> None:
+    """UnknownCheckpoint for the saved state of a run of ours, which holds a student but not the pixels that it wants."""
+    if isinstance(file.nodes, Mapping) and isinstance(file.nodes.get(MADE_BY), str):
+        raise UnknownCheckpoint(
+            "is the saved state of a run, which its own command resumes; take the student.safetensors that the run leaves"
         )
 
 
