@@ -18,6 +18,7 @@ from ssl_kd.registry import is_object
 from ssl_kd.runtime.files import probe
 from ssl_kd.runtime.ownership import mark, require_ours
 
+from .datasets.tasks import Task, folder_task
 from .evaluators.choices import Choice, choices, described
 from .kept import save_results
 from .results import Results
@@ -42,7 +43,6 @@ from .runner.place import EVALUATION, WHOLE
 if TYPE_CHECKING:
     from ssl_kd.models.encoder import Encoder
 
-    from .datasets.tasks import Task
     from .runner.cells import Row
 
 
@@ -156,8 +156,8 @@ def _check_machine(device: str, engine: str) -> None:
 
 def evaluate_encoders(
     encoders: Mapping[str, Encoder | Mapping[str, object]],
-    tasks: Sequence[Task],
-    evaluators: Sequence[object] = ("knn", "linear"),
+    tasks: Sequence[Task | str | Path],
+    evaluators: Sequence[object] | str = ("knn", "linear"),
     reference: str = "",
     quiet: bool = False,
     out: str | Path | None = None,
@@ -166,7 +166,8 @@ def evaluate_encoders(
 ) -> Results:
     """Do the same from Python, with objects where a configuration has names.
 
-    `encoders`: by name an Encoder, or own features by task (see eval/runner/own_features.py). `evaluators`: names such as
+    `encoders`: by name an Encoder, or own features by task (see eval/runner/own_features.py). `tasks`: Tasks, or folders and zips
+    of train/<class>/<file> and test/. `evaluators`: names such as
     "knn" or "linear/quick-lbfgs", protocols of your own, pairs (kind, protocol), or objects called as
     (train, test) -> Scores (see eval/evaluators/choices.py). `reference` defaults to the first encoder. With `out`,
     results and report.html are kept there, and cells too, but for what has no digest of its code: modules and evaluators
@@ -174,10 +175,17 @@ def evaluate_encoders(
     `ood` are pairs of tasks' names, inside and outside. Other settings are the fields of Settings (batch_size,
     threads, device, ...), with `features` the folder of a feature cache.
     """
-    named = {task.name: task for task in tasks}
+    if not isinstance(encoders, Mapping):
+        raise UserError(f"encoders: expected a mapping, as in {{'student': encoder}}; got {type(encoders).__name__}")
+    given = [tasks] if isinstance(tasks, Task | str | Path) else list(tasks)
+    judged = [folder_task(one) if isinstance(one, str | Path) else one for one in given]
+    evaluators = [evaluators] if isinstance(evaluators, str) else evaluators
+    if wrong := next((one for one in judged if not isinstance(one, Task)), None):
+        raise UserError(f"tasks: expected Tasks, or paths of folders and zips; got {type(wrong).__name__}")
+    named = {task.name: task for task in judged}
     if not encoders or not named or not (evaluators or ood):
         raise UserError("evaluate_encoders: needs at least one encoder, one task and one evaluator")
-    if len(named) < len(tasks):
+    if len(named) < len(judged):
         raise UserError("evaluate_encoders: two tasks have one name; give each its own")
     reference = reference or next(iter(encoders))
     if reference not in encoders:
@@ -197,7 +205,7 @@ def evaluate_encoders(
     if out is not None:
         mark(Path(out), EVALUATION)
     bench = Bench(rows, named, reference, how, wanted)
-    results = _results(bench, *plan(tasks, list(rows), wanted, pairs))
+    results = _results(bench, *plan(judged, list(rows), wanted, pairs))
     if out is not None:
         results = _written(results, bench, Path(out), "", {})
         if not quiet:
@@ -259,6 +267,9 @@ def facts(encoders: Mapping[str, Row], tasks: Iterable[Task]) -> dict[str, str]:
     stated = {name: licence for name, row in encoders.items() if (licence := getattr(row, "licence", ""))}
     found |= {f"licence of {name}": licence for name, licence in stated.items()}
     found |= {"licences": sentence} if (sentence := warning(stated)) else {}
+    tasks = list(tasks)
+    notes = [note for task in tasks for note in task.notes]
+    found |= {"notes on tasks": "\n".join(notes)} if notes else {}
     found |= {
         f"task {task.name}": f"{len(task.train.images):,} train, {len(task.test.images):,} test, digest {task.digest[:16]}"
         for task in tasks

@@ -81,6 +81,8 @@ def _what_is_missing(folder: Path) -> str:
         return "there is no such folder; expected one of ssl-kd distill or of ssl-kd eval"
     if (folder / "results.jsonl").is_file():
         return f"this evaluation has no {WHOLE}, which older versions did not write; its own command adds it, from its cells"
+    if (folder / "compare.csv").is_file():
+        return "this is a comparison, whose report is its own report.html; expected a run or an evaluation"
     if (folder / "config.yaml").is_file():
         return "this run has logged nothing yet; expected a metrics.jsonl"
     return "is neither a run of ssl-kd distill nor an evaluation of ssl-kd eval"

@@ -21,7 +21,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.data.sources.array import ArrayImages
 from ssl_kd.data.sources.base import ImageSource, content_key
 from ssl_kd.data.subset import Subset
-from ssl_kd.errors import ImagesError, UserError, shown_name
+from ssl_kd.errors import ImagesError, UserError, one_line, shown_name
 
 from ..banks import as_labels
 from .literature import TASKS, usual_metric
@@ -81,6 +81,21 @@ class Task:
         """Have every byte of the images read for `digest` and for the keys of features: one pass over all of them."""
         self.train.images.verify = self.test.images.verify = True
         self.__dict__.pop("digest", None)  # one that was made with less
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its figures must know: test images that train holds as well, classes without a test image."""
+        found: list[str] = []
+        if self.labelled and content_key(self.train.images) == content_key(self.test.images):
+            found.append(f"{self.name}: train and test are the same images, so its figures say what is remembered")
+        if self.labelled and not self.several:
+            untested = sorted(set(map(str, self.train.labels.tolist())) - set(map(str, self.test.labels.tolist())))
+            if untested:
+                some = one_line(", ".join(untested[:3])) + (", ..." if len(untested) > 3 else "")
+                found.append(
+                    f"{self.name}: {len(untested)} of its classes have no test image ({some}); figures are of the others"
+                )
+        return tuple(found)
 
     @cached_property
     def digest(self) -> str:

@@ -167,9 +167,11 @@ class Results:
     def notes(self) -> list[str]:
         """What was left out, licences that forbid commerce, and what evaluators had to say: clamped k, and the like."""
         licences = [self.facts["licences"]] if "licences" in self.facts else []
+        tasks = self.facts.get("notes on tasks", "").splitlines()
         return (
             [f"left out: {what}" for what in self.left_out]
             + licences
+            + tasks
             + [
                 f"{cell.task}, {cell.encoder}, {cell.evaluator}: {note}"
                 for cell in self.cells

@@ -68,6 +68,10 @@ def remove(argv: Sequence[str]) -> int:
     names = list(dict.fromkeys([*config.names, *(index.missing() if config.missing else ())]))
     count = index.remove(names) if names else 0
     print(f"{config.index}: {_pictures(count)} removed, {len(index):,} left")
+    for source in index.absent_sources() if config.missing else ():
+        print(
+            f"{shown_name(source)} is not there as a whole (an unmounted disk?): its pictures were left in; remove them by name"
+        )
     print(f"Next: ssl-kd index verify {config.index}")
     return 0
 

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_kd.checkpoints.formats.weights import shown
 from ssl_kd.checkpoints.formats.student import header as student_header
+from ssl_kd.checkpoints.formats.weights import shown
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.errors import UserError, one_line, one_of, shown_name

@@ -267,11 +267,12 @@ class Index:
         replaced = filler.replaced if replace else 0
         return Change(filler.added - replaced, replaced, 0 if replace else there, dict(source.unreadable))
 
-    def remove(self, names: Sequence[str]) -> int:
+    def remove(self, names: Sequence[str] | str) -> int:
         """Take pictures out by their names; a name that ends in / takes all below it. Returns how many went.
 
         UserError, and nothing removed, for a name that is not there.
         """
+        names = [names] if isinstance(names, str) else names
         with self.store.writing() as writer:
             plain = [name for name in names if not name.endswith("/")]
             rows = self.store.rows_of(plain)
@@ -295,6 +296,12 @@ class Index:
             (self.store.name(row), self.picture_place(row)) for row, _, root in rows if root and os.path.isdir(root)
         )
         return [name for name, place in places if not (os.path.exists(place) or archive_in(place))]
+
+    def absent_sources(self) -> list[str]:
+        """Folders and zips that its pictures came from and that are not on this disk: whether a picture of theirs is gone is not known."""
+        roots = dict.fromkeys(self.store.root(row)[1] for row in self.store.live().tolist())
+        there = (root for root in roots if root and "://" not in root)
+        return [root for root in there if not (os.path.exists(root) or archive_in(root))]
 
     def train(self, factory: str) -> dict[str, float]:
         """Put an approximate index of faiss beside the vectors: {"10": share of the exact 10 nearest that it finds}.
@@ -359,6 +366,9 @@ class Index:
 
         The vectors are compared with their check sums before they are first used: UserError where one has changed.
         """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise UserError(f"k: expected a whole number of at least 1, got {k!r}")
+        rows = np.asarray(rows)
         if rows.ndim != 2 or rows.shape[1] != self.space.width:
             raise UserError(f"queries: expected rows of {self.space.width} numbers, got shape {rows.shape}")
         if not np.isfinite(rows).all():

@@ -134,7 +134,7 @@ def test_a_picture_in_a_folder_of_an_archive_or_in_shards_is_shown(lab, tmp_path
         words = ["--weights", str(lab / "s.safetensors"), "--images", source, "--out", f"{number}.index", "--quiet"]
         assert main(["index", "build", *words]) == 0
         assert main(["index", "remove", "--index", f"{number}.index", "--missing"]) == 0
-        capsys.readouterr()
+        assert "is not there as a whole" not in capsys.readouterr().out
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         with monkeypatch.context() as there:
             there.chdir(tmp_path / "elsewhere")
@@ -246,3 +246,16 @@ def test_a_bare_state_dict_is_read_as_told_and_the_index_remembers_how(lab, tmp_
         said = capsys.readouterr().err
         assert says in said
         assert said.count("\n") == 1
+
+
+def test_a_whole_source_that_is_gone_is_named_and_its_pictures_stay(lab, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "p", [20, 21])
+    words = ["--weights", str(lab / "s.safetensors"), "--images", "p", "--out", "my.index", "--quiet"]
+    assert main(["index", "build", *words]) == 0
+    (tmp_path / "p").rename(tmp_path / "q")
+    capsys.readouterr()
+    assert main(["index", "remove", "--index", "my.index", "--missing"]) == 0
+    said = capsys.readouterr().out
+    assert "0 pictures removed, 2 left" in said
+    assert "p is not there as a whole (an unmounted disk?)" in said

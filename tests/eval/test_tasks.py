@@ -12,7 +12,10 @@ from PIL import Image
 
 from ssl_kd.data.open import open_images
 from ssl_kd.errors import UserError
+from ssl_kd.eval import evaluate_encoders
 from ssl_kd.eval.datasets.tasks import ArrayTask, Task, corrupted, drawn_task, folder_pair, folder_task, part_of
+from ssl_kd.models.encoder import build
+from ssl_kd.models.preprocessing import Preprocessing
 
 
 def fill(folder, classes=("cat", "dog"), each=2, seed=0):
@@ -134,3 +137,28 @@ def test_the_validation_split_is_part_of_the_digest_and_of_a_corrupted_task(pets
     held = Task("x", task.train, task.test, held=np.arange(6) > 3)
     assert held.digest != task.digest
     assert corrupted(held, "noise").held is held.held
+
+
+def test_what_spoils_a_tasks_figures_is_noted():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 32, 32, 3), np.uint8)
+    labels = np.arange(12) % 4
+    network = build("resnet18", channels=[8, 8, 8, 8], preprocessing=Preprocessing(size=32, resize=32, crop=32))
+    same = ArrayTask("same", images, labels, images, labels)
+    fewer = ArrayTask("fewer", images, labels, images[labels < 3] // 2, labels[labels < 3])
+    sound = ArrayTask("sound", images, labels, images // 2, labels)
+    found = evaluate_encoders({"net": network}, [same, fewer, sound], ["knn"], quiet=True)
+    assert [note for note in found.notes if note.startswith(("same:", "fewer:", "sound:"))] == [
+        "same: train and test are the same images, so its figures say what is remembered",
+        "fewer: 1 of its classes have no test image (3); figures are of the others",
+    ]
+
+
+def test_a_path_is_a_task_and_a_name_an_evaluator(pets):
+    network = build("resnet18", channels=[8, 8, 8, 8], preprocessing=Preprocessing(size=32, resize=32, crop=32))
+    found = evaluate_encoders({"net": network}, [str(pets)], "knn", quiet=True)
+    assert [(cell.task, cell.evaluator) for cell in found.cells] == [("pets", "knn/dino")]
+    with pytest.raises(UserError, match="encoders: expected a mapping"):
+        evaluate_encoders([network], [str(pets)], "knn")
+    with pytest.raises(UserError, match="tasks: expected Tasks, or paths"):
+        evaluate_encoders({"net": network}, [3], "knn")
