@@ -39,6 +39,7 @@ from ssl_kd.objectives.relations import (
     ViewsTable,
     keys_of,
 )
+from ssl_kd.objectives.target_norms import TARGET_NORMS
 from ssl_kd.objectives.teacher_heads import TeacherHead
 from ssl_kd.objectives.term import Term
 from ssl_kd.registry import Registry
@@ -73,6 +74,9 @@ RELATIONS: Registry[type[Relation]] = Registry(
 )
 
 
+STEADY = 0.01  # by which share a batch moves the running lengths
+
+
 class Correlation(Term):
     """Compare the student's similarity table with the teacher's, row by row.
 
@@ -96,8 +100,10 @@ class Correlation(Term):
         teacher_width: int | None = None,
         student_layers: Sequence[str] = (),
         teacher_layers: Sequence[str] = (),
+        space: str | nn.Module = "raw",
     ):
         super().__init__()
+        self.lengths: Tensor
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         relation = relation_by(relation) if isinstance(relation, str) else relation
         self.of = relation.of
@@ -118,6 +124,13 @@ class Correlation(Term):
         self.view_of_teacher: nn.Module = nn.Identity()
         if teacher_width:  # frozen: it gets no gradient in the published code either
             self.view_of_teacher = nn.Linear(self.widths[1], teacher_width, bias=False).requires_grad_(False)
+        if space != "raw" and self.of != "embedding":
+            raise UserError(f"objective: space {space!r} is for relations of embeddings, not of {self.of}")
+        self.space = TARGET_NORMS[one_of("space", space, TARGET_NORMS)](dt) if isinstance(space, str) else space
+        if not isinstance(
+            self.space, nn.Identity
+        ):  # a cosine sees none: what leads into the teacher's own coordinates needs them
+            self.register_buffer("lengths", torch.ones(2))
         self.student_momentum = relation.student_momentum
         if self.student_momentum and projector != "identity":
             raise UserError("objective: a queue of the student's moving average takes projector identity")
@@ -132,7 +145,10 @@ class Correlation(Term):
         s, t = self._read(student, teacher)
         keys = keys_of(student, bool(self.relation.student_momentum))
         with torch.autocast(s.device.type, enabled=False):
-            s, t = s.float(), self.view_of_teacher(t.detach().float())
+            s, t = s.float(), self.space(self.view_of_teacher(t.detach().float()))
+            if self.training and not isinstance(self.space, nn.Identity):
+                found = torch.stack([z.detach().norm(dim=1).mean() for z in (s, t)])
+                self.lengths.lerp_(found, STEADY)
             ours, theirs = self.relation(s, t, batch, **({} if keys is None else {"keys": keys}))
             if not ours.shape[1]:  # a memory that is still empty
                 return s.sum() * 0
@@ -168,6 +184,7 @@ class Correlation(Term):
             flat["teacher_width"],
             given.get("student_layers", ()),
             given.get("teacher_layers", ()),
+            flat["space"],
         )
 
     def _read(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
@@ -192,6 +209,7 @@ FLAT: dict[str, Any] = {
     "tau_student": 0.07,
     "tau_teacher": 0.07,
     "teacher_width": None,
+    "space": "raw",
 }
 OWN_OPTIONS = (
     "size",

@@ -50,9 +50,23 @@ def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
     for term in objective.modules():
         if isinstance(term, Correlation) and isinstance(term.relation, CrossTable | MemoryBank):
             own = isinstance(term.view_of_teacher, nn.Identity) and term.relation.needs_teacher_width
-            if own and (found := _folded(_parts(term.projector), term.widths[1] or 0)):
+            back = _undone(term.space, width := term.widths[1] or 0) if own else None
+            if back:  # from around a mean there is no length to go but the usual one
+                back.insert(
+                    0,
+                    _linear(
+                        torch.eye(width, dtype=torch.float64) * _stretch(term), torch.zeros(width, dtype=torch.float64)
+                    ),
+                )
+            if back is not None and (found := _folded([*_parts(term.projector), *back], width)):
                 return found
     return None
+
+
+def _stretch(term: Correlation) -> float:
+    """By how much the head's usual answer is shorter than the teacher's usual embedding in the term's space."""
+    ours, theirs = term.lengths.double().tolist()
+    return float(theirs / max(ours, 1e-12))
 
 
 def _parts(head: nn.Module) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ssl_kd.objectives import TARGET_NORMS, Alignment, Correlation, build_objective
@@ -65,6 +66,23 @@ def test_a_relation_across_both_spaces_has_a_head_into_the_teachers(relation, pr
     term = used(Correlation(S, T, relation(), projector=projector))
     rows = torch.randn(3, S)
     torch.testing.assert_close(nn.Sequential(*into_teacher(term))(rows), term.projector(rows), rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_to_a_space_around_the_teachers_mean_goes_its_usual_length_and_back():
+    """Where all teacher embeddings lie equally far from their mean, a head that has their directions leads to themselves."""
+    directions = F.normalize(torch.randn(64, T), dim=1)
+    directions -= directions.mean(0)
+    directions = F.normalize(directions, dim=1)
+    teacher = 5 + 3 * directions
+    term = Correlation(T, T, MemoryBank(128, batch="inside"), projector=nn.Linear(T, T), space="centred")
+    with torch.no_grad():
+        term.projector.weight.copy_(0.25 * torch.eye(T))
+        term.projector.bias.zero_()
+    for step in range(600):
+        term(directions, teacher, index=range(64 * step, 64 * (step + 1)))
+    found = nn.Sequential(*into_teacher(term))(directions)
+    assert torch.allclose(found, teacher, atol=0.3)
+    assert F.cosine_similarity(found, teacher).min() > 0.995
 
 
 def test_two_queues_leave_the_students_space_free():

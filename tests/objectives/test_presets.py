@@ -107,8 +107,18 @@ def test_lightly_v1_is_the_kl_over_a_queue_that_holds_the_batch_and_zeros_where_
     assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), case.teacher(1), queue, 0.07, 0.07), rel=1e-4)
 
 
-def test_bank_is_the_kl_over_what_was_seen_with_the_batch_in_it():
+def test_bank_is_the_kl_over_what_was_seen_with_the_batch_in_it_around_the_teachers_running_mean():
     case = Case("bank")
+    case.answer(0)
+    means = [case.teacher(0).mean(0)]
+    means.append(0.99 * means[0] + 0.01 * case.teacher(1).mean(0))
+    first, second = (case.teacher(k) - mean for k, mean in enumerate(means))
+    queue = np.concatenate([unit(first), unit(second)])
+    assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), second, queue, 0.07, 0.07), rel=1e-4)
+
+
+def test_bank_raw_is_the_kl_over_what_was_seen_with_the_batch_in_it():
+    case = Case("bank_raw")
     case.answer(0)
     queue = np.concatenate([unit(case.teacher(0)), unit(case.teacher(1))])
     assert case.answer(1)[0] == pytest.approx(queue_kl(case.projected(1), case.teacher(1), queue, 0.05, 0.05), rel=1e-4)

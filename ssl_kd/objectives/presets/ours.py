@@ -27,12 +27,21 @@ OURS: dict[str, Preset] = {
         "patches make stored targets large: `target_bits: 4`, or `centred_light` then",
     ),
     "bank": Preset(
+        (correlation("queue", "bn", tau=0.07, batch="inside", size=8192, space="centred"),),
+        "what a run takes that names none",
+        "ours",
+        "-",
+        "KL(softmax(t Q / 0.07) || softmax(g(s) Q / 0.07)), t less its running mean, Q: 8,192 of them with the batch in it; g: linear and "
+        "batch norm",
+        "around the mean one temperature suits teachers whose cosines spread otherwise; embeddings alone, so stored targets are small",
+    ),
+    "bank_raw": Preset(
         (correlation("queue", "bn", tau=0.05, batch="inside", size=8192),),
-        "what a run takes that names none; chosen by a task set aside, on a real teacher",
+        "what runs took on 2026-11-30, as `bank`",
         "ours",
         "-",
         "KL(softmax(t Q / 0.05) || softmax(g(s) Q / 0.05)), Q: 8,192 teacher embeddings with the batch in it; g: linear and batch norm",
-        "the head is the lead over `lightly_v1`, whose head is linear; embeddings alone, so stored targets are small",
+        "the head is the lead over `lightly_v1`, whose head is linear; the temperature suits one teacher",
     ),
     "centred_light": Preset(
         _CENTRED,
