@@ -16,7 +16,9 @@ from ssl_kd.compare import training, work
 from ssl_kd.compare.plan import Job
 from ssl_kd.compare.results import Group, Interval, Pair
 from ssl_kd.compare.run import collect, compare
+from ssl_kd.compare.shelf import COMPARISON
 from ssl_kd.errors import UserError
+from ssl_kd.runtime.ownership import mark
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,8 @@ def test_a_look_at_what_is_finished_writes_the_report_and_starts_nothing(tmp_pat
 
     config = small(tmp_path, small_teacher(), seeds=[0], random=True)
     monkeypatch.setattr(compare_run, "work", None)
+    mark(Path(config.out), COMPARISON)  # begun, and nothing finished
+    (Path(config.out) / "cells").mkdir()
     found = compare(replace(config, show=True))
     assert found.unfinished > 0
     assert found.lines == ()
