@@ -11,9 +11,9 @@ each starts near where a little stronger one ended: the weakest ones, on feature
 
 Tried without gain: bfloat16 products (more passes), the exact diagonal of the Hessian every ten steps (no fewer steps),
 one curvature for all classes (2.5 times the passes on 960 rows of 800 dead-ended features), the eigenbasis of rows weighted
-by their curvature, made anew every six steps (207 passes for 212 on 3,000 x 64 x 300 classes, 15 strengths), longer memory,
-taking the memory along to the next group (no fewer passes), starting ahead of the last group's end on the line of the
-last two, the eigenbasis of rows weighted by their curvature on the heavy-tailed features of a MobileNetV3 (743 to 840 passes for 743).
+by their curvature, made anew on the way (207 passes for 212 on 3,000 x 64 x 300 classes, 15 strengths; 743 to 840 for 743 on the
+heavy-tailed features of a MobileNetV3), longer memory, taking the memory along to the next group (no fewer passes), starting
+ahead of the last group's end on the line of the last two.
 """
 
 from __future__ import annotations
@@ -349,14 +349,6 @@ class _State:
     def of(self, which: Tensor) -> _State:
         return _State(self.points[which], self.value[which], self.slope[which], self.bend[which])
 
-    def copy(self) -> _State:
-        return _State(self.points.clone(), self.value.clone(), self.slope.clone(), self.bend.clone())
-
-    def take(self, which: Tensor, other: _State) -> None:
-        """Replace the strengths `which` by those of another state, in their order."""
-        self.points[which], self.value[which] = other.points, other.value
-        self.slope[which], self.bend[which] = other.slope, other.bend
-
 
 def _direction(problem: _Problem, state: _State, history: list[tuple[Tensor, Tensor, Tensor]], live: Tensor) -> Tensor:
     """Return L-BFGS' estimate of the inverse Hessian times the slope (the two loops of Nocedal & Wright)."""
@@ -379,25 +371,23 @@ def _search(
     problem: _Problem, state: _State, step: Tensor, gain: Tensor, live: Tensor, passes: Tensor
 ) -> tuple[_State, Tensor]:
     """Halve each strength's step until its objective falls enough; those that never do are stuck at float32."""
-    new, waiting, size = None, torch.ones_like(live, dtype=torch.bool), torch.ones_like(gain)
+    new = _State(state.points.clone(), state.value.clone(), state.slope.clone(), state.bend.clone())
+    size, waiting = torch.ones_like(gain), torch.ones_like(live, dtype=torch.bool)
     for _ in range(HALVINGS):
         which = waiting.nonzero()[:, 0]
-        every = len(which) == len(live)
-        tried = state.points - size[:, None] * step if every else state.points[which] - size[which, None] * step[which]
-        found = _State(tried, *problem.evaluate(tried, live[which]))
+        tried = state.points[which] - size[which, None] * step[which]
+        value, slope, bend = problem.evaluate(tried, live[which])
         passes[live[which]] += 1
         # near the end the true gain is below what float32 can show: allow for its rounding
         before = state.value[which]
-        good = found.value <= before - 1e-4 * size[which] * gain[which] + 2e-7 * before.abs()
-        if every and good.all():
-            return found, ~waiting
-        new = state.copy() if new is None else new
-        new.take(which[good], found.of(good))
-        waiting[which[good]] = False
+        good = value <= before - 1e-4 * size[which] * gain[which] + 2e-7 * before.abs()
+        taken = which[good]
+        new.points[taken], new.value[taken] = tried[good], value[good]
+        new.slope[taken], new.bend[taken] = slope[good], bend[good]
+        waiting[taken] = False
         size[which[~good]] /= 2
         if not waiting.any():
             break
-    assert new is not None
     return new, waiting
 
 

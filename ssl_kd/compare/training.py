@@ -229,19 +229,17 @@ class Study:
     def rate(self, job: Job) -> float:
         """The learning rate: a trial's own, else the best of the trials, else the only one or what a run takes by itself."""
         if job.kind != "student":
-            return job.lr or self.first_rate(job.student)
+            return job.lr or self.first_rate(job)
         trials = {one.lr: self.record(one) or {} for one in trials_of(self.config, job)}
-        return best_rate(trials) if trials else self.first_rate(job.student)
+        return best_rate(trials) if trials else self.first_rate(job)
 
-    def first_rate(self, student: str) -> float:
+    def first_rate(self, job: Job) -> float:
         """The first rate that is named, else what `ssl-kd distill` takes for such a student."""
         if self.config.lr:
             return self.config.lr[0]
-        if student not in self._rates:
-            self._rates[student] = rate_of(
-                build(self.student_rows[student].arch, **self.student_rows[student].args), self.config.optimizer
-            )
-        return self._rates[student]
+        if job.student not in self._rates:
+            self._rates[job.student] = rate_of(self.fresh(job), self.config.optimizer)
+        return self._rates[job.student]
 
     def views(self, objective: str) -> str:
         """The scheme of an objective's views."""
@@ -339,15 +337,7 @@ class Study:
     def _layout(self, job: Job, objective: str, refused: dict[str, str]) -> dict[str, Layout]:
         """What an objective reads of the teacher; nothing for one that no student can have."""
         for student in self.student_rows:
-            trial = Job(
-                "trial",
-                job.teacher,
-                student,
-                job.pool,
-                objective,
-                seed=self.config.tune_seed,
-                lr=self.first_rate(student),
-            )
+            trial = Job("trial", job.teacher, student, job.pool, objective, seed=self.config.tune_seed)
             given = self.settings(trial, replay=1) | {"out": "dry", "targets": ""}
             teacher, images = self.teacher(job.teacher), self.pool(job.pool)
             try:
@@ -367,9 +357,7 @@ class Study:
         layers = tuple(part for part in parts if part not in (EMBEDDING, TOKENS))
         like = next(name for name in self.objectives if self.views(name) == views)
         student = next(iter(self.student_rows))
-        trial = Job(
-            "trial", job.teacher, student, job.pool, like, seed=self.config.tune_seed, lr=self.first_rate(student)
-        )
+        trial = Job("trial", job.teacher, student, job.pool, like, seed=self.config.tune_seed)
         settings = self.settings(trial, replay=self.replay(job, views)) | NO_TRAINING | {
             "objective": AllParts(TOKENS in parts, layers), "epochs": self.replay(job, views),
         }  # fmt: skip

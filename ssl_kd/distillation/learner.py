@@ -84,16 +84,15 @@ class Learner:
         if self.skipped <= config.skip_nonfinite:
             told: dict[str, object] = {"skipped": bad.what, "value": str(bad.value), "images": bad.images}
             return told | {k: value if math.isfinite(value) else str(value) for k, value in bad.terms.items()}
-        parts = "".join(f"{name} {value:.4g}, " for name, value in bad.terms.items()).removesuffix(", ")
-        parts += "; " if parts else ""
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in bad.terms.items())
+        seen = "; ".join(filter(None, [parts, f"images {', '.join(bad.images[:4])}, ..."]))
         kept = self.run / LAST
         good = f"the last good state is in {kept}" if kept.exists() else "no state had been saved yet"
         skipped = f" after {self.skipped - 1} skipped steps" if config.skip_nonfinite else ""
         whose = f" of student {self.name}" if self.name else ""
         raise NonFinite(
-            f"the {bad.what}{whose} became {bad.value} at step {step}{skipped} ({parts}images "
-            f"{', '.join(bad.images[:4])}, ...); {good}. Lower lr (now {config.lr}) or use precision 32-true in a "
-            f"new run folder"
+            f"the {bad.what}{whose} became {bad.value} at step {step}{skipped} ({seen}); {good}. "
+            f"Lower lr (now {config.lr}) or use precision 32-true in a new run folder"
         )
 
     def state(self) -> LearnerState:

@@ -93,7 +93,6 @@ def prepare(
     must_be("images", config.images_digest, config.images, images.digest)
     trained_on, held = hold_out(images, config.health_images) if config.health_every else (images, None)
     before, config = config, settled(config, len(trained_on))
-    asked = asked_students(config, objects)
     teachers = load_teachers(config, teacher if isinstance(teacher, nn.Module) else None)
     contract = _contract(config, teachers)
     loaded, several = torch.get_rng_state(), "" not in asked

@@ -161,10 +161,10 @@ class Encoder(nn.Module):
             )
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise UserError(f"images: expected floats in [0, 1] or uint8, got {images.dtype}")
         if images.dtype == torch.uint8:
             images = images.float() / 255
+        elif not images.is_floating_point():
+            raise UserError(f"images: expected floats in [0, 1] or uint8, got {images.dtype}")
         elif images.device.type == "cpu" or not self._looked_at:  # elsewhere each look makes the program wait
             _must_be_in_range(images)
             self._looked_at = True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_kd.errors import UserError, one_of
+from ssl_kd.objectives.alignment import target_norm
 from ssl_kd.objectives.dense_relations import (
     AllTokensTable,
     AttentionMapTable,
@@ -39,7 +40,6 @@ from ssl_kd.objectives.relations import (
     ViewsTable,
     keys_of,
 )
-from ssl_kd.objectives.target_norms import TARGET_NORMS
 from ssl_kd.objectives.teacher_heads import TeacherHead
 from ssl_kd.objectives.term import Term
 from ssl_kd.registry import Registry
@@ -90,6 +90,8 @@ class Correlation(Term):
     divided by the number of rows. Source: Ding et al., TNNLS 35(2):2425-2435 and its published code.
     """
 
+    lengths: Tensor | None
+
     def __init__(
         self,
         student_dim: int | Widths,
@@ -103,7 +105,6 @@ class Correlation(Term):
         space: str | nn.Module = "raw",
     ):
         super().__init__()
-        self.lengths: Tensor
         student, teacher = Widths.given(student_dim), Widths.given(teacher_dim)
         relation = relation_by(relation) if isinstance(relation, str) else relation
         self.of = relation.of
@@ -126,11 +127,10 @@ class Correlation(Term):
             self.view_of_teacher = nn.Linear(self.widths[1], teacher_width, bias=False).requires_grad_(False)
         if space != "raw" and self.of != "embedding":
             raise UserError(f"objective: space {space!r} is for relations of embeddings, not of {self.of}")
-        self.space = TARGET_NORMS[one_of("space", space, TARGET_NORMS)](dt) if isinstance(space, str) else space
-        if not isinstance(
-            self.space, nn.Identity
-        ):  # a cosine sees none: what leads into the teacher's own coordinates needs them
-            self.register_buffer("lengths", torch.ones(2))
+        self.space = target_norm(space, dt)
+        # The usual lengths of the student's and the teacher's rows there: a cosine sees none, and the way into the teacher's own
+        # coordinates needs them. From zero both grow alike, so that their ratio holds from the first batch on.
+        self.register_buffer("lengths", None if isinstance(self.space, nn.Identity) else torch.zeros(2))
         self.student_momentum = relation.student_momentum
         if self.student_momentum and projector != "identity":
             raise UserError("objective: a queue of the student's moving average takes projector identity")
@@ -146,7 +146,7 @@ class Correlation(Term):
         keys = keys_of(student, bool(self.relation.student_momentum))
         with torch.autocast(s.device.type, enabled=False):
             s, t = s.float(), self.space(self.view_of_teacher(t.detach().float()))
-            if self.training and not isinstance(self.space, nn.Identity):
+            if self.training and self.lengths is not None:
                 found = torch.stack([z.detach().norm(dim=1).mean() for z in (s, t)])
                 self.lengths.lerp_(found, STEADY)
             ours, theirs = self.relation(s, t, batch, **({} if keys is None else {"keys": keys}))

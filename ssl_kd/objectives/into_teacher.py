@@ -37,8 +37,8 @@ def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
 
     The first alignment of embeddings counts, unless its distance does not see where a sample lies: a cosine in a space
     around the teacher's mean knows a direction from there, and no length to go. After it the head of a relation across
-    both spaces: to the batch's teacher embeddings, or to a queue of them. Custom heads and spaces count where they are
-    made of the layers above, or affine.
+    both spaces: to the batch's teacher embeddings, or to a queue of them; around a mean it goes the usual length. Custom heads
+    and spaces count where they are made of the layers above, or affine.
     """
     for term in objective.modules():
         if isinstance(term, Alignment) and term.of == "embedding" and term.distance not in BLIND:
@@ -52,12 +52,7 @@ def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
             own = isinstance(term.view_of_teacher, nn.Identity) and term.relation.needs_teacher_width
             back = _undone(term.space, width := term.widths[1] or 0) if own else None
             if back:  # from around a mean there is no length to go but the usual one
-                back.insert(
-                    0,
-                    _linear(
-                        torch.eye(width, dtype=torch.float64) * _stretch(term), torch.zeros(width, dtype=torch.float64)
-                    ),
-                )
+                back = [_linear(back[0].weight * _stretch(term), back[0].bias)]
             if back is not None and (found := _folded([*_parts(term.projector), *back], width)):
                 return found
     return None
@@ -65,8 +60,8 @@ def into_teacher(objective: nn.Module) -> list[nn.Module] | None:
 
 def _stretch(term: Correlation) -> float:
     """By how much the head's usual answer is shorter than the teacher's usual embedding in the term's space."""
-    ours, theirs = term.lengths.double().tolist()
-    return float(theirs / max(ours, 1e-12))
+    ours, theirs = (0.0, 1.0) if term.lengths is None else term.lengths.double().tolist()
+    return theirs / ours if ours else 1.0
 
 
 def _parts(head: nn.Module) -> list[nn.Module]:

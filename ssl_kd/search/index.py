@@ -299,7 +299,9 @@ class Index:
 
     def absent_sources(self) -> list[str]:
         """Folders and zips that its pictures came from and that are not on this disk: whether a picture of theirs is gone is not known."""
-        roots = dict.fromkeys(self.store.root(row)[1] for row in self.store.live().tolist())
+        additions = self.store.additions
+        used = np.unique(np.searchsorted([one.first for one in additions], self.store.live(), side="right") - 1)
+        roots = dict.fromkeys(additions[at].root for at in used.tolist())
         there = (root for root in roots if root and "://" not in root)
         return [root for root in there if not (os.path.exists(root) or archive_in(root))]
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from browser import Browser, axe, missing
+from browser import Browser, missing, missing_axe
 
 ROOT = Path(__file__).parents[2]
 MISSING = missing() or ("" if find_spec("mkdocs") else "needs mkdocs (pip install 'ssl-kd[docs]', or make docs)")
@@ -27,7 +27,7 @@ def site(tmp_path_factory):
     return sorted(page for page in out.rglob("*.html") if page.name != "404.html")
 
 
-@pytest.mark.skipif(not axe(), reason="needs axe-core (npm install axe-core, or SSL_KD_AXE=path/to/axe.min.js)")
+@pytest.mark.skipif(bool(missing_axe()), reason=missing_axe() or "-")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_fault_on_any_page(site, dark, width, tmp_path):

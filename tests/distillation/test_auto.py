@@ -71,7 +71,8 @@ def test_a_rate_of_one_student_counts_for_the_optimiser_that_all_share():
     """Else a student's own rate, meant for AdamW, would be Muon's, and the student not what it is alone."""
     several = {"students": {"a": {"arch": "resnet18", "lr": 2e-3}, "b": {"arch": "resnet34"}}}
     found = settled(DistillConfig(**several), 1000)
-    assert found.optimizer == "adamw"
+    plain = ssl_kd.build("resnet18", channels=[8, 8, 8, 8])
+    assert (found.optimizer, rated(found, {"a": plain, "b": plain}).lr) == ("adamw", RATES["adamw"])
     assert settled(DistillConfig(students={"a": "resnet18", "b": "resnet34"}), 1000).optimizer == "muon"
     kept = {"optimizer": found.optimizer, "lr": RATES["adamw"]}  # as config.yaml keeps it
     again = settled(DistillConfig(**several, **kept), 1000)
