@@ -10,15 +10,17 @@ At s3://, gs:// or hf:// it is written in the cache folder and put in its place 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_kd.errors import UserError, one_of
 from ssl_kd.runtime.command_line import guarded, parse
+from ssl_kd.runtime.files import atomic_text, sealed
 from ssl_kd.runtime.ownership import refuse_replacing
 from ssl_kd.runtime.stores import about, in_store, local_folder, put
 from ssl_kd.validation import described, setting
@@ -109,6 +111,18 @@ def _embed_into_store(config: EmbedConfig) -> str:
     files = (out,) if out.suffix == ".npz" else kind_of(out).files(out)
     last = f"{there}/{files[-1].name}"
     before = about(last)
+    upload = out.with_name(
+        f"{name}.upload"
+    )  # there while an upload goes on: of which call, and what the store had before
+    this_call = sealed({"config": asdict(config), "before": before})
+    if os.environ.get("WORLD_SIZE", "1") == "1" and upload.exists():
+        stopped = upload.read_text()
+        if json.loads(stopped)["before"] == json.loads(this_call)["before"] and files[-1].exists():
+            _upload(config, files, upload)
+            if stopped == this_call:
+                print(f"{config.out}: finished the upload that was stopped; --overwrite embeds anew", file=sys.stderr)
+                return config.out
+            before = about(last)
     if before and not (config.overwrite or config.append):
         raise UserError(f"out: {config.out} is there already; remove it, or pass --overwrite or --append")
     for file in files:
@@ -120,17 +134,26 @@ def _embed_into_store(config: EmbedConfig) -> str:
     if os.environ.get("RANK", "0") == "0":
         if about(last) != before:
             raise UserError(f"out: {config.out} was changed by another program meanwhile; the new rows are in {out}")
-        for file in files:
-            put(file, f"{there}/{file.name}")
-        for file in files:
-            file.unlink()
+        atomic_text(upload, this_call)
+        _upload(config, files, upload)
     return config.out
+
+
+def _upload(config: EmbedConfig, files: Sequence[Path], upload: Path) -> None:
+    """Put the files of a whole table in their places in the store, the last one last, and forget them here."""
+    for file in files:
+        put(file, f"{config.out.rpartition('/')[0]}/{file.name}")
+    upload.unlink()
+    for file in files:
+        file.unlink()
 
 
 def _embed(config: EmbedConfig, out: Path) -> None:
     from .extraction.tables import kind_of
 
     kind = None if out.suffix == ".npz" else kind_of(out)
+    if kind:
+        kind.finish(out)
     if out.exists() and not (config.overwrite or (config.append and kind)):
         hint = " or --append" if kind else ""
         raise UserError(f"out: {out} is there already; remove it or pass --overwrite{hint}")

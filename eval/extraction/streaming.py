@@ -17,7 +17,7 @@ import numpy as np
 
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.subset import Subset
-from ssl_kd.errors import UserError
+from ssl_kd.errors import UserError, shown_name
 from ssl_kd.runtime.ownership import MARKER, remove_ours
 from ssl_kd.runtime.progress import Progress
 from ssl_kd.search.store import INDEX, Store, create, is_index, name_hash
@@ -41,6 +41,10 @@ def write_table(
     append: put rows of new names behind those that are there; UserError where another encoder made these.
     """
     kind = kind_of(out)
+    if kind.lines and (broken := next((name for name in map(str, images.ids) if "\n" in name or "\r" in name), "")):
+        raise UserError(
+            f"out: the name {shown_name(broken)} holds a line break, which {out.suffix} has no place for; write .parquet"
+        )
     # the digest as well: a student that answers in its teacher's space is another encoder all the same
     maker = {"space": encoder.space.record(), "encoder": encoder.digest}
     maker |= {"precision": settings["precision"], "engine": settings["engine"]}
@@ -63,7 +67,8 @@ def write_table(
     _wait_for_all(world)
     if rank:
         return 0
-    stores = [Store(work) for work in works if is_index(work)]
+    # where nothing is to be added, a store is what a kill left of an addition that is in the table already
+    stores = [Store(work) for work in works if is_index(work)] if len(chosen) else []
     new = [_rows_of(store, about) for store in stores if len(store)]
     tables = [*([old] if old else []), *new]
     if not tables:

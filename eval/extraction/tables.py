@@ -3,14 +3,17 @@
     x.npy      (N, D) float32; x.ids.txt: the pictures' names, one on each line; x.json: what made them, sealed
     x.parquet  columns `id` (text) and `embedding` (list of D float32), what made them in the file's metadata (`ssl_kd`)
 
-Rows go through in parts, so memory does not grow with N, and a file appears whole or not at all. While pictures are embedded,
-the rows lie in `x.npy.work` (see `ssl_kd.search.store`), which survives a kill: the same call resumes there.
+Rows go through in parts, so memory does not grow with N, and a table appears whole or not at all. While pictures are embedded,
+the rows lie in `x.npy.work` (see `ssl_kd.search.store`), which survives a kill: the same call resumes there. The three files
+of a `.npy` are written in there as well, and take their places when all are whole; a call that finds them goes on with that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.runtime.files import atomic_text, atomically, part_of, put_in_place, sealed, unsealed
+from ssl_kd.runtime.files import atomic_text, atomically, part_of, put_in_place, sealed, sweep, unsealed
 
 PART = 1 << 14  # rows that are written at a time
 KEY = b"ssl_kd"
@@ -42,12 +45,15 @@ class Rows:
 class Kind:
     """A kind of file: how it is written and read, and which files it is, the one that vouches for the others last.
 
-    Reading gives None for a file that is none of ours.
+    Reading gives None for a file that is none of ours. `finish` completes what a killed writer had whole but not in its
+    place. `lines`: its names are lines of text, so none may hold a line break.
     """
 
     write: Callable[[Path, Rows], None]
     read: Callable[[Path], Rows | None]
     files: Callable[[Path], tuple[Path, ...]]
+    finish: Callable[[Path], None]
+    lines: bool
 
 
 def kind_of(path: Path) -> Kind:
@@ -82,7 +88,6 @@ def _files_of_npy(path: Path) -> tuple[Path, ...]:
 
 
 def _write_npy(path: Path, rows: Rows) -> None:
-    ids, about = _beside(path)
     head = {"descr": "<f4", "fortran_order": False, "shape": (rows.count, rows.width)}
 
     def write(file: IO[bytes]) -> None:
@@ -92,14 +97,47 @@ def _write_npy(path: Path, rows: Rows) -> None:
 
     def name(file: IO[bytes]) -> None:
         for names, _ in rows.parts():
-            if broken := next((one for one in names if "\n" in one or "\r" in one), ""):
-                raise UserError(f"out: {one_line(broken)} holds a line break; write .parquet")
             file.write("".join(f"{one}\n" for one in names).encode("utf-8", "surrogateescape"))
 
-    atomically(ids, name)
-    atomically(path, write)
+    ready = _ready(path)
+    ready[0].parent.mkdir(parents=True, exist_ok=True)
+    sweep(ready[0].parent, [file.name for file in ready])
+    atomically(ready[0], name)
+    atomically(ready[1], write)
     known = {"ssl_kd": "embeddings", "rows": rows.count, "width": rows.width, **rows.about}
-    atomic_text(about, sealed(known | {"bytes": [path.stat().st_size, ids.stat().st_size]}))
+    atomic_text(ready[2], sealed(known | {"bytes": [file.stat().st_size for file in (ready[1], ready[0])]}))
+    _finish_npy(path)
+
+
+def _ready(path: Path) -> list[Path]:
+    """Where the files of a table lie until all are whole."""
+    return [path.with_name(f"{path.name}.work") / "ready" / file.name for file in _files_of_npy(path)]
+
+
+def _finish_npy(path: Path) -> None:
+    """Put the files in their places, if the last is there: then all are whole. Among several processes the first does it."""
+    ready = _ready(path)
+    if os.environ.get("RANK", "0") != "0":
+        while _is_ready(ready[2]):
+            time.sleep(0.1)
+        return
+    if not _is_ready(ready[2]):
+        return
+    for file, place in zip(ready, _files_of_npy(path), strict=True):
+        try:
+            if file.exists():  # one that is not is in its place
+                put_in_place(file, place)
+        except OSError as error:
+            raise UserError(f"{place}: could not be written ({error.strerror}); the same call resumes there") from error
+    with contextlib.suppress(OSError):  # where somebody else has put something in there
+        ready[0].parent.rmdir()
+
+
+def _is_ready(about: Path) -> bool:
+    try:
+        return unsealed(about.read_text())["ssl_kd"] == "embeddings"
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _read_npy(path: Path) -> Rows | None:
@@ -178,8 +216,8 @@ def _read_parquet(path: Path) -> Rows | None:
 
 
 KINDS: dict[str, Kind] = {
-    ".npy": Kind(_write_npy, _read_npy, _files_of_npy),
-    ".parquet": Kind(_write_parquet, _read_parquet, lambda path: (path,)),
+    ".npy": Kind(_write_npy, _read_npy, _files_of_npy, _finish_npy, True),
+    ".parquet": Kind(_write_parquet, _read_parquet, lambda path: (path,), lambda path: None, False),
 }
 
 

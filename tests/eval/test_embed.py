@@ -10,6 +10,7 @@ from PIL import Image
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.data.open import open_images
+from ssl_kd.eval import embed
 from ssl_kd.eval.banks import load_bank
 from ssl_kd.eval.embed import main
 from ssl_kd.eval.extraction.extract import extract
@@ -156,3 +157,33 @@ def test_a_store_that_takes_nothing_keeps_what_it_had_and_the_rows_are_named(lab
     assert main([*words, "--overwrite"]) == 2
     assert "not ours to replace" in capsys.readouterr().err
     assert bucket.get("x.npy") == b"another's"
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2])
+def test_an_upload_that_was_stopped_is_finished_by_the_same_call(lab, bucket, tmp_path, monkeypatch, capsys, failed):
+    """Rows of a new table beside the record of an old one were taken for somebody else's."""
+    words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--quiet"]
+    words += ["--out", f"{bucket.url}/x.npy"]
+    assert main(words) == 0
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "new.png")
+    words[3] = str(tmp_path / "new.png")
+    real, left = embed.put, [failed]
+
+    def killed(file, url):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(file, url)
+
+    monkeypatch.setattr(embed, "put", killed)
+    config = embed.EmbedConfig(words[1], words[3], f"{bucket.url}/x.npy", quiet=True, append=True)
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed_images(config)
+    monkeypatch.setattr(embed, "put", real)
+    capsys.readouterr()
+    assert embed.embed_images(config) == config.out
+    assert "finished the upload that was stopped" in capsys.readouterr().err
+    names, rows = _rows(bucket, "x.npy", tmp_path / "got")
+    assert (len(names), names[5:], len(rows)) == (6, [str(tmp_path / "new.png")], 6)
+    assert embed.embed_images(config) == config.out  # nothing new, nothing twice
+    assert _rows(bucket, "x.npy", tmp_path / "got")[0] == names

@@ -16,7 +16,7 @@ from ssl_kd.data.open import open_images
 from ssl_kd.errors import NonFinite, UserError
 from ssl_kd.eval.banks import load_bank
 from ssl_kd.eval.embed import main
-from ssl_kd.eval.extraction import streaming
+from ssl_kd.eval.extraction import streaming, tables
 from ssl_kd.eval.extraction.extract import extract
 from ssl_kd.eval.extraction.tables import KINDS, names_in
 from ssl_kd.models.space_head import SpaceHead
@@ -127,6 +127,79 @@ def test_a_students_answers_in_its_teachers_space_are_not_appended_to_the_teache
     streaming.write_table(out, teacher, images, quiet=True, **settings)
     with pytest.raises(UserError, match="was not written by this encoder"):
         streaming.write_table(out, led, images, append=True, quiet=True, **settings)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+@pytest.mark.parametrize("append", [False, True])
+def test_a_kill_between_two_files_of_a_table_loses_nothing(lab, tmp_path, monkeypatch, moved, append):
+    """It left longer ids beside older rows, which the next call took for somebody else's."""
+    out = tmp_path / "x.npy"
+    assert run(lab, out) == 0
+    if append:
+        expected = [*table(out)[0], "10.png", "11.png", "12.png"]
+    else:
+        expected = table(out)[0]
+        for file in KINDS[".npy"].files(out):
+            file.unlink()
+    real, left = tables.put_in_place, [moved]
+
+    def killed(part, path):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(part, path)
+
+    monkeypatch.setattr(tables, "put_in_place", killed)
+    words = ("--append",) if append else ()
+    source = "more" if append else "photos"
+    with pytest.raises(KeyboardInterrupt):
+        streaming_call(lab, out, append, source)
+    monkeypatch.setattr(tables, "put_in_place", real)
+    assert run(lab, out, *words, source=source) == (0 if append else 2)  # whole, so it is there already
+    names, rows = table(out)
+    assert names == expected
+    assert len(rows) == len(names)
+    assert not (tmp_path / "x.npy.work" / "ready").exists()
+
+
+@pytest.mark.parametrize("ending", list(KINDS))
+def test_a_kill_after_an_addition_doubles_nothing(lab, tmp_path, monkeypatch, ending):
+    """The rows that the killed call had kept were added once more by the next."""
+    out = tmp_path / f"x{ending}"
+    assert run(lab, out) == 0
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "_clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            streaming_call(lab, out, True, "more")
+    assert run(lab, out, "--append", source="more") == 0
+    names, rows = table(out)
+    assert names[10:] == ["10.png", "11.png", "12.png"]
+    assert len(rows) == 13
+    assert not list(tmp_path.glob("*.work"))
+
+
+def streaming_call(lab, out, append, source):
+    settings = {"precision": "32-true", "engine": "folded", "batch_size": 2, "threads": 2}
+    encoder, images = load_teacher(lab / "s.safetensors"), open_images(lab / source)
+    streaming.write_table(out, encoder, images, append=append, quiet=True, **settings)
+
+
+@pytest.mark.parametrize("broken", ["a\nb.png", "a\rb.png"])
+def test_a_name_with_a_line_break_is_refused_before_any_work(lab, tmp_path, monkeypatch, capsys, broken):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / broken).write_bytes((lab / "photos" / "3.png").read_bytes())
+    monkeypatch.setattr(streaming, "embed", None)
+    fixed = ["--weights", str(lab / "s.safetensors"), "--images", str(photos), "--out", str(tmp_path / "x.npy")]
+    assert main([*fixed, "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a line break, which .npy has no place for; write .parquet" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [photos]
 
 
 def test_standard_input_names_pictures(lab, tmp_path, monkeypatch):
