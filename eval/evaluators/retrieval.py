@@ -66,8 +66,9 @@ class Retrieval:
 
     Recall@k is the share of queries with a relevant row among the first k, precision@k the share of relevant rows
     there, mAP the mean average precision, mAP@R the average precision of the first R (the number of relevant rows),
-    MRR the mean of 1 / rank of the first relevant row. Equal similarities stand in the order of the index. Approximate
-    indexes are kept in `folder` (None: not at all), and the share of the exact neighbours that they find is noted.
+    MRR the mean of 1 / rank of the first relevant row. Equal similarities stand in one random order in a whole ranking: in
+    that of the index, where classes follow each other, an encoder that says the same of every image would look better than
+    chance. In a cut ranking they stand in the order of the index. Approximate indexes are kept in `folder` (None: not at all), and the share of the exact neighbours that they find is noted.
     """
 
     protocol: str | RetrievalProtocol = "full"
@@ -250,13 +251,14 @@ def _ranker(
     if depth < size:
         search = Search(banks.x)
         return lambda queries, own: search(queries, depth, own)[1], {}
-    rows = unit_rows(banks.x)
+    order = np.random.default_rng(0).permutation(len(banks.x))
+    rows, place = unit_rows(banks.x[order]), np.argsort(order)
 
     def whole(queries: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         similarity = unit_rows(queries) @ rows.T
         if own is not None:
-            similarity[np.arange(len(own)), own] = -np.inf
-        return np.argsort(-similarity, axis=1, kind="stable")[:, :depth]
+            similarity[np.arange(len(own)), place[own]] = -np.inf
+        return order[np.argsort(-similarity, axis=1, kind="stable")[:, :depth]]
 
     return whole, {}
 

@@ -88,6 +88,15 @@ def test_row_order_does_not_matter_and_blocks_neither(monkeypatch):
     assert Retrieval()(train, test).value("map") == expected.value("map")
 
 
+@pytest.mark.parametrize("itself", [False, True])
+def test_an_encoder_that_says_the_same_of_every_image_is_as_good_as_chance(itself):
+    """Classes follow each other in a folder, and equal similarities stood in that order: 0.21 where chance is 0.1."""
+    labels = np.arange(1000) // 100
+    train = FeatureBank(np.ones((1000, 4), np.float32), labels)
+    test = train if itself else FeatureBank(np.ones((100, 4), np.float32), np.arange(100) // 10)
+    assert Retrieval()(train, test).value("map") == pytest.approx(0.1, abs=0.01)
+
+
 def test_shuffled_labels_give_the_share_of_the_class():
     train, test = banks(n=600, q=300, classes=4, spread=30)
     labels = np.arange(600) % 4
