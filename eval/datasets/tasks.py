@@ -92,8 +92,9 @@ class Task:
             untested = sorted(set(map(str, self.train.labels.tolist())) - set(map(str, self.test.labels.tolist())))
             if untested:
                 some = one_line(", ".join(untested[:3])) + (", ..." if len(untested) > 3 else "")
+                has = "has" if len(untested) == 1 else "have"
                 found.append(
-                    f"{self.name}: {len(untested)} of its classes have no test image ({some}); figures are of the others"
+                    f"{self.name}: {len(untested)} of its classes {has} no test image ({some}); figures are of the others"
                 )
         return tuple(found)
 

@@ -150,7 +150,7 @@ def test_what_spoils_a_tasks_figures_is_noted():
     found = evaluate_encoders({"net": network}, [same, fewer, sound], ["knn"], quiet=True)
     assert [note for note in found.notes if note.startswith(("same:", "fewer:", "sound:"))] == [
         "same: train and test are the same images, so its figures say what is remembered",
-        "fewer: 1 of its classes have no test image (3); figures are of the others",
+        "fewer: 1 of its classes has no test image (3); figures are of the others",
     ]
 
 
