@@ -68,7 +68,8 @@ class Retrieval:
     there, mAP the mean average precision, mAP@R the average precision of the first R (the number of relevant rows),
     MRR the mean of 1 / rank of the first relevant row. Equal similarities stand in one random order in a whole ranking: in
     that of the index, where classes follow each other, an encoder that says the same of every image would look better than
-    chance. In a cut ranking they stand in the order of the index. Approximate indexes are kept in `folder` (None: not at all), and the share of the exact neighbours that they find is noted.
+    chance. In a cut ranking they stand in the order of the index. Approximate indexes are kept in `folder` (None: not at
+    all), and the share of the exact neighbours that they find is noted.
     """
 
     protocol: str | RetrievalProtocol = "full"

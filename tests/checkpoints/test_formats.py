@@ -22,9 +22,19 @@ MANIFESTS = rebuild.manifests()
 # Read as another case that stays fast: the same names and network, other numbers.
 TWINS = ("vicreg_r50", "vicreg_r50_full", "mae_vitb16_pretrain", "timm_convnext_tiny_dinov3", "hf_dinov3_convnext_tiny")
 
+# Of a layout that a smaller network stands for.
+LARGE = (
+    "dino_vitb16_pretrain",
+    "hf_mae_vitb16",
+    "mocov3_vitb16",
+    "simclr_v1_r50_2x",
+    "swav_r50w2",
+    "torchvision_vitb16",
+)
+
 
 def marked(names):
-    slow = [n for n in names if MANIFESTS[n].get("heavy") or n in TWINS]
+    slow = [n for n in names if MANIFESTS[n].get("heavy") or n in (*TWINS, *LARGE)]
     return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
@@ -157,7 +167,13 @@ def test_the_largest_networks_fit_by_shape(name, tmp_path, monkeypatch):
     assert weights.dim == manifest["arch"]["dim"]
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(one, marks=pytest.mark.slow) if one in ("MoCo, ResNeXt-50", "MoCo, wide ResNet-50-2") else one
+        for one in layouts.LAYOUTS
+    ],
+)
 def test_other_sizes_and_variants_give_the_features_of_their_origin(layout, tmp_path):
     """Sizes that are not among the golden files, against timm's and torchvision's own forward passes."""
     torch.manual_seed(0)

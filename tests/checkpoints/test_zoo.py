@@ -245,6 +245,7 @@ def test_damage_in_the_cache_is_noticed(damage, publish):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_record_makes_another_file_trusted(publish):
     publish("dino_vits16")
     path = zoo.fetch("dino_vits16", quiet=True)

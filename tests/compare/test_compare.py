@@ -77,6 +77,7 @@ def test_curves_stand_above_a_line_of_chance(finished):
     assert f">chance {1000 / (held - 1):.1f} %</text>" in drawn
 
 
+@pytest.mark.slow
 def test_a_cells_score_is_named_as_it_is_told(tmp_path, teacher, capsys):
     compare(small(tmp_path, teacher, objectives=["sp"], lr=[1e-3, 4e-3], quiet=False))
     told = [line for line in capsys.readouterr().err.splitlines() if "sp" in line and "seed" in line]
@@ -167,6 +168,7 @@ def test_a_student_without_a_named_rate_has_the_one_of_a_run(tmp_path, teacher):
     }
 
 
+@pytest.mark.slow
 def test_eight_objectives_ask_the_teacher_once_for_each_view(tmp_path):
     encoder = small_teacher()
     names = ["default", "default_light", "sp", "simreg", "unic", "theia", "ckd", "rkd"]
@@ -228,6 +230,7 @@ def test_what_an_objective_cannot_be_used_for_is_said_and_the_others_go_on(tmp_p
     assert "attn_drop" in found.refused["attn_distill, student from t"]
 
 
+@pytest.mark.slow
 def test_equal_time_gives_a_slower_objective_fewer_looks(tmp_path, teacher, monkeypatch):
     paces = {"default_light": 1.0, "sp": 4.0}
     monkeypatch.setattr(training.Study, "_pace", lambda self, job: paces[job.objective])
@@ -240,6 +243,7 @@ def test_equal_time_gives_a_slower_objective_fewer_looks(tmp_path, teacher, monk
         compare(small(tmp_path, teacher, budgets={"clock": {"minutes": 1.0}}))
 
 
+@pytest.mark.slow
 def test_a_budget_in_minutes_is_looks_by_the_pace(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr(training.Study, "_pace", lambda self, job: 0.5)
     found = compare(small(tmp_path, teacher, budgets={"clock": {"minutes": 1.0}}, replay=1, objectives=["sp"]))
@@ -368,6 +372,7 @@ def test_a_table_of_what_is_finished_can_be_asked_for_at_any_time(tmp_path, teac
     assert found.lines == ()
 
 
+@pytest.mark.slow
 def test_a_fill_that_was_stopped_goes_on_under_other_steps_and_rates(tmp_path, teacher, monkeypatch):
     """What decides no target does not stand in the way of those that are there."""
     config, fill = small(tmp_path, teacher, objectives=["sp"]), training.fill_targets

@@ -152,6 +152,7 @@ def test_the_size_at_which_the_teacher_was_heard_is_kept_and_another_one_of_the_
     assert f"learned the teacher at 24 px, and the index was made at {own} px" in told[0]
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_in_the_head_asks_the_teachers_index(run, tmp_path, capsys):
     pytest.importorskip("onnxscript")
     folder, done = run

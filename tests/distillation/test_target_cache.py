@@ -289,7 +289,7 @@ def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     assert max(asked) == 2  # the dry pass on made-up images alone
 
 
-@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("bits", [pytest.param(16, marks=pytest.mark.slow), 4])
 def test_targets_in_a_store_are_asked_for_once_by_all_machines(bits, teacher, bucket, tmp_path, monkeypatch):
     settings = QUICK | {
         "objective": "default",

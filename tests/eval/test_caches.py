@@ -99,7 +99,11 @@ def rows_of(results):
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in results.rows]
 
 
-@pytest.mark.parametrize("harm", [flip, flip_last, cut, empty, delete, swap], ids=lambda harm: harm.__name__)
+def _slow(*rest):
+    return [pytest.param(one, marks=pytest.mark.slow) for one in rest]
+
+
+@pytest.mark.parametrize("harm", [flip, cut, *_slow(flip_last, empty, delete, swap)], ids=lambda harm: harm.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_of_any_file_is_computed_anew(lab, kind, harm):
     out = lab / "out"
@@ -227,7 +231,7 @@ def removed(path):
 
 
 @pytest.mark.parametrize("change", [replaced, repainted, added, removed], ids=lambda change: change.__name__)
-@pytest.mark.parametrize("source", [as_folder, as_zip, as_array], ids=lambda source: source.__name__)
+@pytest.mark.parametrize("source", [as_folder, *_slow(as_zip, as_array)], ids=lambda source: source.__name__)
 @pytest.mark.parametrize("cache", ["features", "cells"])
 def test_other_pictures_are_other_answers(tmp_path, source, change, cache):
     """Each cache alone answers as a fresh folder does."""

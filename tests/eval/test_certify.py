@@ -68,6 +68,7 @@ def network(made):
     return made / "student.safetensors"
 
 
+@pytest.mark.slow
 def test_a_program_stands_beside_the_student_in_floats_by_its_own_engine(made, network, tmp_path):
     asked = []
 
@@ -123,6 +124,7 @@ def test_a_certificate_says_whether_the_file_is_quicker_than_floats(case):
     assert found.lines()[-1].startswith(words)
 
 
+@pytest.mark.slow
 def test_a_file_of_a_student_at_chance_is_said_to_be_of_no_use(made, network, tmp_path, capsys):
     """The student of no training at all: its own random row is as good."""
     words = [str(made / "other.onnx"), "--images", str(made / "photos"), "--student", str(network)]

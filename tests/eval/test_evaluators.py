@@ -23,7 +23,17 @@ KNOWN = {
     "ood": ood.PROTOCOLS,
 }
 EVERY = [(kind, protocol) for kind in KINDS for protocol in KNOWN[kind]]
-walk = pytest.mark.parametrize(("kind", "protocol"), EVERY, ids=lambda part: part)
+LONG = (
+    ("linear", "dinov2-logreg"),
+    ("calibration", "dinov2-logreg"),
+    ("fewshot", "shares"),
+    ("robustness", "long-tail"),
+)
+walk = pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [pytest.param(*one, marks=pytest.mark.slow if one in LONG else ()) for one in EVERY],
+    ids=lambda part: part,
+)
 
 
 def banks(apart=1.0, n=240, q=160, width=48, classes=4, seed=0):

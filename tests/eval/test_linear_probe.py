@@ -44,6 +44,7 @@ def test_the_sweep_chooses_what_sklearn_would_choose():
     assert next(r["top1"] for r in scores.details["sweep"] if r["strength"] == scores.details["strength"]) == best
 
 
+@pytest.mark.slow
 def test_real_digits_agree_with_sklearn():
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression

@@ -88,6 +88,7 @@ def test_a_script_has_both(users):
     assert done.stdout.strip() == "mine True knn", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["module", "console"])
 def test_the_command_line_is_ours(users, lab, way):
     command = [sys.executable, "-m", "ssl_kd"]

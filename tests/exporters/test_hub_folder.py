@@ -168,6 +168,7 @@ def test_what_timm_cannot_build_is_said_before_anything_is_written(case, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_fine_tuning_of_the_docs_runs_and_learns(tmp_path, monkeypatch):
     """Two classes that colour tells apart: the twenty lines of the page must learn them."""
     from PIL import Image

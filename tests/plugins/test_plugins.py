@@ -130,6 +130,7 @@ def test_a_run_by_the_parts_of_the_example_leaves_a_student_that_needs_the_packa
     assert "architectures are named" in without.stderr
 
 
+@pytest.mark.slow
 def test_students_of_a_run_may_be_tied_by_a_term_of_the_example(folder, site):
     done = ssl_kd_command(folder, site, *COMMANDS["distill several"])
     assert done.returncode == 0, done.stderr
@@ -142,6 +143,7 @@ def test_students_of_a_run_may_be_tied_by_a_term_of_the_example(folder, site):
     assert "term example_lengths has no 'time'; it knows times" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_term_between_students_may_be_named_on_the_command_line(folder, site):
     more = ["--between", "[{term: 'example_parts:LENGTHS'}]"]
     done = ssl_kd_command(folder, site, *COMMANDS["distill several"], *more)
@@ -149,6 +151,7 @@ def test_a_term_between_students_may_be_named_on_the_command_line(folder, site):
     assert "example_parts:LENGTHS" in (folder / "several/students/b/metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_without_the_package_its_name_is_one_line(folder):
     done = ssl_kd_command(folder, folder / "nothing", *PLAIN, "--objective", "example")
     assert done.returncode == 2

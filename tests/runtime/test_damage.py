@@ -114,7 +114,9 @@ def damaged(sound, other):
     yield "longer", sound + b"more"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "a pretrained teacher" else ()) for kind in KINDS]
+)
 def test_damage_is_a_complaint_or_changes_nothing(kind, files, tmp_path):
     (sound, expected, name), (other, _, _) = files[kind]
     read = KINDS[kind][1]

@@ -28,6 +28,7 @@ def found(index):
     ]
 
 
+@pytest.mark.slow
 def test_an_index_in_a_store_answers_as_one_on_disk_on_any_machine(lab, bucket, elsewhere, capsys):
     local = Index.build("on.disk", "photos", "s.safetensors")
     url = f"{bucket.url}/photos.index"
