@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.command_line import guarded, parse
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.ownership import Kind, mark, require_ours
+from ssl_kd.validation import described
 
 if TYPE_CHECKING:
     from ssl_kd.metrics import Mean
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from .results import Results
     from .results.neighbour_verdict import NeighbourVerdict
+    from .runner.config import EncoderConfig
 
 # (student, file, a place to write to) -> the student in floats for the file's engine, None where it cannot be made
 FloatForm = Callable[["Encoder", Path, Path], "Path | None"]
@@ -54,18 +56,20 @@ class CertifyConfig:
         file: the file to judge; ONNX and OpenVINO files need their card beside them or inside
         images: folder or zip of photos, without labels, at least 60; better not those that an int8 file was made with
         student: the float student that the file was made of, a checkpoint
-        teacher: the student's teacher, a checkpoint or a name such as dino_vits16
+        teacher: the student's teacher, a checkpoint, a name such as dino_vits16, or a mapping {path, size, arch, mean, std, ...}: with size, it is judged at the pixels that the student learned it at
         tasks: list of tasks with labels, as ssl-kd eval takes them; each is judged by k-NN and a linear probe
         within: points of overlap with the teacher that the file may lose of the student's
         out: folder for the certificate and the reports behind it
         threads: decoding threads
         quiet: no progress bars
-    """
+    """  # noqa: E501  the parser takes each setting's help from one line
 
     file: str = ""
     images: str = ""
     student: str = ""
-    teacher: str = ""
+    teacher: str | dict[str, object] = field(
+        default="", metadata=described("", expects="a file, a name, or a mapping with a path")
+    )
     tasks: list[Any] = field(default_factory=list)
     within: float = 2.0
     out: str = "runs/certificate"
@@ -96,6 +100,11 @@ class Certificate:
         return self.lost is None or self.lost.value <= self.within / 100
 
     @property
+    def useless(self) -> bool:
+        """Whether the student itself cannot be told from chance, so that no file of it is worth anything."""
+        return self.student is not None and self.student.is_chance
+
+    @property
     def student(self) -> NeighbourVerdict | None:
         """What the student itself shares of the teacher's neighbours; None where not both were given."""
         found = self.tables[TEACHER].neighbour_verdicts() if TEACHER in self.tables else []
@@ -109,7 +118,7 @@ class Certificate:
             told.append(f"neighbours shared with the teacher: lost {self.lost}; at most {self.within:g} points: {said}")
         if (own := self.student) is not None:
             told.append(own.sentence(TEACHER))
-            if own.is_chance:
+            if self.useless:
                 told.append(
                     "so there was nothing to lose: the student itself is of no use here, and no file of it can be"
                 )
@@ -174,19 +183,30 @@ def certify(config: CertifyConfig, float_form: FloatForm | None = None) -> Certi
         raise UserError(f"within: expected points of overlap from 0 to 100, got {config.within}")
     out = Path(config.out)
     require_ours(out, FOLDER)
-    sources = {TEACHER: config.teacher, STUDENT: config.student, FILE: config.file}
+    teacher = _teacher(config)
+    sources = {TEACHER: teacher.source if teacher else "", STUDENT: config.student, FILE: config.file}
     sources = {name: source for name, source in sources.items() if source}
     tables = _tables(config, sources, out)
     mark(out, FOLDER)  # not before: bad input leaves no folder
     with tempfile.TemporaryDirectory(prefix="ssl_kd.certify.") as folder:
         rows = _with_floats(sources, float_form, Path(folder))
-        timings, engines, machine, threads = _speed(rows)
+        timings, engines, machine, threads = _speed(rows, teacher)
         sizes = {name: _bytes(Path(source)) for name, source in rows.items() if Path(source).is_file()}
     lost = _lost(tables[TEACHER]) if {TEACHER, STUDENT} <= set(sources) else None
     found = Certificate(tables, sizes, timings, engines, machine, threads, config.within, lost)
     atomic_text(out / "certificate.json", json.dumps(found.record(), indent=1))
     atomic_text(out / "certificate.md", found.markdown())
     return found
+
+
+def _teacher(config: CertifyConfig) -> EncoderConfig | None:
+    """The teacher's row of the tables, checked."""
+    from .runner.config import EncoderConfig, entry_of
+
+    if not config.teacher:
+        return None
+    given = config.teacher if isinstance(config.teacher, Mapping) else {"weights": config.teacher}
+    return entry_of(EncoderConfig, {**given, "name": TEACHER}, TEACHER)
 
 
 def _tables(config: CertifyConfig, sources: Mapping[str, str], out: Path) -> dict[str, Results]:
@@ -199,8 +219,11 @@ def _tables(config: CertifyConfig, sources: Mapping[str, str], out: Path) -> dic
     tables: dict[str, Results] = {}
     for reference in [name for name in (TEACHER, STUDENT) if name in sources]:
         first = not tables
-        encoders: list[object] = [{"name": name, "weights": source} for name, source in sources.items()]
-        if first and {TEACHER, STUDENT} <= sources.keys() and not is_program(Path(sources[STUDENT])):
+        rows: dict[str, dict[str, object]] = {n: {"name": n, "weights": source} for n, source in sources.items()}
+        if isinstance(config.teacher, Mapping):
+            rows[TEACHER] = {**config.teacher, "name": TEACHER}
+        encoders: list[object] = [*rows.values()]
+        if {TEACHER, STUDENT} <= sources.keys() and not is_program(Path(sources[STUDENT])):
             encoders.append({"name": RANDOM, "like": STUDENT})  # a program cannot be built anew
         if not config.quiet:
             print(f"Against the {reference}:", file=sys.stderr)
@@ -249,7 +272,9 @@ def _with_floats(sources: Mapping[str, str], float_form: FloatForm | None, folde
     return rows | ({} if made is None else {FLOATS: str(made)}) | {FILE: last}
 
 
-def _speed(sources: Mapping[str, str]) -> tuple[dict[str, Timing], dict[str, str], str, int]:
+def _speed(
+    sources: Mapping[str, str], teacher: EncoderConfig | None
+) -> tuple[dict[str, Timing], dict[str, str], str, int]:
     """Median time of each network for one image, in turns, and what ran it."""
     import torch
 
@@ -257,8 +282,11 @@ def _speed(sources: Mapping[str, str]) -> tuple[dict[str, Timing], dict[str, str
     from ssl_kd.runtime.timing import machine
 
     from .extraction.latency import single_images
+    from .runner.build import open_encoders
 
-    encoders = {name: load_teacher(source) for name, source in sources.items()}
+    encoders = {name: load_teacher(source) for name, source in sources.items() if name != TEACHER}
+    if teacher is not None:
+        encoders = {TEACHER: cast("Encoder", open_encoders([teacher])[TEACHER]), **encoders}
     engines = {name: ENGINES.get(encoder.arch, "PyTorch") for name, encoder in encoders.items()}
     return single_images(encoders), engines, machine(), torch.get_num_threads()
 
@@ -270,7 +298,7 @@ def _bytes(path: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "ssl-kd certify", float_form: FloatForm | None = None) -> int:
-    """Run from a command line: 0 where the file keeps what was asked for, 1 where it does not, 2 for bad input."""
+    """Run from a command line: 0 where the file keeps what was asked for, 1 where it or its student does not, 2 for bad input."""
     return guarded(lambda words: _run(words, prog, float_form), sys.argv[1:] if argv is None else argv, prog)
 
 
@@ -288,7 +316,7 @@ def _run(argv: Sequence[str], prog: str, float_form: FloatForm | None) -> int:
     for line in found.lines():
         print(line)
     print(f"{Path(config.out) / 'certificate.md'} holds it all")
-    if found.student is not None and found.student.is_chance:
+    if found.useless:
         print(
             "Next: ssl-kd distill with more --epochs, more images or a larger --student: this one has learnt too little"
         )
@@ -296,4 +324,4 @@ def _run(argv: Sequence[str], prog: str, float_form: FloatForm | None) -> int:
         print(f"Next: ssl-kd embed --weights {config.file} --images photos/ --out features.npz")
     else:
         print("Next: ssl-kd export with more --images to calibrate on, or a larger --within")
-    return 0 if found.met else 1
+    return 0 if found.met and not found.useless else 1

@@ -26,6 +26,7 @@ def _run(argv: Sequence[str], prog: str) -> int:
     from rich.console import Console
 
     from .evaluation import evaluate
+    from .results.results import together
 
     try:
         results = evaluate(config, quiet=config.quiet)
@@ -34,7 +35,7 @@ def _run(argv: Sequence[str], prog: str) -> int:
     Console(width=None if sys.stdout.isatty() else 160).print(results.table())
     for said in results.answers():
         print(said)
-    for note in _together(results.notes):
+    for note in together(results.notes):
         print(f"note: {note}")
     print(f"{Path(config.out) / 'results.md'}, .csv and .jsonl hold all {len(results.rows)} figures")
     if config.report:
@@ -42,14 +43,3 @@ def _run(argv: Sequence[str], prog: str) -> int:
     print("ssl-kd report puts it beside other runs and evaluations: name their folders behind this one")
     print(f"Next: {shlex.join(['ssl-kd', 'report', str(config.out), '--out', 'report.html'])}")
     return 0
-
-
-def _together(notes: Sequence[str]) -> list[str]:
-    """Notes that say the same of several cells as one: "TEXT (CELL and 5 more)"."""
-    alike: dict[str, list[str]] = {}
-    for note in notes:
-        alike.setdefault(note.partition(": ")[2] or note, []).append(note)
-    return [
-        own[0] if len(own) == 1 else f"{text} ({own[0].partition(': ')[0]} and {len(own) - 1} more)"
-        for text, own in alike.items()
-    ]

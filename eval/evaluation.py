@@ -254,9 +254,30 @@ def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Resu
         raise UserError(f"nothing to do: {'; '.join(left_out)}")
     known = facts(bench.encoders, bench.tasks.values())
     known |= {f"evaluator {one.title}": one.record for one in bench.own.values()}
+    notes = other_sizes(bench.encoders, bench.reference)
+    known |= {"notes on encoders": "\n".join(notes)} if notes else {}
     known["features"] = f"{settings.precision}, engine {settings.engine}"
     known["programs"] = "; ".join(dict.fromkeys(cell.programs for cell in cells))
     return Results(tuple(cells), bench.reference, known, tuple(looks), tuple(left_out))
+
+
+def other_sizes(encoders: Mapping[str, Row], reference: str) -> list[str]:
+    """A note on each student of the reference that sees images at another size than the reference does here."""
+    from ssl_kd.models.encoder import Encoder
+
+    teacher, notes = encoders.get(reference), []
+    for name, row in encoders.items():
+        if not (isinstance(teacher, Encoder) and isinstance(row, Encoder)) or not row.origin.startswith(
+            "distilled from "
+        ):
+            continue
+        theirs, own = teacher.preprocessing.size, row.preprocessing.size
+        if theirs != own and teacher.origin in row.origin:
+            notes.append(
+                f"{reference} is judged at {theirs} px and {name}, its student, at {own}; `size: {own}` in {reference}'s row "
+                "judges both alike"
+            )
+    return notes
 
 
 def facts(encoders: Mapping[str, Row], tasks: Iterable[Task]) -> dict[str, str]:

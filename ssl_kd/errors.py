@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+MOST_COMPARED = 1000  # names of a folder that a mistyped one is compared with
+
+
 class UserError(ValueError):
     """Bad input from outside: a file, a folder, a config value. The message is one complete line."""
 
@@ -62,6 +65,23 @@ def nearest(name: object, known: "list[str] | tuple[str, ...]") -> str:
 
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.6)  # YAML has keys of any type
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def nearest_files(path: str) -> str:
+    """' Did you mean a?' for files and folders of nearly that name beside it, whole paths; empty where there are none."""
+    import difflib
+    import os
+    from pathlib import Path
+
+    folder, end = os.path.split(path.rstrip("/"))
+    stems: dict[str, list[str]] = {}  # endings are left out: that of .safetensors would make any two names alike
+    try:
+        for one in sorted(os.listdir(folder or "."))[:MOST_COMPARED] if folder or Path(end).suffix else ():
+            stems.setdefault(Path(one).stem, []).append(os.path.join(folder, one))
+    except (OSError, ValueError):  # ValueError: a zero byte in it
+        return ""
+    near = [one for stem in difflib.get_close_matches(Path(end).stem, stems, cutoff=0.7) for one in stems[stem]][:3]
+    return f" Did you mean {' or '.join(map(shown_name, near))}?" if near else ""
 
 
 def shown_name(name: str) -> str:

@@ -163,6 +163,24 @@ def bridge(student: FeatureBank, teacher: FeatureBank, seed: int = 0) -> Callabl
     return carried
 
 
+def telling_ks(ks: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Those ks, ascending, that are at most half of an index of so many rows; if none is, the smallest, clamped to it.
+
+    Of more than half any two networks share much: all of it, where k is the whole index.
+    """
+    if size < 1:
+        raise UserError("agreement: needs at least two images in the index")
+    return tuple(sorted({k for k in ks if k <= size / 2})) or (min(min(ks), size),)
+
+
+def left_out_notes(ks: tuple[int, ...], size: int) -> list[str]:
+    """Notes on those ks that `telling_ks` leaves out, and on a smallest one that it clamps."""
+    kept, least = telling_ks(ks, size), min(ks)
+    left = [k for k in ks if k > max((*kept, least))]
+    said = f"k = {', '.join(map(str, left))} left out: more than half of the {size} rows of the index"
+    return ([said] if left else []) + clamp_notes([least], size, "rows of the index")
+
+
 def agreement(
     teacher_index: FeatureBank,
     teacher_queries: FeatureBank,
@@ -173,7 +191,8 @@ def agreement(
     """Return per query (Q,) how alike two encoders rank the same images, for each k; labels play no part.
 
     "overlap" is the share of the teacher's k nearest that are among the student's; "rank" is Spearman's correlation of
-    the student's similarities with the teacher's order over the teacher's k nearest (k > 2), from -1 to 1.
+    the student's similarities with the teacher's order over the teacher's k nearest (k > 2), from -1 to 1. A k of more than
+    half of the index is left out (`telling_ks`).
     """
     _same_images(student_index, teacher_index)
     _same_images(student_queries, teacher_queries)
@@ -183,9 +202,7 @@ def agreement(
         if asked is not index:
             check_finite(asked, f"{name}, queries")
     same = teacher_index is teacher_queries
-    ks = tuple(sorted({min(k, len(teacher_index) - same) for k in ks}))
-    if ks[0] < 1:
-        raise UserError("agreement: needs at least two images in the index")
+    ks = telling_ks(ks, len(teacher_index) - same)
     theirs, ours = Search(teacher_index.features), Search(student_index.features)
     student_rows = unit_rows(student_index.features)
     found: dict[tuple[str, int], list[np.ndarray]] = {}
@@ -230,7 +247,7 @@ class Agreement:
             np.array([]),
             np.zeros(len(test), int),
             {},
-            notes=(chance, *clamp_notes(self.ks, size, "rows of the index")),
+            notes=(chance, *left_out_notes(self.ks, size)),
             headline_k=shown,
             details={"chance": {str(k): k / size for _, k in each}},
             headline_metric="overlap",

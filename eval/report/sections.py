@@ -15,6 +15,7 @@ import numpy as np
 
 from ..evaluators.calibration import BINS
 from ..results import Cell, Results, Row
+from ..results.results import together
 from ..results.runs import Run, differing
 from ..results.text import count
 from .charts import (
@@ -271,7 +272,8 @@ def _neighbours(results: Results) -> Data | None:
     for task in dict.fromkeys(one.task for one in results.looks):
         here = [one for one in results.looks if one.task == task]
         queries = [_query(here, rows) for rows in zip(*(one.rows for one in here), strict=True)]
-        found.append({"task": task, "queries": queries})
+        labelled = any(p.hit is not None for one in here for row in one.rows for p in row)
+        found.append({"task": task, "queries": queries, "labelled": labelled})
     return {"tasks": found} if found else None
 
 
@@ -414,7 +416,7 @@ def _figure(row: Row, itself: bool) -> tuple[str, ...]:
 
 
 def _notes(results: Results) -> Data | None:
-    return {"notes": results.notes} if results.notes else None
+    return {"notes": together(results.notes)} if results.notes else None
 
 
 def _made_by(results: Results) -> Data | None:

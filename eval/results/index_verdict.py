@@ -3,19 +3,21 @@
 Two ways are open to who has an index of the reference and a cheaper encoder: ask the old index by the new encoder
 (`asymmetric`), or embed all pictures again (its own `retrieval`). The second is advised only where it is better beyond the
 95 % interval of the difference, query by query: it costs a pass over every picture. Neither is advised where all that was
-measured is below half of the reference's own mAP, and below it beyond the interval: such a student is not good enough to search by.
+measured is below half of the reference's own mAP, and below it beyond the interval, or where a network with random weights
+stands in the table and no way is above that one's own index beyond the interval: such a student is not good enough to search by.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..metrics import Z95, Scores
 from .cell import Cell
+from .standing import is_random
 
 KEY = ("map", None)
 ENOUGH = 0.5  # of the reference's mAP: below it a student is not good enough, whichever way it is asked
@@ -38,7 +40,10 @@ class IndexVerdict:
     keep: bool
     own_lost: float  # the reference's mAP less that of the encoder's own index, and half its interval; nan without one
     own_half: float
-    good_enough: bool  # whether any way reaches ENOUGH of the reference, or cannot be told from it
+    good_enough: (
+        bool  # whether any way reaches ENOUGH of the reference or cannot be told from it, and is better than chance
+    )
+    random: float | None = None  # the own index of a network with random weights, where it is as good as any way
 
     def sentence(self, reference: str) -> str:
         """Say it in words and figures."""
@@ -49,6 +54,11 @@ class IndexVerdict:
         saved = "" if self.faster is None or self.faster < 1.05 else f" and save {self.faster:.2g}x per query"
         if not self.good_enough:
             best = max(self.asked, self.own or 0, self.bridge or 0)
+            if self.random is not None:
+                said += f", random weights in their own index {_points(self.random)}: keep {reference} for queries too: {self.encoder} "
+                return (
+                    f"{said}cannot be told from a random network; train it longer, on more images, or take a larger one"
+                )
             said += f": keep {reference} for queries too: {self.encoder} is not good enough, at best {_points(best / self.reference)} % "
             return f"{said}of {reference}'s mAP; train it longer, on more images, or take a larger one"
         if not self.keep:
@@ -56,14 +66,21 @@ class IndexVerdict:
         return f"{said}: keep it, {_change(self.lost, self.lost_half)}{saved}"
 
 
-def index_verdicts(cells: Sequence[Cell], reference: str) -> list[IndexVerdict]:
-    """One for each task and encoder that asked the reference's index, where the reference asked it as well."""
+def index_verdicts(cells: Sequence[Cell], reference: str, facts: Mapping[str, str]) -> list[IndexVerdict]:
+    """One for each task and encoder that asked the reference's index, where the reference asked it as well.
+
+    Random rows have none of their own; they stand in the others'.
+    """
     found = []
     for cell in cells:
-        if cell.scores.evaluator == "asymmetric" and cell.encoder != reference:
+        if cell.scores.evaluator == "asymmetric" and cell.encoder != reference and not is_random(facts, cell.encoder):
             theirs = _retrieval(cells, reference, cell)
             if theirs is not None:
-                found.append(_verdict(cell, theirs, _retrieval(cells, cell.encoder, cell)))
+                rows = [_retrieval(cells, c.encoder, cell) for c in cells if is_random(facts, c.encoder)]
+                random = [row for row in rows if row is not None]
+                alike = [row for row in random if row.parameters == cell.parameters]
+                least = next(iter([*alike, *random]), None)
+                found.append(_verdict(cell, theirs, _retrieval(cells, cell.encoder, cell), least))
     return found
 
 
@@ -75,7 +92,7 @@ def _retrieval(cells: Sequence[Cell], encoder: str, like: Cell) -> Cell | None:
     )
 
 
-def _verdict(asked: Cell, theirs: Cell, own: Cell | None) -> IndexVerdict:
+def _verdict(asked: Cell, theirs: Cell, own: Cell | None, random: Cell | None) -> IndexVerdict:
     score, base = asked.scores.score(*KEY), theirs.scores.value(*KEY)
     lost, half = _difference(theirs.scores, asked.scores)
     better, wide = (0.0, 0.0) if own is None else _difference(own.scores, asked.scores)
@@ -83,6 +100,7 @@ def _verdict(asked: Cell, theirs: Cell, own: Cell | None) -> IndexVerdict:
     losses = [(lost, half)] + ([] if own is None else [(own_lost, own_half)])
     bridge = asked.scores.details.get("bridge")
     poor = all(gone > max(arm, (1 - ENOUGH) * base) for gone, arm in losses) and (bridge or 0) < ENOUGH * base
+    chance = random is not None and not any(_beats(way, random) for way in (asked, own))
     rates = asked.images_per_second, theirs.images_per_second
     return IndexVerdict(
         asked.encoder,
@@ -98,8 +116,16 @@ def _verdict(asked: Cell, theirs: Cell, own: Cell | None) -> IndexVerdict:
         better <= wide,
         own_lost,
         own_half,
-        not poor,
+        not (poor or chance),
+        random.scores.value(*KEY) if random is not None and chance else None,
     )
+
+
+def _beats(way: Cell | None, random: Cell) -> bool:
+    if way is None:
+        return False
+    gap, half = _difference(way.scores, random.scores)
+    return gap > half
 
 
 def _difference(one: Scores, other: Scores) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import methodcaller
@@ -99,7 +99,7 @@ class Results:
 
     def index_verdicts(self) -> list[IndexVerdict]:
         """Return whether to keep an index of the reference or embed again; see `ssl_kd.eval.results.index_verdict`."""
-        return index_verdicts(self.cells, self.reference)
+        return index_verdicts(self.cells, self.reference, self.facts)
 
     def answers(self) -> list[str]:
         """Return all verdicts in words."""
@@ -128,7 +128,7 @@ class Results:
         rule = ["---", "---", *["---:"] * (len(header) - 2)]
         cells = [[one_line(text).replace("|", "\\|") for text in line] for line in [header, rule, *lines]]
         text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
-        notes = [f"- {one_line(note)}" for note in self.notes]
+        notes = [f"- {one_line(note)}" for note in together(self.notes)]
         answer = [f"- **{one_line(said)}**" for said in self.answers()]
         return "\n\n".join(["\n".join(answer), text, one_line(self.caption()), *notes]).lstrip() + "\n"
 
@@ -167,17 +167,9 @@ class Results:
     def notes(self) -> list[str]:
         """What was left out, licences that forbid commerce, and what evaluators had to say: clamped k, and the like."""
         licences = [self.facts["licences"]] if "licences" in self.facts else []
-        tasks = self.facts.get("notes on tasks", "").splitlines()
-        return (
-            [f"left out: {what}" for what in self.left_out]
-            + licences
-            + tasks
-            + [
-                f"{cell.task}, {cell.encoder}, {cell.evaluator}: {note}"
-                for cell in self.cells
-                for note in cell.scores.notes
-            ]
-        )
+        told = [line for kind in ("encoders", "tasks") for line in self.facts.get(f"notes on {kind}", "").splitlines()]
+        cells = [f"{c.task}, {c.encoder}, {c.evaluator}: {note}" for c in self.cells for note in c.scores.notes]
+        return [f"left out: {what}" for what in self.left_out] + licences + told + cells
 
     def csv(self) -> str:
         """Return all rows as CSV with a header; no cell of it is a formula to a spreadsheet."""
@@ -251,3 +243,14 @@ class Results:
     @property
     def _layout(self) -> Layout:
         return Layout(self.cells, self.reference, self.headline)
+
+
+def together(notes: Sequence[str]) -> list[str]:
+    """Notes that say the same of several cells as one: "TEXT (CELL and 5 more)"."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(note.partition(": ")[2] or note, []).append(note)
+    return [
+        own[0] if len(own) == 1 else f"{text} ({own[0].partition(': ')[0]} and {len(own) - 1} more)"
+        for text, own in alike.items()
+    ]

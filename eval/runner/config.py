@@ -311,7 +311,7 @@ def _entries(
     if not isinstance(given, list) or not given:
         raise UserError(f"{what}: expected a list with at least one entry, got {given!r}")
     entries = [
-        one if as_it_is(one) else _entry(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]")
+        one if as_it_is(one) else entry_of(kind, {short: one} if isinstance(one, str) else one, f"{what}[{i}]")
         for i, one in enumerate(given)
     ]
     names = [str(getattr(entry, "title" if isinstance(entry, kind) else "name")) for entry in entries]
@@ -320,7 +320,7 @@ def _entries(
     return entries
 
 
-def _entry(kind: type[E], given: object, where: str) -> E:
+def entry_of(kind: type[E], given: object, where: str) -> E:
     """Build one entry from a mapping; unknown keys and wrong types are refused with the nearest key named."""
     known = {f.name: f for f in fields(kind)}
     if not isinstance(given, dict):

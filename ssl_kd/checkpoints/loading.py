@@ -28,7 +28,15 @@ from ssl_kd.checkpoints.programs import describe_program, is_program, load_progr
 from ssl_kd.checkpoints.reading import Reading, reading
 from ssl_kd.checkpoints.sources import Source, contents, source
 from ssl_kd.checkpoints.wrappers import at_a_level, branch_of, unwrapped
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UserError, nearest, one_line
+from ssl_kd.errors import (
+    BrokenCheckpoint,
+    CheckpointError,
+    UnknownCheckpoint,
+    UserError,
+    nearest,
+    nearest_files,
+    one_line,
+)
 from ssl_kd.models.encoder import Encoder, digest_of, frozen, not_finite
 from ssl_kd.models.factory import must_be_an_architecture
 
@@ -118,7 +126,7 @@ def by_name(name: str, given: Reading) -> Encoder | tuple[Path, str, str, str, s
         entry = zoo.find(name)  # its publisher says what the file alone need not
         return zoo.fetch(name), "", entry.licence, entry.method.lower(), entry.format
     raise CheckpointError(
-        f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest(name, list(zoo.ZOO))}"
+        f"{one_line(name, 200)}: no such file, and no such name in the zoo.{nearest_files(name) or nearest(name, list(zoo.ZOO))}"
     )
 
 

@@ -85,11 +85,9 @@ def colours(name: str, given: object) -> Colours | None:
     if given is None or given in ("", [], ()):
         return None
     if isinstance(given, str):
-        parts: Sequence[object] = [part for part in re.split(r"[\s,/\[\]()]+", given) if part]
+        parts: Sequence[object] = _words(given)
     elif isinstance(given, Sequence):
-        parts = [
-            number for part in given for number in (part.split(",") if isinstance(part, str) else [part]) if number
-        ]
+        parts = [number for part in given for number in (_words(part) if isinstance(part, str) else [part])]
     else:
         parts = [given]
     try:
@@ -105,6 +103,11 @@ def colours(name: str, given: object) -> Colours | None:
         )
     first, second, third = numbers * 3 if len(numbers) == 1 else numbers
     return first, second, third
+
+
+def _words(text: str) -> list[str]:
+    """What stands between blanks, commas, slashes and brackets."""
+    return [part for part in re.split(r"[\s,/\[\]()]+", text) if part]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

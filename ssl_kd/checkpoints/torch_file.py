@@ -16,7 +16,14 @@ from ssl_kd.checkpoints.file_bytes import FileBytes, check_sum
 from ssl_kd.checkpoints.formats.weights import Contents
 from ssl_kd.checkpoints.safetensors_file import read_safetensors
 from ssl_kd.checkpoints.unpickler import STORAGE_DTYPES, Machine, Storage
-from ssl_kd.errors import BrokenCheckpoint, CheckpointError, UnknownCheckpoint, UnsafeCheckpoint, one_line
+from ssl_kd.errors import (
+    BrokenCheckpoint,
+    CheckpointError,
+    UnknownCheckpoint,
+    UnsafeCheckpoint,
+    nearest_files,
+    one_line,
+)
 
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY = 1 << 25  # bytes of a zip's list of members: 200,000 of them take less
@@ -58,7 +65,8 @@ def open_contents(path: Path) -> Contents:
         file = FileBytes(path)
         start = file.bytes(0, min(512, file.size))
     except FileNotFoundError:
-        raise CheckpointError("no such file") from None
+        hint = nearest_files(str(path))
+        raise CheckpointError(f"no such file.{hint}" if hint else "no such file") from None
     except OSError as error:
         raise CheckpointError(f"cannot be opened: {error.strerror}") from error
     if not start:

@@ -23,7 +23,7 @@ from ssl_kd.search.config import (
 from ssl_kd.validation import Settings, check_settings
 
 if TYPE_CHECKING:
-    from ssl_kd.search.index import Change, Index, OfEmbedding
+    from ssl_kd.search.index import Change, Found, Index, OfEmbedding
 
 
 def build(argv: Sequence[str]) -> int:
@@ -37,6 +37,7 @@ def build(argv: Sequence[str]) -> int:
     index = Index.create_or_open(
         config.out, config.weights, config.feature, config.norm, config.factory, config.reading()
     )
+    index.must_hold_some_of(images)
     change = index.add(images, quiet=config.quiet, **_embedding(config))
     print(_said(index, change))
     if config.factory:
@@ -124,19 +125,22 @@ def search(argv: Sequence[str]) -> int:
     if not config.queries:
         raise UserError("queries: expected a picture or a folder, got nothing (see --help)")
     from ssl_kd.search import show
-    from ssl_kd.search.filling import opened
+    from ssl_kd.search.filling import opened_queries
+    from ssl_kd.search.index import same_answers
 
     index = _opened(config.index, config.weights, config.feature, _beside(config))
-    sources = [opened(query, 0.0) for query in config.queries]
+    sources = [opened_queries(query) for query in config.queries]
     if (config.sheet or config.gallery) and len(sources) > 1:
         raise UserError("sheet, gallery: expected one source of queries; put several pictures into a folder or list")
     told: list[str] = []
     if remark := index.remark():
         print(f"note: {remark}", file=sys.stderr)
     within, any_hits = None if config.within < 0 else config.within, False
+    answers: list[Found] = []
     for source in sources:
         found = index.search(source, config.k, within, **_embedding(config))
         any_hits = any_hits or any(one.hits for one in found)
+        answers += found
         for line in show.json_lines(found) if config.json else show.lines(found):
             print(line)
         for path, write in ((config.sheet, show.sheet), (config.gallery, show.gallery)):
@@ -144,6 +148,12 @@ def search(argv: Sequence[str]) -> int:
                 print(f"{path} shows them, {_grey(lacking)}", file=sys.stderr)
             elif path:
                 told.append(f"{path} shows them")
+    if same_answers(answers, len(index)):
+        print(
+            f"note: all {len(answers):,} queries got the very same pictures: the encoder cannot tell these queries apart and "
+            "may have learned nothing; `ssl-kd eval` compares it with a random network",
+            file=sys.stderr,
+        )
     if not (config.json or config.sheet or config.gallery):
         told.append(f"Next: ssl-kd search {_next(argv, config.queries) if any_hits else _without(argv, '--within')}")
     if config.k > len(index) > 0:

@@ -270,15 +270,16 @@ def export(argv: Sequence[str]) -> int:
         print(done)
     if not all(done.met for done in made):
         return 1
-    print(f"Next: {_after_export(options.student, made)}")
+    print(f"Next: {_after_export(options.student, made, options.teacher)}")
     return 0
 
 
-def _after_export(student: str, made: Sequence[Exported]) -> str:
+def _after_export(student: str, made: Sequence[Exported], teacher: str | None = None) -> str:
     """What to do with the files: certify a program, read what our loader reads, and else use the line in the card."""
     last = made[-1]
     if last.path.suffix in (".onnx", ".xml"):
-        return f"ssl-kd certify {last.path} --student {student} --images photos/"
+        beside = f" --teacher {teacher}" if teacher else ""
+        return f"ssl-kd certify {last.path} --student {student}{beside} --images photos/"
     if last.format in ("safetensors", "hub"):
         weights = last.path / "model.safetensors" if last.path.is_dir() else last.path
         return f"ssl-kd embed --weights {weights} --images photos/ --out features.npz"

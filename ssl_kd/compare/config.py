@@ -142,7 +142,7 @@ class ImageSettings:
         "small", "small (each objective's views, without blur, for thumbnails), published, or a scheme for all"
     )
     held_out: int = setting(
-        0, "images kept out of training to watch and choose by; 0: 512 or 2 %, whichever is fewer", least=0
+        0, "images kept out of training to watch and choose by; 0: 2 % of them, at least 32 and at most 512", least=0
     )
     points: int = setting(6, "measurements on them during a run, which the curves show", least=1)
 

@@ -19,6 +19,7 @@ from ssl_kd.compare.table import (
     damage_table,
     main_table,
     pair_table,
+    random_lines,
     short,
     task_table,
     trials_table,
@@ -216,6 +217,7 @@ def _trials(found: Comparison) -> Data | None:
 
 def _notes(found: Comparison) -> Data | None:
     notes = [f"left out: {title}: {why}" for title, why in found.refused.items()]
+    notes += [f"{line}." for line in random_lines(found)]
     online = sorted({line.name for line in found.lines if line.kind == "student" and not line.replay})
     if online:
         notes.append(

@@ -42,6 +42,11 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(half))
 
 
+def above_zero(difference: Interval) -> bool:
+    """Whether the whole interval is above 0; of one value the value itself."""
+    return difference.mean > (0 if math.isnan(difference.half) else difference.half)
+
+
 @dataclass(frozen=True)
 class Group:
     """What the rows of one table share."""
@@ -191,6 +196,25 @@ class Comparison:
         mine, theirs = (self.by_seed(group, name, figure) for name in (first, second))
         gaps = [mine[seed] - theirs[seed] for seed in sorted(set(mine) & set(theirs))]
         return Pair(group, figure, first, second, len(gaps), interval(gaps) if gaps else Interval(math.nan, math.nan))
+
+    @property
+    def by_knn(self) -> str:
+        """The headline figure of k-NN, or where none was asked for the first headline figure."""
+        return next((name for name in self.judged_by if name.startswith("knn/")), next(iter(self.judged_by), ""))
+
+    def like_random(self, group: Group) -> list[str]:
+        """Objectives that cannot be told from random weights by k-NN; none where no row of random weights is there.
+
+        By the interval of the difference, paired by seed; of one seed by the difference alone.
+        """
+        random = self.by_seed(group, "random", self.by_knn, "random")
+        found = []
+        for name in self.names(group):
+            mine = self.by_seed(group, name, self.by_knn)
+            gaps = [mine[seed] - random[seed] for seed in sorted(set(mine) & set(random))]
+            if gaps and not above_zero(interval(gaps)):
+                found.append(name)
+        return found
 
     @cached_property
     def pairs(self) -> list[Pair]:

@@ -175,6 +175,10 @@ class Collector:
                 f"{encoder.arch}, {encoder.origin}, {encoder.parameter_count:,} parameters, {encoder.preprocessing.size} px, "
                 f"SHA-256 {encoder.digest[:16]}"
             )
+        for size in dict.fromkeys(map(self.study.size, self.study.teacher_rows)):
+            found[f"images are judged at {size} px"] = (
+                f"whole, without a crop; a row of `ssl-kd eval` does so with {{..., size: {size}, crop_ratio: 1.0}}"
+            )
         for name in self.config.pools:
             images = self.study.pool(name)
             found[f"images {name}"] = (
@@ -222,7 +226,7 @@ def _print(found: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ssl_kd.compare.table import caption, main_table
+    from ssl_kd.compare.table import caption, main_table, random_lines
 
     console = Console(width=None if sys.stdout.isatty() else 180)
     for group in found.groups:
@@ -234,6 +238,8 @@ def _print(found: Comparison) -> None:
             table.add_row(*map(Text, line))
         console.print(table)
     console.print(Text(caption(found)))
+    for said in random_lines(found):
+        console.print(Text(said))
     for title, why in found.refused.items():
         console.print(Text(f"left out: {title}: {why}"))
     if found.unfinished:

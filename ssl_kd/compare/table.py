@@ -166,6 +166,16 @@ def caption(found: Comparison) -> str:
     )
 
 
+def random_lines(found: Comparison) -> list[str]:
+    """A line for each group on those objectives that cannot be told from random weights."""
+    return [
+        f"{group.title}: {', '.join(names)} cannot be told from random weights by {short(found.by_knn)}: train longer, on more "
+        "images, or take more seeds"
+        for group in found.groups
+        if (names := found.like_random(group))
+    ]
+
+
 def markdown(found: Comparison) -> str:
     """All main tables, and what a reader must know."""
     parts = [caption(found)]
@@ -175,6 +185,7 @@ def markdown(found: Comparison) -> str:
             parts.append(_markdown(damaged))
     if tried := trials_table(found):
         parts += [f"Learning rates, chosen by {found.scored_by}:", _markdown(tried)]
+    parts += [f"- {line}" for line in random_lines(found)]
     parts += [f"- left out: {title}: {' '.join(why.split())}" for title, why in found.refused.items()]
     if found.unfinished:
         parts.append(f"- {found.unfinished} cells are not finished yet")

@@ -21,6 +21,7 @@ from ssl_kd.compare.judging import Judge, judged_folder
 from ssl_kd.compare.plan import TRAINED, Job, jobs_of
 from ssl_kd.compare.shelf import Record, Shelf
 from ssl_kd.compare.training import Study, seen
+from ssl_kd.distillation.monitor import few_held_out
 from ssl_kd.errors import UserError
 from ssl_kd.metrics import chance_overlap
 from ssl_kd.runtime.devices import device_kind
@@ -43,6 +44,8 @@ class Worker:
 
     def run(self) -> None:
         """Work until every cell is finished."""
+        if not (self.number or self.config.quiet) and self._in_turn():
+            self._say_first()
         waiting = True
         while waiting:
             waiting = worked = False
@@ -55,6 +58,13 @@ class Worker:
             if waiting and not worked:
                 time.sleep(WAIT)
             waiting |= worked
+
+    def _say_first(self) -> None:
+        """What to know before the first cell: pools of which so few images are held out that the figure tells nothing."""
+        for name in self.config.pools:
+            held = self.study.held(name)
+            if line := few_held_out(held, len(self.study.pool(name)) - held, "--held_out"):
+                print(f"compare: {name}: {line}", file=sys.stderr, flush=True)
 
     def _in_turn(self) -> Sequence[Job]:
         """The unfinished cells, each process beginning at another."""

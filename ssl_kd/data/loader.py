@@ -46,6 +46,8 @@ class ViewLoader:
         """Number of batches in every epoch. Raises ImagesError where there are too few images for one."""
         count = len(self.images)
         if count < 2:
+            if count:
+                self.images.read(0)  # ImagesError where the only one is no picture
             raise ImagesError(
                 f"expected at least 2 images to relate to each other, got {count}; point to a larger folder"
             )

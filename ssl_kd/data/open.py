@@ -58,6 +58,14 @@ def open_images(source: object, max_unreadable: float = 0.01, verify: bool = Fal
     return images
 
 
+def open_without_limit_setting(source: object, max_unreadable: float = 0.01) -> ImageSource:
+    """As `open_images`, for what has no setting max_unreadable: its errors do not advise to raise it."""
+    images = open_images(source, max_unreadable)
+    if images is not source:
+        images.limit_is_setting = False
+    return images
+
+
 def _opened(source: object, max_unreadable: float) -> ImageSource:
     if isinstance(source, ImageSource):
         return source

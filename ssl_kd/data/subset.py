@@ -41,7 +41,7 @@ class Subset(ImageSource):
         self._mark = f" {others}" if mark is None else mark
         self._gaps = numbers - np.arange(len(numbers))  # others that come before each number
         super().__init__(name or whole.name, _Ids(self), whole.max_unreadable, whole.passed_over)
-        self.unreadable = whole.unreadable
+        self.unreadable, self.limit_is_setting = whole.unreadable, whole.limit_is_setting
 
     def __len__(self) -> int:
         return len(self.whole) - len(self.numbers) if self.others else len(self.numbers)

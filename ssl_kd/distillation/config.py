@@ -248,7 +248,7 @@ class MonitorSettings:
     )
     health_images: int = setting(
         0,
-        "how many are held out of training; 0: 512 or 2 %, whichever is fewer, and none of less than 1,600",
+        "how many are held out of training; 0: 2 % of them, at most 512; of fewer than 1,600 images none",
         least=0,
     )
     patience: int = setting(

@@ -21,11 +21,11 @@ from ssl_kd.distillation.figures import shown, side_by_side
 from ssl_kd.distillation.group import Group
 from ssl_kd.distillation.learner import Learner
 from ssl_kd.distillation.model_card import group_card
+from ssl_kd.distillation.monitor import few_held_out
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts
 from ssl_kd.distillation.target_cache import TargetStore
 from ssl_kd.errors import UserError, one_line
-from ssl_kd.metrics import NEIGHBOURS, chance_overlap
 from ssl_kd.runtime import distributed
 from ssl_kd.runtime.files import atomic_text
 from ssl_kd.runtime.loggers import Lightning, step_of
@@ -33,9 +33,6 @@ from ssl_kd.runtime.progress import Progress
 from ssl_kd.runtime.run_dir import BEGIN_ANEW, LAST, RunDir, environment
 from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.types import ViewBatch
-
-FAINT = 0.1  # neighbours in common by chance above which the figure hardly tells students apart
-ENOUGH = 200  # held-out images of which chance is 5 %
 
 
 class RunState(TypedDict, total=False):
@@ -173,14 +170,8 @@ class Loop:
         monitor = next(iter(self.group.learners.values())).monitor
         if monitor is None:
             return
-        held = len(monitor.held.images)
-        if (chance := chance_overlap(held)) > FAINT:
-            more = min(ENOUGH, (held + len(self.loader.images)) // 2)
-            bar.say(
-                f"{held} images are held out, of which unrelated networks share {100 * chance:.1f} % of {NEIGHBOURS} "
-                f"neighbours: neighbours will hardly tell anything; "
-                + (f"--health-images {more} holds out more" if more > held else "more images would")
-            )
+        if line := few_held_out(len(monitor.held.images), len(self.loader.images), "--health-images"):
+            bar.say(line)
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.total

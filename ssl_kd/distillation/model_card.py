@@ -133,7 +133,7 @@ def _who(teachers: Mapping[str, Teacher], student: Encoder) -> dict[str, object]
 
 def _use(path: Path, student: Encoder) -> str:
     if not student.is_module:
-        return f'`ssl_kd.load_teacher("{path}")`, or `ssl-kd inspect {path.name}`.'
+        return f'`ssl_kd.load_encoder("{path}")`, or `ssl-kd inspect {path.name}`.'
     pixels, kind = student.preprocessing, student.arch.removeprefix(MODULE)
     return (
         f"the file holds the plain state dict of a module from Python ({kind}), which only its own code can rebuild. Build "

@@ -22,6 +22,7 @@ from ssl_kd.data.prefetch import prefetch
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.errors import Collapsed
 from ssl_kd.metrics import (
+    NEIGHBOURS,
     centred_kernel_alignment,
     chance_overlap,
     effective_rank,
@@ -39,6 +40,8 @@ BATCH = 64  # images per forward pass
 ILL = 3  # measurements in a row of a collapsed student before the run stops
 SAME_PLACE = 1e-4  # spread below which all images lie in one place
 FLAT = 0.05  # share of the teacher's effective rank (or of the student's width) below which dimensions are lost
+FAINT = 0.1  # neighbours in common by chance above which the figure hardly tells students apart
+ENOUGH = 200  # held-out images of which chance is 5 %
 LINE = 1.5  # effective rank below which all images lie along one line
 
 # ------------------------------------------------------------------------------------------------- measures
@@ -73,6 +76,21 @@ def collapsed(student: Tensor, teacher: Tensor) -> str:
 
 
 # --------------------------------------------------------------------------------------------- held-out images
+
+
+def few_held_out(held: int, others: int, option: str) -> str:
+    """What to know first where so few of `held + others` images are held out that chance is high; else empty.
+
+    option: the one that holds out more.
+    """
+    if (chance := chance_overlap(held)) <= FAINT:
+        return ""
+    more = min(ENOUGH, (held + others) // 2)
+    return (
+        f"{held} images are held out, of which unrelated networks share {100 * chance:.1f} % of {NEIGHBOURS} neighbours: "
+        f"neighbours will hardly tell anything; "
+        + (f"{option} {more} holds out more" if more > held else "more images would")
+    )
 
 
 def plain_views(images: ImageSource, contract: Preprocessing, threads: int = 2) -> Tensor:

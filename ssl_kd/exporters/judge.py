@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_kd.data.open import open_images
+from ssl_kd.data.open import open_without_limit_setting
 from ssl_kd.errors import UserError
 from ssl_kd.metrics import Mean, chance_overlap, mean_of, shared_neighbours
 from ssl_kd.models.encoder import Encoder
@@ -170,7 +170,7 @@ def _both(
             )
         pixels = (images * 255).round().to(torch.uint8)
         return pixels, pixels
-    opened = open_images(images)
+    opened = open_without_limit_setting(images)
     wanted = np.unique(np.linspace(0, len(opened) - 1, min(len(opened), sum(MOST.values()))).round().astype(int))
     pairs = [(opened.prepared(i, eyes), None if other is None else opened.prepared(i, other)) for i in wanted.tolist()]
     seen = [ours for ours, _ in pairs if ours is not None]

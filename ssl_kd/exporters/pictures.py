@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from ssl_kd.data.open import open_images
+from ssl_kd.data.open import open_without_limit_setting
 from ssl_kd.errors import UserError
 from ssl_kd.models.encoder import Encoder
 
@@ -20,7 +20,7 @@ def measured_on(images: Tensor | str | os.PathLike[str] | None, encoder: Encoder
         return pictures(PICTURES, encoder.preprocessing.size)
     if isinstance(images, Tensor):
         return images
-    opened = open_images(images)
+    opened = open_without_limit_setting(images)
     read = [opened.prepared(i, encoder.preprocessing) for i in range(min(len(opened), 4 * PICTURES))]
     seen = [pixels for pixels in read if pixels is not None]
     if len(seen) < 2:

@@ -20,7 +20,7 @@ import torch
 from ssl_kd.checkpoints.loading import load_teacher
 from ssl_kd.data.augment import Recipe
 from ssl_kd.data.loader import ViewLoader
-from ssl_kd.data.open import open_images
+from ssl_kd.data.open import open_without_limit_setting
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.view_settings import as_views, recipes_of, views_record
 from ssl_kd.errors import NonFinite, UserError, one_line
@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig | None = None, images: object = None, **sett
     if len(recipes) != 2:
         raise UserError(f"views: contrast needs two views of an image, but {config.views!r} gives {len(recipes)}")
     must_be_an_architecture("arch", config.arch)
-    pictures = open_images(config.images if images is None else images)
+    pictures = open_without_limit_setting(config.images if images is None else images)
     loader = ViewLoader(pictures, recipes, config.size, config.batch_size, config.seed, config.threads)
     steps = loader.batches_per_epoch()
     torch.manual_seed(config.seed)

@@ -5,7 +5,7 @@ environment.json     versions, machine, command
 metrics.jsonl        one line per logged step and per look at the held-out images; metrics.csv the same as a table
 last.ckpt            student, heads, queues, optimiser, position: enough to go on (kept after the end)
 prototypes/          anchors of objectives on prototypes, under a digest of all that decides them
-student.safetensors  the trained student, readable by `load_teacher`, `ssl-kd eval`, `ssl-kd inspect`
+student.safetensors  the trained student, readable by `ssl_kd.load_encoder`, `ssl-kd eval`, `ssl-kd inspect`
 student_best.safetensors  the student whose held-out images had the most neighbours in common with the teacher's
 README.md            what this folder is and how to reproduce it
 students/NAME/       of several students: metrics, students and card of each

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_kd.data.open import open_images
+from ssl_kd.data.open import open_images, open_without_limit_setting
 from ssl_kd.data.sources.base import ImageSource
 from ssl_kd.data.sources.files import FileImages
 from ssl_kd.data.sources.listing import Names
 from ssl_kd.errors import ImagesError, shown_name
-from ssl_kd.search.store import Writer, name_hash
+from ssl_kd.search.store import Store, Writer, name_hash
 from ssl_kd.search.vectors import unit_rows
 
 if TYPE_CHECKING:
@@ -28,11 +28,18 @@ COMMIT_BYTES = 64 << 20  # of vectors that wait in memory to be written
 
 def opened(images: object, max_unreadable: float) -> ImageSource:
     """A source of pictures; one picture, and a list of them, as well."""
+    return open_images(_as_source(images), max_unreadable)
+
+
+def opened_queries(images: object) -> ImageSource:
+    """The same of queries, of which none may be unreadable."""
+    return open_without_limit_setting(_as_source(images), 0.0)
+
+
+def _as_source(images: object) -> object:
     from PIL import Image
 
-    if isinstance(images, Image.Image):
-        images = [images]
-    return open_images(images, max_unreadable)
+    return [images] if isinstance(images, Image.Image) else images
 
 
 def loaded(
@@ -79,6 +86,23 @@ def place_of(source: str) -> str:
     return os.path.abspath(source) if os.path.exists(source) or archive_in(source) else ""
 
 
+def holds_some_of(source: ImageSource, places: set[tuple[str, str]], store: Store) -> bool:
+    """Whether pictures that came from these places (a source's name and whole path) came from this source too.
+
+    A folder of that name elsewhere is another one, unless the old one is gone: then it was moved. A list of pictures is
+    known by the names in it.
+    """
+    name, root = place_in_index(source)
+    if not name:
+        return bool((store.rows_of(PathNames(source)) >= 0).any())
+    return any(name == old and (root == there or not place_of(there)) for old, there in places)
+
+
+def place_in_index(source: ImageSource) -> tuple[str, str]:
+    """What an index keeps of where pictures came from: the source's name and whole path; nothing for a list of pictures."""
+    return ("", "") if isinstance(source, FileImages) else (source.name, place_of(source.name))
+
+
 def archive_in(path: str) -> str:
     """The file that a path leads into: photos.zip of photos.zip/lake/7.png; empty where there is none."""
     folders = (path[: cut.start()] for cut in re.finditer("/", path))
@@ -90,7 +114,7 @@ class Filler:
 
     def __init__(self, writer: Writer, source: ImageSource, old: np.ndarray, norm: str):
         self.writer, self.old, self.norm = writer, old, norm
-        self.place = ("", "") if isinstance(source, FileImages) else (source.name, place_of(source.name))
+        self.place = place_in_index(source)
         self.added = self.replaced = 0
         self._empty()
 

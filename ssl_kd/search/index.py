@@ -31,15 +31,27 @@ from ssl_kd.runtime.signals import Interrupted, stop_signals
 from ssl_kd.runtime.stores import in_store
 from ssl_kd.search.embedding import vectors
 from ssl_kd.search.fast import Fast
-from ssl_kd.search.filling import Filler, PathNames, archive_in, loaded, must_differ, opened
+from ssl_kd.search.filling import (
+    Filler,
+    PathNames,
+    archive_in,
+    holds_some_of,
+    loaded,
+    must_differ,
+    opened,
+    opened_queries,
+)
 from ssl_kd.search.remote import Remote
-from ssl_kd.search.store import Store, create, is_index
+from ssl_kd.search.store import Added, Store, create, is_index
 from ssl_kd.search.vectors import distances, in_order, nearest, unit_rows
 
 if TYPE_CHECKING:
+    from ssl_kd.data.sources.base import ImageSource
     from ssl_kd.models.encoder import Encoder
 
 MOST_COMPARED = 10_000  # names that one which is not there is compared with, letter by letter
+MANY_QUERIES = 5  # of which the same answer to all says something of the encoder
+MOST_NAMED = 3  # sources that a line names
 NORMS = ("unit", "none")  # cosine distance of unit vectors, or Euclidean distance of the features as they are
 
 
@@ -84,6 +96,12 @@ class OfAdding(OfEmbedding, total=False):
     replace: bool
     quiet: bool
     max_unreadable: float
+
+
+def same_answers(found: Sequence[Found], held: int) -> bool:
+    """Whether enough queries got the very same pictures, in any order, and these are at most half of those held."""
+    answers = {frozenset(hit.row for hit in one.hits) for one in found}
+    return len(found) >= MANY_QUERIES and len(answers) == 1 and 0 < len(next(iter(answers))) <= held / 2
 
 
 class Index:
@@ -146,10 +164,12 @@ class Index:
     ) -> Index:
         """Index all pictures of a source; the same call resumes where an earlier one was stopped.
 
-        settings: those of `add`. factory: see `train`. UserError where an index of another encoder is there.
+        settings: those of `add`. factory: see `train`. UserError where an index of another encoder or of other pictures is
+        there.
         """
         source = opened(images, settings.pop("max_unreadable", 0.01))
         index = cls.create_or_open(folder, encoder, feature, norm, factory)
+        index.must_hold_some_of(source)
         index.add(source, **settings)
         if factory:
             index.train(factory)
@@ -227,6 +247,18 @@ class Index:
     def __len__(self) -> int:
         return len(self.store)
 
+    def must_hold_some_of(self, source: ImageSource) -> None:
+        """UserError where the index holds pictures, and none of this source: `build` resumes, `add` adds others."""
+        held = self._live_additions()
+        if not held or holds_some_of(source, {(one.source, one.root) for one in held}, self.store):
+            return
+        names = list(dict.fromkeys(one.source or self.store.name(one.first) for one in held))
+        shown = ", ".join(map(shown_name, names[:MOST_NAMED])) + (", ..." if len(names) > MOST_NAMED else "")
+        raise UserError(
+            f"out: {self.place} holds pictures of {shown}, and none of {shown_name(source.name)}; choose another folder, or add "
+            f"these pictures to it with ssl-kd index add --index {self.place} --images {shown_name(source.name)}"
+        )
+
     # ------------------------------------------------------------------------------------------------- changing
 
     def add(
@@ -299,11 +331,15 @@ class Index:
 
     def absent_sources(self) -> list[str]:
         """Folders and zips that its pictures came from and that are not on this disk: whether a picture of theirs is gone is not known."""
-        additions = self.store.additions
-        used = np.unique(np.searchsorted([one.first for one in additions], self.store.live(), side="right") - 1)
-        roots = dict.fromkeys(additions[at].root for at in used.tolist())
+        roots = dict.fromkeys(one.root for one in self._live_additions())
         there = (root for root in roots if root and "://" not in root)
         return [root for root in there if not (os.path.exists(root) or archive_in(root))]
+
+    def _live_additions(self) -> list[Added]:
+        """The additions of which pictures are left, oldest first."""
+        additions = self.store.additions
+        used = np.unique(np.searchsorted([one.first for one in additions], self.store.live(), side="right") - 1)
+        return [additions[at] for at in used.tolist()]
 
     def train(self, factory: str) -> dict[str, float]:
         """Put an approximate index of faiss beside the vectors: {"10": share of the exact 10 nearest that it finds}.
@@ -353,7 +389,7 @@ class Index:
             raise UserError(
                 f"k: expected at least 1, got {k}" if k < 1 else f"{self.place}: the index holds no pictures"
             )
-        asking, source = self.asking(self.encoder), opened(images, 0.0)
+        asking, source = self.asking(self.encoder), opened_queries(images)
         found: list[Found] = []
         names = PathNames(source)
         for _, numbers, rows in vectors(asking, source, np.arange(len(source)), **settings):

@@ -454,7 +454,7 @@ def test_pixels_by_hand_win_over_a_format(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["0.1 0.2 0.3", "0.1,0.2,0.3", "[0.1, 0.2, 0.3]", ["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3)]
+    "text", ["0.1 0.2 0.3", "0.1,0.2,0.3", "[0.1, 0.2, 0.3]", ["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3), ["[0.1,0.2,0.3]"]]
 )
 def test_three_numbers_may_be_written_in_any_way(text):
     assert colours("mean", text) == (0.1, 0.2, 0.3)

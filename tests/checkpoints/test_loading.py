@@ -154,6 +154,22 @@ def test_names_that_are_nothing_are_said_to_be(name, says, tmp_path, monkeypatch
     assert str(error.value).isprintable()
 
 
+def test_a_mistyped_file_is_met_with_the_one_that_lies_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lite0.safetensors", "teacher.safetensors"):
+        (tmp_path / name).touch()
+    for given, meant in (
+        ("lit0.safetensors", "lite0.safetensors"),
+        (f"{tmp_path}/lite0.pth", f"{tmp_path}/lite0.safetensors"),
+    ):
+        for read_it in (load_teacher, inspect):
+            with pytest.raises(UserError, match="no such file") as error:
+                read_it(given)
+            assert str(error.value).endswith(f"Did you mean {meant}?")
+    with pytest.raises(UserError, match=r"in the zoo\.$"):
+        load_teacher("x.safetensors")
+
+
 def test_a_folder_and_a_pipe_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is a folder"):
         load_teacher(tmp_path)

@@ -211,6 +211,43 @@ def test_bad_input_is_one_line_and_leaves_nothing(ask, lab, words, says):
     assert sorted(path.name for path in lab.iterdir()) == before
 
 
+def test_building_again_from_another_folder_is_refused_and_from_the_same_one_resumes(ask, lab, tmp_path):
+    build = ("index", "build", "--weights", "s.safetensors", "--out", "INDEX", "--images")
+    for images in ("more", "more/6.png"):
+        code, out, err = ask(*build, images)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert f"holds pictures of photos, and none of {images}; " in err
+        assert f"ssl-kd index add --index {tmp_path / 'photos.index'} --images {images}" in err
+    assert "6 pictures" in ask("index", "info", "INDEX")[1]
+    assert "0 pictures added, 6 were there already" in ask(*build, "photos/")[1]
+    assert ask("index", "add", "--index", "INDEX", "--images", "more", "--quiet")[0] == 0
+    assert "0 pictures added, 2 were there already" in ask(*build, "more")[1]  # it is one of its sources now
+
+
+def test_a_text_as_a_query_is_no_advice_to_set_what_search_cannot(ask, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    photos(tmp_path / "q", [1, 2])
+    (tmp_path / "q" / "3.png").write_text("no picture")
+    for query in ("text.jpg", "q"):
+        code, _, err = ask("search", "--index", "INDEX", str(tmp_path / query))
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "not a picture in a known format" in err
+        assert err.endswith("Mend or remove them\n")
+
+
+def test_queries_that_all_get_the_same_pictures_are_noted_once(ask, tmp_path):
+    for number in range(5):
+        photos(tmp_path / "same", [3])
+        (tmp_path / "same" / "3.png").rename(tmp_path / "same" / f"{number}.jpg")
+    said = [ask("search", "--index", "INDEX", str(tmp_path / "same"), "--k", k)[2] for k in ("3", "6")]
+    assert (
+        said[0].count("note: all 5 queries got the very same pictures: the encoder cannot tell these queries apart")
+        == 1
+    )
+    assert "very same" not in said[1]  # all that there are
+    assert "very same" not in ask("search", "--index", "INDEX", "photos", "--k", "3")[2]
+
+
 def test_a_bare_state_dict_is_read_as_told_and_the_index_remembers_how(lab, tmp_path, monkeypatch, capsys):
     import timm
     import torch

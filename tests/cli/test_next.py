@@ -170,6 +170,7 @@ def test_the_line_after_an_export_names_the_new_file(tmp_path, capsys):
 def test_the_line_after_a_program_certifies_it():
     made = [Exported("onnx-int8", Path("s.int8.onnx"), Path("s.int8.onnx.json"), 0.0, 0.0, 1.0)]
     assert _after_export("s.safetensors", made).startswith("ssl-kd certify s.int8.onnx --student s.safetensors ")
+    assert " --teacher t.pth " in _after_export("s.safetensors", made, "t.pth")
 
 
 def test_the_examples_of_a_command_name_configs_that_exist(capsys):

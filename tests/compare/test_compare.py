@@ -14,9 +14,11 @@ from ssl_kd.checkpoints.saving import save_student
 from ssl_kd.cli.main import main
 from ssl_kd.compare import training, work
 from ssl_kd.compare.plan import Job
-from ssl_kd.compare.results import Group, Interval, Pair
+from ssl_kd.compare.report import page
+from ssl_kd.compare.results import Comparison, Group, Interval, Line, Pair
 from ssl_kd.compare.run import collect, compare
 from ssl_kd.compare.shelf import COMPARISON
+from ssl_kd.compare.table import markdown
 from ssl_kd.errors import UserError
 from ssl_kd.runtime.ownership import mark
 
@@ -66,6 +68,52 @@ def test_a_comparison_ends_in_a_line_for_each_objective_and_each_row_beside(fini
 def test_a_difference_whose_interval_has_room_for_anything_is_no_tie(mean, half, verdict):
     pair = Pair(Group("t", "s", "all", "short"), "knn/dino", "a", "b", 2, Interval(mean, half))
     assert pair.verdict == verdict
+
+
+def against_random(student, random):
+    """A comparison of one objective with random weights: k-NN of each seed."""
+    group = Group("t", "half", "all", "short")
+    rows = [("student", "bank", student), ("random", "random", random)]
+    lines = [
+        Line(group, kind, name, seed, {"task": {"knn/dino k=20 *": value}})
+        for kind, name, values in rows
+        for seed, value in enumerate(values)
+    ]
+    return Comparison(tuple(lines), {"t": {"task": {"knn/dino k=20 *": 0.9}}}, "bank")
+
+
+@pytest.mark.parametrize(
+    ("student", "random", "alike"),
+    [
+        ([0.5], [0.5], True),
+        ([0.6], [0.5], False),
+        ([0.6, 0.4, 0.5], [0.5, 0.5, 0.5], True),
+        ([0.7, 0.71, 0.72], [0.5, 0.5, 0.51], False),
+        ([0.5], [], False),
+    ],
+)
+def test_an_objective_like_random_weights_is_said_to_be_in_table_and_report(student, random, alike):
+    found = against_random(student, random)
+    line = "half from t, all, short: bank cannot be told from random weights by knn k=20"
+    assert (line in markdown(found)) == (line in page(found, "", "")) == alike
+
+
+def test_few_held_out_images_are_said_once_before_the_first_cell(tmp_path, teacher, capsys):
+    config = small(tmp_path, teacher, objectives=["sp"], quiet=False)
+    for _ in range(2):  # the second time nothing is left to do
+        compare(config)
+    said = capsys.readouterr().err
+    line = "compare: all: 32 images are held out, of which unrelated networks share 32.3 % of 10 neighbours: "
+    assert said.startswith(line)
+    assert said.count(line) == 1
+    assert "--held_out 36 holds out more" in said
+
+
+def test_the_report_says_at_what_size_images_are_judged(finished):
+    config, _, _ = finished
+    text = (Path(config.out) / "report.html").read_text()
+    assert "images are judged at 32 px: whole, without a crop" in text
+    assert "{..., size: 32, crop_ratio: 1.0}" in text
 
 
 def test_curves_stand_above_a_line_of_chance(finished):
@@ -272,7 +320,7 @@ def test_a_claimed_cell_is_left_to_its_process(tmp_path, teacher):
 def test_weights_from_elsewhere_are_a_row(tmp_path, teacher, teacher_file):
     found = compare(small(tmp_path, teacher, objectives=["sp"], encoders={"theirs": str(teacher_file)}))
     (line,) = [line for line in found.lines if line.kind == "external"]
-    assert line.figures["task"]["agreement/neighbours k=10 *"] == 1.0  # they are the teacher's own
+    assert line.figures["task"]["agreement/neighbours k=1 *"] == 1.0  # they are the teacher's own
 
 
 OWN = """

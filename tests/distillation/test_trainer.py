@@ -60,7 +60,8 @@ def test_a_run_brings_the_student_to_the_teacher_and_explains_itself(teacher, tm
         "student.safetensors",
         "README.md",
     }
-    again = ssl_kd.load_teacher(tmp_path / "run/student.safetensors")
+    assert f'`ssl_kd.load_encoder("{done.path}")`' in (tmp_path / "run/README.md").read_text()
+    again = ssl_kd.load_encoder(tmp_path / "run/student.safetensors")
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(again(x).embedding, done.student(x).embedding)
     assert again.preprocessing == done.student.preprocessing
@@ -262,6 +263,12 @@ def test_one_image_is_refused_before_anything_is_written(teacher, tmp_path):
     with pytest.raises(UserError, match="at least 2 images"):
         ssl_kd.distill(teacher, images=images(1), out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_file_that_is_no_picture_is_said_to_be_none(teacher, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"not a picture in a known format .*Mend or remove them$"):
+        ssl_kd.distill(teacher, images=tmp_path / "text.jpg", out=tmp_path / "run", **QUICK)
 
 
 def test_every_setting_has_a_description_and_round_trips_through_yaml(tmp_path):

@@ -128,13 +128,28 @@ def test_a_certificate_says_whether_the_file_is_quicker_than_floats(case):
 def test_a_file_of_a_student_at_chance_is_said_to_be_of_no_use(made, network, tmp_path, capsys):
     """The student of no training at all: its own random row is as good."""
     words = [str(made / "other.onnx"), "--images", str(made / "photos"), "--student", str(network)]
-    certify_main(
-        [*words, "--teacher", str(made / "teacher.onnx"), "--within", "100", "--out", str(tmp_path), "--quiet", "true"]
-    )
+    words += ["--teacher", str(made / "teacher.onnx"), "--within", "100", "--out", str(tmp_path), "--quiet", "true"]
+    assert certify_main(words) == 1  # of no use, though nothing is lost
     said = capsys.readouterr().out
     assert "a random network (" in said
     assert "so there was nothing to lose" in said
     assert "Next: ssl-kd distill" in said
+
+
+def test_a_teacher_may_be_a_bare_file_with_its_size(made, tmp_path, capsys):
+    import torch
+
+    teacher = ssl_kd.build("resnet18", channels=[4, 4, 4, 12])
+    torch.save(teacher.backbone.state_dict(), tmp_path / "bare.pth")
+    words = [str(made / "other.onnx"), "--images", str(made / "photos"), "--student", str(made / "student.onnx")]
+    spec = f"path: {tmp_path / 'bare.pth'}, arch: resnet18, arch_args: {{channels: [4, 4, 4, 12]}}, mean: 0.5, std: 0.5"
+    words += ["--within", "100", "--out", str(tmp_path / "out"), "--quiet", "true"]
+    assert certify_main([*words, "--teacher", f"{{{spec}, size: 32}}"]) in (0, 1)
+    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["bytes"].keys() >= {"teacher", "file"}
+    assert certify_main([*words, "--teacher", f"{{{spec}, sise: 32}}"]) == 2
+    said = capsys.readouterr().err
+    assert "teacher" in said
+    assert "Did you mean size" in said
 
 
 MISTAKES = {

@@ -99,13 +99,16 @@ def scores(kind, precision, seed, count):
     )
 
 
-def verdict(teacher, asked, own, count=400):
+def verdict(teacher, asked, own, count=400, random=None):
     made = {("teacher", "retrieval"): teacher, ("student", "retrieval"): own, ("student", "asymmetric"): asked}
+    if random is not None:
+        made |= {("random", "retrieval"): random, ("random", "asymmetric"): random}
     cells = [
         Cell("mine", name, "map", scores(kind, value, seed, count), 1000, 8, None)
         for seed, ((name, kind), value) in enumerate(made.items())
     ]
-    (found,) = Results(tuple(cells), "teacher").index_verdicts()
+    facts = {"encoder random": "resnet18, random weights, seed 0"}
+    (found,) = Results(tuple(cells), "teacher", facts).index_verdicts()
     return found.sentence("teacher")
 
 
@@ -120,3 +123,12 @@ def test_a_student_that_reaches_half_or_cannot_be_told_from_the_teacher_is_advis
     assert "re-embed" in verdict(0.468, 0.085, 0.35)
     assert "re-embed" in verdict(0.2, 0.01, 0.09, count=40)  # below half, but nobody can tell it from the teacher's
     assert ": keep it, you lose" in verdict(0.468, 0.40, 0.35)
+
+
+def test_a_student_no_better_than_random_weights_is_advised_for_nothing():
+    """It was "re-embed": its own index was above half of the teacher's mAP, and so was that of random weights."""
+    said = verdict(0.267, 0.125, 0.146, random=0.14)
+    assert "random weights in their own index " in said
+    assert ": keep teacher for queries too: student cannot be told from a random network" in said
+    assert "re-embed" in verdict(0.468, 0.085, 0.35, random=0.14)
+    assert ": keep it, you lose" in verdict(0.468, 0.40, 0.35, random=0.14)

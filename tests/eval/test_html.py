@@ -92,6 +92,18 @@ def test_the_page_is_sound_and_complete():
     assert "overlap; student ends at 0.4" in words
 
 
+def test_neighbours_speak_of_classes_only_where_there_are_labels():
+    shown = results()
+    photos = replace(
+        shown.looks[0], rows=tuple(tuple(replace(p, hit=None) for p in row) for row in shown.looks[0].rows)
+    )
+    said = "the same class, a dashed orange one another"
+    assert said in page(shown)
+    without = page(replace(shown, looks=(photos,)))
+    assert said not in without
+    assert "A photo to ask with, and the nearest of the other photos under each encoder." in " ".join(without.split())
+
+
 def test_nothing_is_fetched_and_names_are_no_code():
     found = results()
     text = page(found)

@@ -75,6 +75,22 @@ def test_the_caption_says_on_which_tasks_k_was_clamped():
     assert "knn/usual at k = 12." in Results((cell(task="small", k=12),)).caption()
 
 
+def test_a_student_that_sees_another_size_than_its_teacher_is_noted():
+    """A teacher at 224 px stood beside a student at 96 without a word."""
+    import ssl_kd
+    from ssl_kd.eval.evaluation import other_sizes
+    from ssl_kd.models.preprocessing import Preprocessing
+
+    rows = {}
+    for name, size in (("teacher", 224), ("student", 96), ("stranger", 96)):
+        rows[name] = ssl_kd.build("test_resnet", preprocessing=Preprocessing().at(size))
+        rows[name].origin = "SwAV" if name == "teacher" else f"distilled from {'SwAV' if name == 'student' else 'DINO'}"
+    (note,) = other_sizes(rows, "teacher")
+    assert note.startswith("teacher is judged at 224 px and student, its student, at 96; `size: 96` in teacher's row")
+    rows["teacher"].preprocessing = rows["student"].preprocessing
+    assert other_sizes(rows, "teacher") == []
+
+
 @pytest.mark.parametrize("gap", ["\n", "\r\n", "\u2028"])
 def test_a_line_break_in_a_name_breaks_no_table(gap):
     plain, broken = (Results((cell(task=f"a{space}b", encoder=f"c{space}d"),), f"c{space}d") for space in (" ", gap))

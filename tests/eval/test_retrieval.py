@@ -141,10 +141,10 @@ def test_an_encoder_agrees_with_itself_and_less_with_another():
         for bank in (train, test)
     ]
     itself, less = agreement(train, test, train, test), agreement(train, test, *other)
-    assert set(itself) == {("overlap", 1), ("overlap", 10), ("rank", 10), ("overlap", 100), ("rank", 100)}
+    assert set(itself) == {("overlap", 1), ("overlap", 10), ("rank", 10)}  # 100 is more than half of the 120
     assert all(values.min() > 0.999 for values in itself.values())
     assert 0.1 < less["overlap", 10].mean() < 0.9
-    assert less["rank", 100].mean() < 0.999
+    assert less["rank", 10].mean() < 0.999
 
 
 def test_rank_agreement_is_spearmans():
@@ -194,7 +194,31 @@ def test_bad_banks_give_one_clear_line(protocol, rows, labels, says):
     assert "\n" not in str(caught.value)
 
 
-def test_agreement_refuses_what_is_not_a_number_and_says_where_k_was_clamped():
+@pytest.mark.parametrize(
+    ("rows", "kept", "notes"),
+    [
+        (250, {1, 10, 100}, ()),
+        (100, {1, 10}, ("k = 100 left out: more than half of the 100 rows of the index",)),
+        (12, {1}, ("k = 10, 100 left out: more than half of the 12 rows of the index",)),
+        (1, {1}, ("k = 10, 100 left out: more than half of the 1 rows of the index",)),
+    ],
+)
+def test_agreement_leaves_out_a_k_that_any_network_would_share_most_of(rows, kept, notes):
+    train, test = banks(n=rows)
+    scores = Agreement()(train, test, train, test)
+    assert {k for _, k in scores.each} == kept
+    assert scores.notes[1:] == notes
+    assert scores.headline_k in kept
+
+
+def test_the_smallest_k_of_agreement_is_clamped_where_the_index_is_smaller():
+    train, test = banks(n=4)
+    scores = Agreement((10, 20))(train, test, train, test)
+    said = ("k = 20 left out: more than half of the 4 rows of the index", "k = 10 clamped to the 4 rows of the index")
+    assert (set(scores.each), scores.notes[1:]) == ({("overlap", 4), ("rank", 4)}, said)
+
+
+def test_agreement_refuses_what_is_not_a_number_and_says_which_k_was_left_out():
     train, test = banks()
     hole = train.features.copy()
     hole[3, 2] = np.nan
@@ -203,5 +227,8 @@ def test_agreement_refuses_what_is_not_a_number_and_says_where_k_was_clamped():
         agreement(train, test, broken, test)
     few = train.rows(np.arange(30))
     chance = "unrelated networks would share 33.3 % of 10 neighbours among 30 images"
-    assert Agreement()(few, test, few, test).notes == (chance, "k = 100 clamped to the 30 rows of the index")
+    assert Agreement()(few, test, few, test).notes == (
+        chance,
+        "k = 100 left out: more than half of the 30 rows of the index",
+    )
     assert Agreement((1, 10))(few, test, few, test).notes == (chance,)

@@ -55,6 +55,27 @@ def test_adding_twice_doubles_nothing_and_adding_more_finds_more(index):
     assert names(index.search("more/13.png", k=1)[0]) == ["more/13.png"]
 
 
+def test_an_index_of_a_folder_that_was_moved_is_still_of_that_folder_and_of_one_elsewhere_is_not(
+    lab, tmp_path, monkeypatch
+):
+    for place in ("a", "b"):
+        photos(tmp_path / place / "p", [1, 2])
+    monkeypatch.chdir(tmp_path / "a")
+    Index.build(tmp_path / "i", "p", lab / "s.safetensors")
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UserError, match="holds pictures of p, and none of p"):
+        Index.build(tmp_path / "i", "p", lab / "s.safetensors")
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert len(Index.build(tmp_path / "i", "p", lab / "s.safetensors")) == 2
+
+
+def test_a_list_of_pictures_may_grow_between_two_builds(lab, tmp_path):
+    photos(tmp_path / "p", [1, 2, 3])
+    listed = [str(tmp_path / "p" / f"{i}.png") for i in (1, 2, 3)]
+    Index.build(tmp_path / "i", listed[:2], lab / "s.safetensors")
+    assert len(Index.build(tmp_path / "i", listed[1:], lab / "s.safetensors")) == 3
+
+
 def test_replacing_makes_vectors_anew(index, lab, tmp_path):
     photos(tmp_path / "p", [20, 21])
     index.add(str(tmp_path / "p"))

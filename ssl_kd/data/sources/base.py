@@ -42,6 +42,7 @@ class ImageSource(Dataset[Image.Image], ABC):
 
     transform: Callable[[Image.Image], object] | None = None
     verify = False
+    limit_is_setting = True  # whether an error may advise to raise max_unreadable: not every command has that setting
 
     def __init__(
         self, name: str, ids: Sequence[str], max_unreadable: float = 0.01, passed_over: Counter[str] | None = None
@@ -209,9 +210,11 @@ class ImageSource(Dataset[Image.Image], ABC):
         with self._lock:
             bad = list(self.unreadable.items())
         shown = "; ".join(f"{shown_name(name)} ({why})" for name, why in bad[:NAMED_IN_ERRORS])
+        could_help = self.limit_is_setting and len(bad) < len(self)  # no setting bears that all are unreadable
+        advice = "Mend or remove them" + (", or raise max_unreadable" if could_help else "")
         raise ImagesError(
             f"{shown_name(self.name)}: {len(bad)} of {len(self)} images are unreadable, {self.allowed} would be borne: "
-            f"{shown}{'; ...' if len(bad) > NAMED_IN_ERRORS else ''}. Mend or remove them, or raise max_unreadable"
+            f"{shown}{'; ...' if len(bad) > NAMED_IN_ERRORS else ''}. {advice}"
         )
 
 
