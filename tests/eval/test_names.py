@@ -124,7 +124,7 @@ def test_in_a_checkout_the_folder_runs_and_is_loaded_once(lab, tmp_path):
 @pytest.mark.slow
 def test_what_is_installed_claims_no_eval_and_has_all_that_is_no_code(tmp_path):
     source, built = tmp_path / "source", tmp_path / "built"
-    for folder in ("ssl_kd", "eval"):
+    for folder in ("ssl_kd", "eval", "configs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -144,7 +144,7 @@ def test_what_is_installed_claims_no_eval_and_has_all_that_is_no_code(tmp_path):
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in built.iterdir()] == ["ssl_kd"]
-    for folder, place in (("ssl_kd", "ssl_kd"), ("eval", "ssl_kd/eval")):
+    for folder, place in (("ssl_kd", "ssl_kd"), ("eval", "ssl_kd/eval"), ("configs", "ssl_kd/configs")):
         wanted = {path.relative_to(source / folder) for path in (source / folder).rglob("*") if path.is_file()}
         assert {path for path in wanted if not (built / place / path).is_file()} == set()
     assert (built / "ssl_kd" / "eval" / "report" / "report.css").is_file()

@@ -140,7 +140,7 @@ def test_an_error_in_a_process_is_the_evaluations_own(lab, tmp_path):
     )
     jobs, _ = plan(list(bench.tasks.values()), ["student"], choices(["knn", "linear/quick-lbfgs"]))
     lost = [replace(tasks[0], path=str(tmp_path / "gone"))]
-    with pytest.raises(UserError, match="gone: expected a folder train"):
+    with pytest.raises(UserError, match="gone: no such folder or archive"):
         workers.work(bench, jobs, lost, encoders, 2)
 
 
