@@ -1,6 +1,7 @@
 """The walls of the house: who may import whom, where labels may be, which doors exist. Proved from the source text."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,19 @@ def only_for_types(tree):
     }
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path):
     """Every module name imported anywhere in a file, functions included; `ssl_kd.eval` is written `eval`."""
-    tree = ast.parse(path.read_text())
+    return tuple(_imports(path))
+
+
+def _imports(path):
+    tree = parsed(path)
     skipped = only_for_types(tree)
     here = module_of(path)
     package = here if path.name == "__init__.py" else here[:-1]
@@ -208,7 +219,7 @@ def test_evaluators_see_banks_and_never_a_network(path):
 
 def identifiers(path):
     """Names, attributes, arguments and keywords of a file's code: not its comments, strings and docstrings."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Name):
             yield node.id
         elif isinstance(node, ast.Attribute):
@@ -254,7 +265,7 @@ def test_only_the_checkpoint_door_opens_foreign_weight_files():
     """
     doors = {"loading.py", "torch_file.py", "unpickler.py", "state.py", "export.py"}
     for path in PACKAGE + EVAL:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if called in ("torch.load", "pickle.load", "pickle.loads", "torch.jit.load"):
                 assert path.name in doors, f"{path}: {called}"
@@ -266,10 +277,7 @@ def test_only_the_checkpoint_door_opens_foreign_weight_files():
 def test_eval_is_never_imported_as_a_bare_name():
     for path in [*PACKAGE, *EVAL, *sorted((ROOT / "tests").rglob("*.py"))]:
         assert "eval" not in [
-            n
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import)
-            for n in (a.name for a in node.names)
+            n for node in ast.walk(parsed(path)) if isinstance(node, ast.Import) for n in (a.name for a in node.names)
         ]
 
 

@@ -229,7 +229,9 @@ def _padded(forward: Forward, size: int) -> Forward:
 
 
 def fold(encoder: Encoder) -> Encoder:
-    """Return a copy whose batch norms are taken into the convolutions before them; itself where there are none.
+    """Return a twin whose batch norms are taken into the convolutions before them; the encoder where there are none.
+
+    All other tensors are the encoder's own: the twin holds while the encoder stays where it is.
 
     A pair is found by watching one image pass: a convolution whose output, and nothing else's, goes into one batch
     norm. Weights are multiplied in double precision. timm's batch norms keep the activation that they carry.
@@ -237,7 +239,8 @@ def fold(encoder: Encoder) -> Encoder:
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
         return encoder
     try:
-        twin = copy.deepcopy(encoder).eval()
+        shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+        twin = copy.deepcopy(encoder, shared).eval()
     except (TypeError, RuntimeError):  # a module from Python that holds a lock, a file or a tensor under way
         return encoder
     names = {module: name for name, module in twin.named_modules()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+from ssl_kd.runtime.versions import installed
 
 READERS = ("ssl-kd", "torch", "torchvision", "timm", "pillow", "numpy")  # what decides a picture's features
 JUDGES = (*READERS, "faiss-cpu", "scikit-learn")  # what decides a cell
@@ -14,12 +14,5 @@ def programs(names: tuple[str, ...] = JUDGES, engine: str = "") -> str:
     `engine` is the name of an extraction engine; one that is a program of its own (openvino) is named too.
     """
     wanted = (*names, engine) if engine == "openvino" else names
-    found = {name: version for name in wanted if (version := _version(name))}
+    found = {name: version for name in wanted if (version := installed(name))}
     return ", ".join(f"{name} {version}" for name, version in found.items())
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -10,11 +10,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 
 from ssl_kd.runtime.cache import cache_folder
 from ssl_kd.runtime.command_line import OneLineParser
 from ssl_kd.runtime.timing import processor
+from ssl_kd.runtime.versions import installed
 
 CPU_FLAGS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX", "avx2": "AVX2"}
 
@@ -61,19 +62,12 @@ def _requirements() -> list[tuple[str, str]]:
     return rows
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
 def _versions() -> Iterator[tuple[str, str]]:
-    yield "ssl-kd", _version("ssl-kd") or "not installed"
+    yield "ssl-kd", installed("ssl-kd") or "not installed"
     yield "python", platform.python_version()
     for package, extra in _requirements():
         if not extra:
-            yield package, _version(package) or "MISSING: install ssl-kd again"
+            yield package, installed(package) or "MISSING: install ssl-kd again"
 
 
 def _machine() -> dict[str, str]:
@@ -126,6 +120,6 @@ def _extras() -> Iterator[tuple[str, str]]:
         if extra and extra != "dev" and package != "ssl-kd":
             wanted.setdefault(extra, []).append(package)
     for extra, packages in sorted(wanted.items()):
-        missing = [package for package in packages if not _version(package)]
-        have = ", ".join(f"{package} {_version(package)}" for package in packages)
+        missing = [package for package in packages if not installed(package)]
+        have = ", ".join(f"{package} {installed(package)}" for package in packages)
         yield extra, have if not missing else f"missing {', '.join(missing)}: pip install 'ssl-kd[{extra}]'"

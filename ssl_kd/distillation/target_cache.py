@@ -27,7 +27,6 @@ import re
 import shutil
 import zlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +41,7 @@ from ssl_kd.runtime.ownership import Kind, mark, require_ours
 from ssl_kd.runtime.run_dir import UNREADABLE
 from ssl_kd.runtime.state import load_state, save_state
 from ssl_kd.runtime.stores import about, in_store, local_folder, put
+from ssl_kd.runtime.versions import installed
 from ssl_kd.types import Features
 
 VERSION = 4  # raise it when a change of code changes what a view or a target is
@@ -77,7 +77,7 @@ TARGETS = Kind(
 
 def versions() -> tuple[str, ...]:
     """The versions of what decodes images and runs teachers."""
-    return tuple(f"{name} {version(name)}" for name in MADE_BY)
+    return tuple(f"{name} {installed(name)}" for name in MADE_BY)
 
 
 class TargetCache:

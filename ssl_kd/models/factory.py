@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ssl_kd.errors import UserError, nearest, one_line
 from ssl_kd.models.backbones import (
@@ -62,6 +63,28 @@ def make(arch: str, arch_args: dict[str, object]) -> Network:
     return network
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Skips what fills tensors without memory with numbers: torch works through each such call in Python."""
+
+    FILLS = frozenset(
+        getattr(torch.Tensor, f"{name}_")
+        for name in ["uniform", "normal", "erfinv", "mul", "add", "clamp", "fill", "zero"]
+    )
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func in self.FILLS and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            others = (*args[1:], *(kwargs or {}).values())
+            if not any(isinstance(other, torch.Tensor) for other in others):
+                return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def without_numbers(build: Callable[[], M]) -> M:
     """The module that `build` makes, with the shapes of its tensors and no memory for their numbers.
 
@@ -69,7 +92,7 @@ def without_numbers(build: Callable[[], M]) -> M:
     usual, and its module is emptied after. UserError as from `make`.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             return build()
     except (UserError, RuntimeError) as error:
         if "meta tensor" not in str(error.__cause__ or error).lower():

@@ -36,6 +36,7 @@ from ssl_kd.runtime.files import append_line, atomic_text, locked, sealed, sweep
 from ssl_kd.runtime.loggers import METRICS, Log, Table, names, open_logs, records, step_of
 from ssl_kd.runtime.ownership import MARKER, Kind, mark, remove_ours, require_ours
 from ssl_kd.runtime.state import load_state, save_state
+from ssl_kd.runtime.versions import installed
 
 LAST = "last.ckpt"
 STUDENT = "student.safetensors"
@@ -363,7 +364,6 @@ def without_overwrite(argv: Sequence[str]) -> list[str]:
 def environment() -> dict[str, object]:
     """Versions, machine and command of this process."""
     import platform
-    from importlib.metadata import version
 
     names = ("ssl-kd", "torch", "torchvision", "timm", "lightly", "faiss-cpu", "numpy")
     return {
@@ -371,7 +371,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in names},
+        "packages": {name: installed(name) for name in names},
     }
 
 

@@ -19,11 +19,17 @@ from ssl_kd.models.preprocessing import Preprocessing
 MANIFESTS = rebuild.manifests()
 
 
-# Read as another case that stays fast: the same names and network, other numbers.
-TWINS = ("vicreg_r50", "vicreg_r50_full", "mae_vitb16_pretrain", "timm_convnext_tiny_dinov3", "hf_dinov3_convnext_tiny")
+# Read as another case that stays fast: the same names, other numbers or one more wrapper.
+TWINS = (
+    *("vicreg_r50", "vicreg_r50_full", "mae_vitb16_pretrain", "timm_convnext_tiny_dinov3", "hf_dinov3_convnext_tiny"),
+    *("barlow_r50_full", "dino_vits8_pretrain", "dino_vits16_full", "dinov2_vits14_teacher", "dinov3_vits16plus"),
+    *("moco_v1_r50", "moco_v2_r50_train", "simclr_lightly_r50_bench", "simclr_v2_r50_1x_sk0", "swav_r50_train"),
+    *("timm_vits14_reg4_dinov2", "timm_vits16_dinov3_qkvb"),
+)
 
 # Of a layout that a smaller network stands for.
 LARGE = (
+    "mae_vitb16_full",
     "dino_vitb16_pretrain",
     "hf_mae_vitb16",
     "mocov3_vitb16",
@@ -167,12 +173,15 @@ def test_the_largest_networks_fit_by_shape(name, tmp_path, monkeypatch):
     assert weights.dim == manifest["arch"]["dim"]
 
 
+WIDE_OR_DEEP = (
+    *("MoCo, ResNeXt-50", "MoCo, wide ResNet-50-2", "MoCo, ResNet-34", "lightly, numbered ResNet-34"),
+    *("BYOL, a learner in Lightning", "DINO, XCiT nano with patch 8"),
+)
+
+
 @pytest.mark.parametrize(
     "layout",
-    [
-        pytest.param(one, marks=pytest.mark.slow) if one in ("MoCo, ResNeXt-50", "MoCo, wide ResNet-50-2") else one
-        for one in layouts.LAYOUTS
-    ],
+    [pytest.param(one, marks=pytest.mark.slow) if one in WIDE_OR_DEEP else one for one in layouts.LAYOUTS],
 )
 def test_other_sizes_and_variants_give_the_features_of_their_origin(layout, tmp_path):
     """Sizes that are not among the golden files, against timm's and torchvision's own forward passes."""

@@ -128,6 +128,7 @@ def test_a_repository_is_brought_whole_and_then_read_from_the_cache(server, only
     assert server.asked == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_on_the_way_is_no_teacher(server, only_mirror):
     server.cut = True
     with pytest.raises(CheckpointError, match="hf-hub:lab/teacher: ") as error:

@@ -24,8 +24,8 @@ def test_the_doctor_names_every_requirement_with_its_version_and_each_extra(caps
 
 
 def test_the_doctor_says_how_to_install_what_an_extra_lacks(monkeypatch, capsys):
-    real = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda package: "" if package == "openvino" else real(package))
+    real = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda package: "" if package == "openvino" else real(package))
     assert main(["doctor"]) == 0
     assert "missing openvino: pip install 'ssl-kd[openvino]'" in capsys.readouterr().out
 

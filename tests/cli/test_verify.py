@@ -46,7 +46,9 @@ def paint(seed):
             Image.fromarray(pixels).save(folder / name)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [one if one == "eval" else pytest.param(one, marks=pytest.mark.slow) for one in COMMANDS]
+)
 def test_pictures_painted_over_are_others_with_verify_on_a_disk_that_tells_nothing(command, tmp_path, monkeypatch):
     """Such as a large set where no sample falls on a change, and neither inode nor time of change is kept."""
     content = FolderImages._content

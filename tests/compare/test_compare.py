@@ -98,6 +98,7 @@ def test_an_objective_like_random_weights_is_said_to_be_in_table_and_report(stud
     assert (line in markdown(found)) == (line in page(found, "", "")) == alike
 
 
+@pytest.mark.slow
 def test_few_held_out_images_are_said_once_before_the_first_cell(tmp_path, teacher, capsys):
     config = small(tmp_path, teacher, objectives=["sp"], quiet=False)
     for _ in range(2):  # the second time nothing is left to do
@@ -207,6 +208,7 @@ def test_a_folder_of_others_is_left_alone_and_what_was_not_begun_cannot_be_shown
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["holiday.jpg"]
 
 
+@pytest.mark.slow
 def test_a_student_without_a_named_rate_has_the_one_of_a_run(tmp_path, teacher):
     students = {"plain": {"args": {"channels": [4, 4, 4, 4]}}, "mobile": "mobilenetv3_small_050"}
     found = compare(small(tmp_path, teacher, students=students, objectives=["sp"]))
@@ -248,6 +250,7 @@ def test_labels_of_the_judged_tasks_choose_nothing(tmp_path, teacher):
     assert [o.figures for o in right.lines] != [o.figures for o in wrong.lines]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_set_aside_may_choose_and_is_judged_nowhere(tmp_path, teacher):
     for part, seed in (("train", 7), ("test", 8)):
         paint(tmp_path / "aside" / part, 8, seed)
@@ -317,6 +320,7 @@ def test_a_claimed_cell_is_left_to_its_process(tmp_path, teacher):
     assert worker._work_on(Job("targets", "t", pool="all")) == "worked"
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_are_a_row(tmp_path, teacher, teacher_file):
     found = compare(small(tmp_path, teacher, objectives=["sp"], encoders={"theirs": str(teacher_file)}))
     (line,) = [line for line in found.lines if line.kind == "external"]

@@ -115,6 +115,7 @@ def test_the_teacher_looks_once_however_many_students_ask_and_each_has_what_it_h
         assert same(alone.student, group[name].student)
 
 
+@pytest.mark.slow
 def test_prototypes_are_made_anew_where_that_is_asked_for(teacher, tmp_path, monkeypatch):
     """From the views of the epoch that begins, every second time; a killed run goes on to the same bits."""
     made = []

@@ -45,6 +45,7 @@ def test_grouped_convolutions_and_layer_norms_take_half_of_muons_rate(arch, sett
     assert rated(settled(DistillConfig(optimizer="adamw"), 1000), network).lr == RATES["adamw"]
 
 
+@pytest.mark.slow
 def test_students_of_two_kinds_have_each_the_rate_it_has_alone_and_resume(tmp_path):
     students = {"plain": {"arch": "resnet18", "args": SMALL["student_args"]}, "mobile": "mobilenetv3_small_050"}
     shared = {k: v for k, v in ASKED.items() if not k.startswith("student")}

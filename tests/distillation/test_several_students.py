@@ -198,6 +198,7 @@ class Distance(torch.nn.Module):
         return (self.head(student.embedding) - teacher.embedding).square().mean()
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_several_and_names_each(tmp_path, monkeypatch, capsys):
     """From the file of a teacher and a folder of pictures; the config of the run repeats it."""
     monkeypatch.chdir(tmp_path)

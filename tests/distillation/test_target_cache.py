@@ -110,8 +110,8 @@ def test_no_flipped_bit_gives_another_row(tmp_path):
 @pytest.mark.parametrize("package", MADE_BY)
 def test_another_version_of_what_made_them_is_another_store(package, tmp_path, monkeypatch):
     known = TargetCache(tmp_path, "q", 1, 5, 3).key
-    real = target_cache.version
-    monkeypatch.setattr(target_cache, "version", lambda name: "0.0" if name == package else real(name))
+    real = target_cache.installed
+    monkeypatch.setattr(target_cache, "installed", lambda name: "0.0" if name == package else real(name))
     assert TargetCache(tmp_path, "q", 1, 5, 3).key != known
 
 
@@ -289,7 +289,8 @@ def test_runs_share_a_folder_of_targets(tmp_path, teacher):
     assert max(asked) == 2  # the dry pass on made-up images alone
 
 
-@pytest.mark.parametrize("bits", [pytest.param(16, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [16, 4])
 def test_targets_in_a_store_are_asked_for_once_by_all_machines(bits, teacher, bucket, tmp_path, monkeypatch):
     settings = QUICK | {
         "objective": "default",

@@ -198,6 +198,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(te
         ssl_kd.load_encoder(tmp_path / "run/last.ckpt")
 
 
+@pytest.mark.slow
 def test_bf16_learns_as_fp32_does(teacher, tmp_path):
     losses = {}
     for devices in ("32-true", "bf16-mixed"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from ssl_kd.eval.banks import FeatureBank, load_bank
 from ssl_kd.eval.datasets.tasks import Split, Task, by_class_folder
 from ssl_kd.eval.evaluation import evaluate, evaluate_encoders
 from ssl_kd.eval.evaluators.ann_index import open_index
-from ssl_kd.eval.extraction import feature_cache
+from ssl_kd.eval.extraction import feature_cache, versions
 from ssl_kd.eval.extraction.feature_cache import FeatureStore
 from ssl_kd.eval.runner import cell_cache
 from ssl_kd.eval.runner.config import EvalConfig
@@ -270,8 +269,8 @@ def test_another_version_is_another_answer_and_says_so(lab, monkeypatch, program
         return {p: p.stat().st_mtime_ns for kind in KINDS for p in (lab / "out").glob(kind)}
 
     first = evaluate(config(lab, lab / "out", evaluators=["knn"], index="", report=True), quiet=True)
-    before, version = files(), importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9" if name == program else version(name))
+    before, version = files(), versions.installed
+    monkeypatch.setattr(versions, "installed", lambda name: "9.9.9" if name == program else version(name))
     again = evaluate(config(lab, lab / "out", evaluators=["knn"], index="", report=True), quiet=True)
     new = [path for path in files() if path not in before]
     assert [path.suffix for path in new if path.parent.name == "cells"] == [".npz"]

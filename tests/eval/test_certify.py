@@ -98,6 +98,7 @@ def test_a_program_stands_beside_the_student_in_floats_by_its_own_engine(made, n
     assert json.loads((tmp_path / "certificate.json").read_text())["student"]["share"] == found.student.share
 
 
+@pytest.mark.slow
 def test_without_a_float_form_times_of_other_engines_are_said_not_to_compare(made, network, tmp_path, capsys):
     words = [str(made / "other.onnx"), "--images", str(made / "photos"), "--student", str(network)]
     assert certify_main([*words, "--out", str(tmp_path)]) == 0
@@ -136,6 +137,7 @@ def test_a_file_of_a_student_at_chance_is_said_to_be_of_no_use(made, network, tm
     assert "Next: ssl-kd distill" in said
 
 
+@pytest.mark.slow
 def test_a_teacher_may_be_a_bare_file_with_its_size(made, tmp_path, capsys):
     import torch
 

@@ -15,6 +15,7 @@ def task(name):
     return ArrayTask(name, images[:16], labels[:16], images[16:], labels[16:])
 
 
+@pytest.mark.slow
 def test_the_picture_needs_no_second_embedding(tmp_path, monkeypatch):
     encoder, tasks = small_teacher(), [task("digits"), task("temple-regions")]
     alone = demo.picture(encoder, encoder, tasks, tmp_path / "alone.png", rows=1)

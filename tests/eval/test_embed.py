@@ -108,7 +108,7 @@ def _rows(bucket, name, folder):
     return list(names_in(rows)), np.concatenate([part for _, part in rows.parts()])
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+@pytest.mark.parametrize("name", [pytest.param("x.npy", marks=pytest.mark.slow), "x.parquet"])
 def test_embeddings_go_to_a_store_as_to_a_disk(name, lab, bucket, tmp_path, capsys):
     words = ["--weights", str(lab / "s.safetensors"), "--images", str(lab / "photos"), "--quiet"]
     assert main([*words, "--out", str(tmp_path / name)]) == 0

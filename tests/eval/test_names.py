@@ -109,6 +109,7 @@ def test_processes_that_share_the_cells_are_ours_too(users, lab):
     assert len(list((users / "out" / "cells").glob("*.npz"))) == 2
 
 
+@pytest.mark.slow
 def test_in_a_checkout_the_folder_runs_and_is_loaded_once(lab, tmp_path):
     code = (
         "import runpy, sys; sys.argv[1:] = sys.argv[2:]\n"

@@ -85,6 +85,7 @@ def test_a_bank_against_itself_is_the_plain_evaluation_of_a_bank_against_itself(
         assert all(row.value < 0.4 for row in scores.rows if row.metric.startswith("k-NN"))
 
 
+@pytest.mark.slow
 def test_the_sets_own_validation_split_and_every_note_are_passed_on():
     train, test = banks()
     held = np.arange(len(train)) % 5 == 0

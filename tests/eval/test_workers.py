@@ -103,6 +103,7 @@ def test_the_work_of_a_process_is_found_by_the_evaluation(lab, tmp_path, monkeyp
     assert len({bench for bench, _ in first} | {bench for bench, _ in last}) == 2
 
 
+@pytest.mark.slow
 def test_one_open_job_needs_no_processes(lab, tmp_path, monkeypatch):
     evaluate(settings(lab, tmp_path), quiet=True)
 

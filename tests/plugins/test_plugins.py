@@ -119,6 +119,7 @@ def walk(folder, site):
 LOADED = "import sys, ssl_kd; print(ssl_kd.load_encoder(sys.argv[1]).dim)"
 
 
+@pytest.mark.slow
 def test_a_run_by_the_parts_of_the_example_leaves_a_student_that_needs_the_package(folder, site):
     done = ssl_kd_command(folder, site, *COMMANDS["distill"])
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_output_that_is_not_taken_is_one_line_or_silence(output, unbuffered):
     script = "".join(

@@ -58,7 +58,7 @@ assert torch.backends.mkldnn.enabled == torch.backends.mkldnn.is_available()
 """
 
 
-@pytest.mark.parametrize("narrow", [2, 6])
+@pytest.mark.parametrize("narrow", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_gradients_of_narrow_strided_layers_leave_other_memory_alone(narrow):
     """On a processor with AVX2 alone torch 2.14.1 dies here without sound_gradients: "free(): invalid next size"."""
     code = NARROW.format(narrow=narrow)

@@ -62,6 +62,7 @@ def test_an_object_that_changes_under_us_is_read_again_and_never_mixed(bucket, t
     assert fetch(bucket, tmp_path).read_bytes() == other
 
 
+@pytest.mark.slow
 def test_an_object_that_changed_between_two_calls_begins_anew(bucket, tmp_path):
     bucket.put("x.bin", BYTES)
     bucket.server.plan = [None, None, *["stall"] * 5]
@@ -72,6 +73,7 @@ def test_an_object_that_changed_between_two_calls_begins_anew(bucket, tmp_path):
     assert fetch(bucket, tmp_path).read_bytes() == BYTES[::-1]
 
 
+@pytest.mark.slow
 def test_an_object_that_never_stands_still_is_refused_with_nothing_left(bucket, tmp_path):
     bucket.put("x.bin", BYTES)
     bucket.server.plan = [lambda n=n: bucket.put("x.bin", BYTES[n:] + BYTES[:n]) for n in range(1, 60)]

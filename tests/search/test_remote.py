@@ -105,6 +105,7 @@ def test_damage_in_a_store_is_noticed_and_said_in_one_line(lab, bucket, elsewher
         Index.open(f"{bucket.url}/nothing")
 
 
+@pytest.mark.slow
 def test_an_index_that_changes_while_it_is_read_is_read_as_one_of_both(lab, bucket, elsewhere):
     url = f"{bucket.url}/photos.index"
     Index.build(url, "photos", "s.safetensors")
