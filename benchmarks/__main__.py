@@ -16,10 +16,11 @@ NAMES = {
 }
 WHEN_NAMED = {
     "students_speed": "several students on one pass of the teacher, against one after another and the networks alone",
+    "embed_speed": "embedding a folder of JPEGs, against the bare engine on pixels in memory",
     "eval_workers": "the cells of an evaluation in several processes, against one",
     "health": "how well label-free health ranks students, against labelled k-NN",
     "index": "a million made-up vectors in an index, against bare faiss",
-    "int8_speed": "int8 files of students against their float files, in onnxruntime",
+    "int8_speed": "int8 files of students against their float ONNX file, in onnxruntime and OpenVINO",
     "index_kill": "an index killed again and again while it is changed",
     "kill": "a run killed again and again, against one that was left alone",
     "memory": "seconds and bytes of an index, and whether a run's memory grows",
