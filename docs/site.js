@@ -1,6 +1,8 @@
 window.addEventListener("load", () => {
   // What scrolls sideways can be scrolled by keyboard.
   document.querySelectorAll("pre > code, .md-typeset__scrollwrap").forEach((part) => { part.tabIndex = 0; });
+  // The theme's search is a dialog without a name.
+  document.querySelectorAll("[role=dialog]:not([aria-label])").forEach((part) => part.setAttribute("aria-label", "Search"));
   // Each landmark has a name of its own: the theme gives several the same, or none.
   const seen = {};
   document.querySelectorAll("nav").forEach((nav) => {
