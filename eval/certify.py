@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,7 +56,7 @@ class CertifyConfig:
         file: the file to judge; ONNX and OpenVINO files need their card beside them or inside
         images: folder or zip of photos, without labels, at least 60; better not those that an int8 file was made with
         student: the float student that the file was made of, a checkpoint
-        teacher: the student's teacher, a checkpoint, a name such as dino_vits16, or a mapping {path, size, arch, mean, std, ...}: with size, it is judged at the pixels that the student learned it at
+        teacher: the student's teacher, a checkpoint, a name such as dino_vits16, or a mapping {path, size, arch, mean, std, ...}: it is judged at the size that the student learned it at, unless size says otherwise
         tasks: list of tasks with labels, as ssl-kd eval takes them; each is judged by k-NN and a linear probe
         within: points of overlap with the teacher that the file may lose of the student's
         out: folder for the certificate and the reports behind it
@@ -82,7 +82,7 @@ class Certificate:
     """The answer. `lost`: share of neighbours shared with the teacher that the student has and the file has not.
 
     `sizes` in bytes, `timings` and `engines` (what ran it) are by row: teacher, student, file, and "student in floats", the
-    student exported to the file's engine, where that could be done.
+    student exported to the file's engine, where that could be done. `teacher_size` says where the teacher is not judged at its own.
     """
 
     tables: Mapping[str, Results]  # by the reference: teacher, student
@@ -93,6 +93,7 @@ class Certificate:
     threads: int
     within: float
     lost: Mean | None
+    teacher_size: str = ""
 
     @property
     def met(self) -> bool:
@@ -112,7 +113,7 @@ class Certificate:
 
     def lines(self) -> list[str]:
         """The figures that no table holds."""
-        told = []
+        told = [self.teacher_size] * bool(self.teacher_size)
         if self.lost is not None:
             said = "met" if self.met else "MISSED"
             told.append(f"neighbours shared with the teacher: lost {self.lost}; at most {self.within:g} points: {said}")
@@ -183,7 +184,12 @@ def certify(config: CertifyConfig, float_form: FloatForm | None = None) -> Certi
         raise UserError(f"within: expected points of overlap from 0 to 100, got {config.within}")
     out = Path(config.out)
     require_ours(out, FOLDER)
-    teacher = _teacher(config)
+    teacher, said = _teacher(config)
+    if teacher is not None and said:
+        eyes: dict[str, object] = {"size": teacher.size, "crop_ratio": teacher.crop_ratio}
+        config = replace(config, teacher=_given(config) | eyes)
+        if not config.quiet:
+            print(said, file=sys.stderr)
     sources = {TEACHER: teacher.source if teacher else "", STUDENT: config.student, FILE: config.file}
     sources = {name: source for name, source in sources.items() if source}
     tables = _tables(config, sources, out)
@@ -193,20 +199,37 @@ def certify(config: CertifyConfig, float_form: FloatForm | None = None) -> Certi
         timings, engines, machine, threads = _speed(rows, teacher)
         sizes = {name: _bytes(Path(source)) for name, source in rows.items() if Path(source).is_file()}
     lost = _lost(tables[TEACHER]) if {TEACHER, STUDENT} <= set(sources) else None
-    found = Certificate(tables, sizes, timings, engines, machine, threads, config.within, lost)
+    found = Certificate(tables, sizes, timings, engines, machine, threads, config.within, lost, said)
     atomic_text(out / "certificate.json", json.dumps(found.record(), indent=1))
     atomic_text(out / "certificate.md", found.markdown())
     return found
 
 
-def _teacher(config: CertifyConfig) -> EncoderConfig | None:
-    """The teacher's row of the tables, checked."""
+def _given(config: CertifyConfig) -> dict[str, object]:
+    return dict(config.teacher) if isinstance(config.teacher, Mapping) else {"weights": config.teacher}
+
+
+def _teacher(config: CertifyConfig) -> tuple[EncoderConfig | None, str]:
+    """The teacher's row of the tables, checked, at the size at which the student learned it; a line where that is not its own."""
+    from ssl_kd.checkpoints.loading import load_teacher
+    from ssl_kd.models.encoder import learned_at
+
+    from .runner.build import open_encoders
     from .runner.config import EncoderConfig, entry_of
 
     if not config.teacher:
-        return None
-    given = config.teacher if isinstance(config.teacher, Mapping) else {"weights": config.teacher}
-    return entry_of(EncoderConfig, {**given, "name": TEACHER}, TEACHER)
+        return None, ""
+    row = entry_of(EncoderConfig, {**_given(config), "name": TEACHER}, TEACHER)
+    if row.size is not None or not config.student:
+        return row, ""
+    teacher = cast("Encoder", open_encoders([row])[TEACHER])
+    alike = learned_at(load_teacher(config.student), teacher)
+    if alike is None:
+        return row, ""
+    return replace(row, size=alike.size, crop_ratio=(alike.crop or alike.size) / (alike.resize or alike.size)), (
+        f"the teacher is judged at {alike.size} px, where its student learned it; with size: {teacher.preprocessing.size} in "
+        "--teacher '{path: ..., size: ...}' at its own"
+    )
 
 
 def _tables(config: CertifyConfig, sources: Mapping[str, str], out: Path) -> dict[str, Results]:

@@ -263,19 +263,14 @@ def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Resu
 
 def other_sizes(encoders: Mapping[str, Row], reference: str) -> list[str]:
     """A note on each student of the reference that sees images at another size than the reference does here."""
-    from ssl_kd.models.encoder import Encoder
+    from ssl_kd.models.encoder import Encoder, learned_at
 
     teacher, notes = encoders.get(reference), []
     for name, row in encoders.items():
-        if not (isinstance(teacher, Encoder) and isinstance(row, Encoder)) or not row.origin.startswith(
-            "distilled from "
-        ):
-            continue
-        theirs, own = teacher.preprocessing.size, row.preprocessing.size
-        if theirs != own and teacher.origin in row.origin:
+        if isinstance(teacher, Encoder) and isinstance(row, Encoder) and (alike := learned_at(row, teacher)):
             notes.append(
-                f"{reference} is judged at {theirs} px and {name}, its student, at {own}; `size: {own}` in {reference}'s row "
-                "judges both alike"
+                f"{reference} is judged at {teacher.preprocessing.size} px and {name}, its student, at {alike.size}; "
+                f"`size: {alike.size}` in {reference}'s row judges both alike"
             )
     return notes
 

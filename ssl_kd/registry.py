@@ -143,7 +143,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
             )
         names = list(self)
         known = ", ".join(map(_shown, names)) or "none"
-        return f"{self.what}: no {_shown(name)!r}; known: {known}, or module:name.{nearest(name, names)}"
+        return f"{self.what}: no {_shown(name)!r}.{nearest(name, names)} Known: {known}, or module:name"
 
     @property
     def offers(self) -> dict[str, list[EntryPoint]]:

@@ -62,7 +62,10 @@ class IndexVerdict:
             said += f": keep {reference} for queries too: {self.encoder} is not good enough, at best {_points(best / self.reference)} % "
             return f"{said}of {reference}'s mAP; train it longer, on more images, or take a larger one"
         if not self.keep:
-            return f"{said}: re-embed, its own index is better beyond the interval; {_change(self.own_lost, self.own_half)}"
+            return (
+                f"{said}: re-embed, its own index is better than its queries to {reference}'s, beyond the interval; "
+                f"beside {reference}'s own search {_change(self.own_lost, self.own_half)}"
+            )
         return f"{said}: keep it, {_change(self.lost, self.lost_half)}{saved}"
 
 

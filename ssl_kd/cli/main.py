@@ -76,8 +76,9 @@ def _after(done: Distilled | DistilledGroup, config: DistillConfig) -> str:
     students = list(getattr(done, "students", {"": done}).values())
     good = [one for one in students if one.overlap is None or one.overlap.above_chance]
     if good:
-        path = shlex.quote(str(good[-1].path))
-        return f"ssl-kd export {path} --to timm --out student_timm.safetensors; ssl-kd eval --help"
+        path = str(good[-1].path)
+        export = f"ssl-kd export {shlex.quote(path)} --to timm --out student_timm.safetensors"
+        return f"{export}; {_is_it_good(path, good[-1].student.preprocessing.size, config)}"
     kept = yaml.safe_load((done.out / "config.yaml").read_text())
     length = "steps" if kept["steps"] else "epochs"
     words = ["ssl-kd", "distill", "--config", str(done.out / "config.yaml"), f"--{length}", str(LONGER * kept[length])]
@@ -85,6 +86,23 @@ def _after(done: Distilled | DistilledGroup, config: DistillConfig) -> str:
     for name, value in named_code(config).items():
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join([*words, "--out", f"{str(done.out).rstrip('/')}_longer"])
+
+
+def _is_it_good(path: str, size: int, config: DistillConfig) -> str:
+    """The evaluation on photos without labels, beside the teacher and random weights; its help where several teachers taught."""
+    if not isinstance(config.teacher, str) or not config.teacher:
+        return "ssl-kd eval --help"
+    settings = ("feature", "format", "branch", "arch", "arch_args", "mean", "std")
+    by_hand = {name: value for name in settings if (value := getattr(config, f"teacher_{name}"))}
+    size = config.teacher_size or size
+    rows = [
+        {"name": "teacher", "weights": config.teacher, "size": size, **by_hand},
+        {"name": "student", "weights": path},
+        {"name": "random", "like": "student"},
+    ]
+    tasks = [{"name": "photos", "photos": "heldout/"}]
+    words = ["ssl-kd", "eval", "--encoders", json.dumps(rows), "--tasks", json.dumps(tasks), "--out", "runs/good"]
+    return shlex.join(words)
 
 
 def targets(argv: Sequence[str]) -> int:

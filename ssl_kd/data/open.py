@@ -119,9 +119,8 @@ def _open_path(path: str, max_unreadable: float) -> ImageSource:
     known = list(map(shown_name, os.listdir(parent))) if os.path.isdir(parent) else []
     if is_object(named):
         raise ImagesError(f"{shown_name(path)}: no such archive, and {SOURCES.unknown(named)}")
-    raise ImagesError(
-        f"{shown_name(path)}: no such folder or archive.{nearest(os.path.basename(path.rstrip('/')), known)}"
-    )
+    what = "picture" if path.lower().endswith(EXTENSIONS) else "folder or archive"
+    raise ImagesError(f"{shown_name(path)}: no such {what}.{nearest(os.path.basename(path.rstrip('/')), known)}")
 
 
 def _must_be_archive(path: str) -> None:

@@ -65,7 +65,7 @@ from ssl_kd.exporters.programs import (
     write_onnx,
     write_openvino,
 )
-from ssl_kd.models.encoder import Encoder, frozen, not_finite
+from ssl_kd.models.encoder import Encoder, frozen, learned_at, not_finite
 from ssl_kd.registry import Registry
 from ssl_kd.runtime.files import atomic_text, part_of, put_in_place, sweep
 from ssl_kd.runtime.timing import in_turns, machine
@@ -210,6 +210,8 @@ def _judge(
     if not any(TARGETS[name].shrink for name in formats):
         return None
     taught = teacher if isinstance(teacher, Encoder) or teacher is None else load_teacher(teacher)
+    if taught is not None and taught is not teacher and (alike := learned_at(encoder, taught)):
+        taught.preprocessing = alike
     return Judge(encoder, images, None if taught is None else frozen(taught), within, keep)
 
 

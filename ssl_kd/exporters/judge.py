@@ -66,13 +66,15 @@ class Verdict:
     timings: dict[str, Timing] = field(default_factory=dict)
     machine: str = ""
     threads: int = 0
+    teacher_size: int = 0  # pixels at which the teacher was asked
 
     def lines(self) -> list[str]:
         """What the command prints."""
         told = [f"neighbours shared with the float student: {self.with_student} (chance {100 * self.chance:.1f} %)"]
         if self.with_teacher is not None:
             told.append(
-                f"with the teacher: {self.with_teacher}; the float student: {self.student_with_teacher}; lost {self.lost}"
+                f"with the teacher, at {self.teacher_size} px: {self.with_teacher}; the float student: "
+                f"{self.student_with_teacher}; lost {self.lost}"
             )
         told.append(
             f"{self.photos} photos that nothing was chosen by; asked: {self.asked}: {'met' if self.met else 'MISSED'}"
@@ -108,6 +110,7 @@ class Judge:
         if keep is not None and not 0 <= keep <= 100:
             raise UserError(f"keep: expected percent of the float student's neighbours from 0 to 100, got {keep}")
         self.encoder, self.within = encoder, within / 100
+        self.teacher_size = 0 if teacher is None else teacher.preprocessing.size
         self.keep = keep / 100 if keep is not None else KEPT if teacher is None else 0.0
         seen, taught = _both(images, encoder.preprocessing, teacher.preprocessing if teacher else None)
         if len(seen) < LEAST:
@@ -148,6 +151,7 @@ class Judge:
         points = f"at most {100 * self.within:g} points of overlap with the teacher lost"
         asked = f"{points}, {asked}" if self.keep else points
         met = met and lost.value <= self.within
+        further |= {"teacher_size": self.teacher_size}
         return verdict(len(rows), chance, same, mean_of(theirs), mean_of(own), lost, met, asked, **further)
 
 

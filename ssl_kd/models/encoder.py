@@ -359,6 +359,20 @@ def frozen(encoder: Encoder) -> Encoder:
     return encoder.eval().requires_grad_(False)
 
 
+def learned_at(student: Encoder, teacher: Encoder) -> Preprocessing | None:
+    """The teacher's pixels as this student of its own learned them; None where they are the teacher's already.
+
+    Also None for the student of another teacher. Size and crop are the student's, the rest is the teacher's.
+    """
+    own, theirs = student.preprocessing, teacher.preprocessing
+    if (
+        not (student.origin.startswith("distilled from ") and teacher.origin in student.origin)
+        or own.size == theirs.size
+    ):
+        return None
+    return theirs.at(own.size, (own.crop or own.size) / (own.resize or own.size))
+
+
 def not_finite(state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of floating tensors that hold a NaN or an infinity."""
     items = state.items() if isinstance(state, Mapping) else state

@@ -13,6 +13,7 @@ from PIL import Image
 from ssl_kd.cli.main import COMMANDS, main
 from ssl_kd.distillation.config import DistillConfig
 from ssl_kd.errors import UserError
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.runtime.command_line import parse
 
 
@@ -168,7 +169,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, tmp_path, folder, capsys):
 
 
 def test_of_several_processes_the_first_alone_says_what_came_out(monkeypatch, capsys):
-    student = SimpleNamespace(arch="resnet18", dim=512)
+    student = SimpleNamespace(arch="resnet18", dim=512, preprocessing=Preprocessing())
     done = SimpleNamespace(path="x", student=student, seconds=60.0, last={}, overlap=None)
     monkeypatch.setattr("ssl_kd.distillation.trainer.distill", lambda config: done)
     store = SimpleNamespace(path="y", filled=lambda: 1.0, shape=(1, 2, 3))

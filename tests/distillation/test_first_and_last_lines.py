@@ -12,7 +12,9 @@ from ssl_kd.cli.main import main
 from ssl_kd.data.augment import SCHEMES
 from ssl_kd.data.loader import ViewLoader
 from ssl_kd.distillation import monitor
+from ssl_kd.eval.runner.config import EvalConfig
 from ssl_kd.runtime import progress
+from ssl_kd.runtime.command_line import parse
 
 WORDS = ["--teacher", "t.safetensors", "--student", "resnet18", "--student_args", "{channels: [8, 8, 8, 8]}"]
 WORDS += ["--images", "photos", "--size", "32", "--batch_size", "16", "--precision", "32-true", "--health_images", "32"]
@@ -52,7 +54,14 @@ def test_a_student_above_chance_is_exported_next(place, monkeypatch, capsys):
     assert main(["distill", *WORDS, "--epochs", "1", "--out", "run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[-2].endswith("50.0 ±0.0 % of the teacher's neighbours on held-out images, chance 32.3 %")
-    assert said[-1].startswith("Next: ssl-kd export run/student.safetensors ")
+    first, second = said[-1].removeprefix("Next: ").split("; ")
+    assert first.startswith("ssl-kd export run/student.safetensors ")
+    command, *words = shlex.split(second)[1:]
+    found = parse(EvalConfig, words, "ssl-kd eval")
+    assert command == "eval"
+    assert [(row["name"], row.get("weights") or row["like"]) for row in found.encoders] == [
+        ("teacher", "t.safetensors"), ("student", "run/student.safetensors"), ("random", "student"),
+    ]  # fmt: skip
 
 
 def test_a_run_whose_length_nobody_named_says_it_first_and_one_of_few_held_out_images_that(place, monkeypatch, capsys):
@@ -69,6 +78,14 @@ def test_a_run_whose_length_nobody_named_says_it_first_and_one_of_few_held_out_i
     assert "auto chose" not in capsys.readouterr().err
     assert main(["distill", *WORDS, "--epochs", "1", "--out", "named", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_holds_nothing_out_says_so_first_unless_that_was_asked_for(tmp_path, capsys):
+    settings = SMALL | {"quiet": False, "epochs": 1, "health_every": 1.0}
+    ssl_kd.distill(small_teacher(), images=small_images(16), out=tmp_path / "a", **settings)
+    assert "distill: none of 16 images is held out, as of any set so small: " in capsys.readouterr().err
+    ssl_kd.distill(small_teacher(), images=small_images(16), out=tmp_path / "b", **settings | {"health_every": 0.0})
+    assert "held out" not in capsys.readouterr().err
 
 
 def test_chance_stands_behind_neighbours_in_the_progress(monkeypatch, tmp_path, capsys):

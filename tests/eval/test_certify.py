@@ -174,3 +174,21 @@ def test_what_cannot_be_certified_is_one_line(case, made, tmp_path, capsys, monk
     assert words in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_is_judged_at_the_size_that_its_student_learned_it_at(made, tmp_path, capsys):
+    teacher = ssl_kd.build("resnet18", channels=[4, 4, 4, 12], preprocessing=Preprocessing().at(32))
+    ssl_kd.save_student(teacher, tmp_path / "teacher.safetensors")
+    origin = ssl_kd.load_teacher(tmp_path / "teacher.safetensors").origin
+    student = ssl_kd.build("resnet18", channels=[4, 4, 4, 12], preprocessing=Preprocessing().at(16))
+    student.origin = f"distilled from {origin}"
+    place = ssl_kd.save_student(student, tmp_path / "student.safetensors")
+    words = [str(place), "--images", str(made / "photos"), "--student", str(place), "--out", str(tmp_path / "out")]
+    line = "the teacher is judged at 16 px, where its student learned it; with size: 32 in --teacher"
+    for given, said in (
+        (tmp_path / "teacher.safetensors", True),
+        (f"{{path: {tmp_path / 'teacher.safetensors'}, size: 32}}", False),
+    ):
+        assert certify_main([*words, "--teacher", str(given), "--quiet", "true"]) in (0, 1)
+        assert (line in capsys.readouterr().out) == said
+        assert (line in (tmp_path / "out" / "certificate.md").read_text()) == said

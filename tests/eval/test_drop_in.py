@@ -119,7 +119,7 @@ def test_a_student_too_poor_for_either_way_leaves_the_teacher_where_it_is():
 
 
 def test_a_student_that_reaches_half_or_cannot_be_told_from_the_teacher_is_advised_as_before_and_told_what_it_loses():
-    assert "; you lose " in verdict(0.468, 0.085, 0.35)
+    assert "; beside teacher's own search you lose " in verdict(0.468, 0.085, 0.35)
     assert "re-embed" in verdict(0.468, 0.085, 0.35)
     assert "re-embed" in verdict(0.2, 0.01, 0.09, count=40)  # below half, but nobody can tell it from the teacher's
     assert ": keep it, you lose" in verdict(0.468, 0.40, 0.35)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssl_kd.errors import UserError
 from ssl_kd.models.backbones import POSITIONS, stages
-from ssl_kd.models.encoder import Encoder, build
+from ssl_kd.models.encoder import Encoder, build, learned_at
 from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.types import Features
 
@@ -499,3 +499,15 @@ def test_pixels_that_are_none_are_refused_in_one_line(spoil, says):
     images[0, 0, 0, 0] = 0.0
     with pytest.raises(UserError, match=says):
         build("resnet18", channels=[8, 8, 8, 8])(spoil(images))
+
+
+def test_the_size_at_which_a_student_learned_its_teacher_is_known_of_its_own_alone():
+    teacher, student = (build("resnet18", preprocessing=Preprocessing().at(size)) for size in (224, 56))
+    teacher.origin, student.origin = "a lab's file", "distilled from a lab's file"
+    alike = learned_at(student, teacher)
+    assert (alike.size, alike.mean) == (56, teacher.preprocessing.mean)
+    assert learned_at(teacher, teacher) is None
+    teacher.preprocessing = alike
+    assert learned_at(student, teacher) is None
+    teacher.preprocessing, student.origin = Preprocessing().at(224), "distilled from another file"
+    assert learned_at(student, teacher) is None
