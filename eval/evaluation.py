@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from .runner.cells import Row
 
+BESIDE_THE_REFERENCE = ("agreement", "cka", "asymmetric")  # evaluators whose figure is of two networks
+
 
 def evaluate(config: EvalConfig, quiet: bool = False) -> Results:
     """Run what a configuration describes and write its results into `config.out`. UserError for bad input.
@@ -255,6 +257,11 @@ def _results(bench: Bench, jobs: Sequence[Job], left_out: Sequence[str]) -> Resu
     known = facts(bench.encoders, bench.tasks.values())
     known |= {f"evaluator {one.title}": one.record for one in bench.own.values()}
     notes = other_sizes(bench.encoders, bench.reference)
+    if len(bench.encoders) == 1 and any(cell.scores.evaluator in BESIDE_THE_REFERENCE for cell in cells):
+        notes.append(
+            f"{bench.reference} is compared with itself, because no other encoder is here; add its teacher, and random weights "
+            f"({{name: random, like: {bench.reference}}})"
+        )
     known |= {"notes on encoders": "\n".join(notes)} if notes else {}
     known["features"] = f"{settings.precision}, engine {settings.engine}"
     known["programs"] = "; ".join(dict.fromkeys(cell.programs for cell in cells))

@@ -129,6 +129,20 @@ def test_an_evaluation_of_photos_answers_whether_a_student_is_good(photos, tmp_p
     assert again.rows == results.rows
 
 
+def test_an_encoder_alone_is_said_to_be_compared_with_itself(photos, tmp_path):
+    torch.manual_seed(0)
+    file = ssl_kd.save_student(
+        ssl_kd.build("resnet18", small_stem=True, channels=[8, 8, 8, 16]), tmp_path / "s.safetensors"
+    )
+    config = EvalConfig(
+        out=str(tmp_path / "out"),
+        tasks=[{"name": "mine", "photos": str(photos)}],
+        encoders=[{"name": "student", "weights": str(file)}],
+        evaluators=["agreement"],
+    )
+    assert "student is compared with itself" in evaluate(config, quiet=True).facts["notes on encoders"]
+
+
 MISTAKES = {
     "photos and a path": ({"photos": "p", "path": "q"}, "give path, or train and test"),
     "a metric of labels": ({"photos": "p", "metric": "top1"}, "metric says nothing without labels"),
