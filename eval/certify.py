@@ -123,10 +123,12 @@ class Certificate:
                 told.append(
                     "so there was nothing to lose: the student itself is of no use here, and no file of it can be"
                 )
+        from ssl_kd.runtime.timing import threads_said
+
         sizes = ", ".join(f"{_called(name)} {size / 1e6:.1f} MB" for name, size in self.sizes.items())
         spent = ", ".join(f"{name} by {self.engines[name]} {timing}" for name, timing in self.timings.items())
         told.append(f"size: {sizes}")
-        told.append(f"one image, without reading it: {spent}; {self.threads} threads on {self.machine}")
+        told.append(f"one image, without reading it: {spent}; {threads_said(self.threads)} on {self.machine}")
         return told + self._beside_floats()
 
     def _beside_floats(self) -> list[str]:

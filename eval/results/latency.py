@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ssl_kd.runtime.timing import Timing
+from ssl_kd.runtime.timing import Timing, threads_said
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Latency:
         """Say on what, such as `one thread`."""
         if self.device != "cpu":
             return self.device
-        return "one thread" if threads == 1 else f"{threads} threads"
+        return threads_said(threads)
 
     def __str__(self) -> str:
         return ", ".join(f"{self.where(threads)} {one}" for threads, one in self.by_threads.items())

@@ -23,7 +23,7 @@ from ssl_kd.errors import UserError
 from ssl_kd.metrics import Mean, chance_overlap, mean_of, shared_neighbours
 from ssl_kd.models.encoder import Encoder
 from ssl_kd.models.preprocessing import Preprocessing
-from ssl_kd.runtime.timing import Timing
+from ssl_kd.runtime.timing import Timing, threads_said
 
 MOST = {"calibration": 128, "choice": 256, "proof": 1000}  # photos of each part
 LEAST = 60  # photos in all
@@ -85,7 +85,7 @@ class Verdict:
         if self.timings:
             spent = "; ".join(f"{name} {timing}" for name, timing in self.timings.items())
             told.append(
-                f"{100 * self.smaller:.0f} % of the float file's size; one image: {spent}; {self.threads} threads"
+                f"{100 * self.smaller:.0f} % of the float file's size; one image: {spent}; {threads_said(self.threads)}"
             )
             told.append(f"on {self.machine}")
         return told
@@ -104,7 +104,7 @@ class Judge:
     ):
         """images: (B, 3, S, S) in [0, 1], or a folder or zip. within: points. keep: percent. UserError for too few photos."""
         if images is None:
-            raise UserError("images: a smaller copy is set and judged by photos of yours; give --images FOLDER")
+            raise UserError("images: int8 and float16 files are made and judged on your photos; give --images FOLDER")
         if not 0 <= within <= 100:
             raise UserError(f"within: expected points of overlap from 0 to 100, got {within}")
         if keep is not None and not 0 <= keep <= 100:

@@ -55,6 +55,11 @@ def in_turns(
     return {name: median(spent) for name, spent in taken.items()}
 
 
+def threads_said(count: int) -> str:
+    """`one thread`, or `8 threads`."""
+    return "one thread" if count == 1 else f"{count} threads"
+
+
 def median(spent: list[float]) -> Timing:
     """The median of some seconds and its 95 % interval by order statistics (binomial, normal approximation)."""
     ranked, n = sorted(spent), len(spent)
