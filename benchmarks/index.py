@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_kd.models.preprocessing import Preprocessing
 from ssl_kd.models.space import Space
 from ssl_kd.search.index import Index
 from ssl_kd.search.store import Store, create
@@ -63,7 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     rows, width = options.rows, options.width
     with tempfile.TemporaryDirectory() as folder:
-        space = Space("0" * 64, "pool", "made up", width, "none", "made-up vectors")
+        space = Space("0" * 64, "pool", Preprocessing().key(), width, "none", "made-up vectors")
         about: dict[str, object] = {"space": space.record(), "norm": "unit", "weights": ""}
         store = create(Path(folder) / "i", width, about)
         built, added = fill(store, 0, rows, width), fill(store, rows, rows // 100, width)
