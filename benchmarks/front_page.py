@@ -23,7 +23,7 @@ from ssl_kd.compare.results import Comparison, Group, Line
 from ssl_kd.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs"
-WIDTHS = ([6, 12, 24, 32], [12, 22, 44, 64], [22, 44, 84, 100], [28, 56, 112, 200])  # the third is the demo's
+WIDTHS = ([6, 12, 24, 32], [12, 22, 44, 64], [24, 40, 80, 104], [28, 56, 112, 200])  # the third is the demo's
 FIGURES = {
     "knn/dino k=20": "k-NN",
     "linear/quick-lbfgs": "linear probe",
