@@ -53,6 +53,7 @@ def measure(arch: str, size: int, engine: str, folder: Path, count: int, rounds:
     images, few = open_images(folder), Subset(open_images(folder), np.arange(count // 4))
     pixels = torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8)
     more = count - count // 4
+    turns = max(1, more // BATCH)
 
     def ours(source: ImageSource) -> float:
         return seconds(
@@ -62,7 +63,7 @@ def measure(arch: str, size: int, engine: str, folder: Path, count: int, rounds:
     def bare() -> float:
         with started(encoder, (encoder.feature,), engine, "cpu", "32-true", BATCH) as run, torch.inference_mode():
             run(pixels)
-            return seconds(lambda: [run(pixels) for _ in range(more // BATCH)]) / (more // BATCH * BATCH)
+            return seconds(lambda: [run(pixels) for _ in range(turns)]) / (turns * BATCH)
 
     alone, whole = [], []
     for _ in range(rounds):

@@ -15,10 +15,12 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ssl_kd
+from ssl_kd.checkpoints.programs import start_openvino
 from ssl_kd.exporters.int8 import program
 from ssl_kd.exporters.pictures import pictures
 from ssl_kd.models.encoder import frozen
@@ -40,21 +42,17 @@ def files(arch: str, size: int, folder: Path, formats: list[str]) -> dict[str, P
     photos, ends = pictures(60, size), {"onnx": ".onnx", "openvino": ".xml"}
     paths = {name: folder / f"{arch}.{name}{ends[name.partition('-')[0]]}" for name in formats}
     for name, path in paths.items():
-        ssl_kd.export(
-            encoder, name, path, *([photos] if "int8" in name else []), **({"keep": 0} if "int8" in name else {})
-        )
+        int8: dict[str, Any] = {"images": photos, "keep": 0} if "int8" in name else {}
+        ssl_kd.export(encoder, name, path, **int8)
     return paths
 
 
 def asked(path: Path) -> Callable[[torch.Tensor], object]:
-    """The file as its engine runs it on so many threads as torch has, without anything of ours around."""
+    """The file as its engine runs it, on so many threads as torch has."""
     if path.suffix == ".onnx":
         return program(path.read_bytes())
-    import openvino
-
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    network = openvino.Core().compile_model(str(path), "CPU", {**hints, "INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: network(images.numpy())
+    ask = start_openvino(path).ask
+    return lambda images: ask(images.numpy())
 
 
 def weight(path: Path) -> int:

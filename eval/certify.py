@@ -186,12 +186,10 @@ def certify(config: CertifyConfig, float_form: FloatForm | None = None) -> Certi
         raise UserError(f"within: expected points of overlap from 0 to 100, got {config.within}")
     out = Path(config.out)
     require_ours(out, FOLDER)
-    teacher, said = _teacher(config)
-    if teacher is not None and said:
-        eyes: dict[str, object] = {"size": teacher.size, "crop_ratio": teacher.crop_ratio}
-        config = replace(config, teacher=_given(config) | eyes)
-        if not config.quiet:
-            print(said, file=sys.stderr)
+    config, said = _at_learned_size(config)
+    if said and not config.quiet:
+        print(said, file=sys.stderr)
+    teacher = _teacher(config)
     sources = {TEACHER: teacher.source if teacher else "", STUDENT: config.student, FILE: config.file}
     sources = {name: source for name, source in sources.items() if source}
     tables = _tables(config, sources, out)
@@ -211,24 +209,29 @@ def _given(config: CertifyConfig) -> dict[str, object]:
     return dict(config.teacher) if isinstance(config.teacher, Mapping) else {"weights": config.teacher}
 
 
-def _teacher(config: CertifyConfig) -> tuple[EncoderConfig | None, str]:
-    """The teacher's row of the tables, checked, at the size at which the student learned it; a line where that is not its own."""
+def _teacher(config: CertifyConfig) -> EncoderConfig | None:
+    """The teacher's row of the tables, checked."""
+    from .runner.config import EncoderConfig, entry_of
+
+    return entry_of(EncoderConfig, {**_given(config), "name": TEACHER}, TEACHER) if config.teacher else None
+
+
+def _at_learned_size(config: CertifyConfig) -> tuple[CertifyConfig, str]:
+    """The settings with the teacher at the size at which the student learned it, and a line where that is not its own."""
     from ssl_kd.checkpoints.loading import load_teacher
     from ssl_kd.models.encoder import learned_at
 
     from .runner.build import open_encoders
-    from .runner.config import EncoderConfig, entry_of
 
-    if not config.teacher:
-        return None, ""
-    row = entry_of(EncoderConfig, {**_given(config), "name": TEACHER}, TEACHER)
-    if row.size is not None or not config.student:
-        return row, ""
+    row = _teacher(config)
+    if row is None or row.size is not None or not config.student:
+        return config, ""
     teacher = cast("Encoder", open_encoders([row])[TEACHER])
     alike = learned_at(load_teacher(config.student), teacher)
     if alike is None:
-        return row, ""
-    return replace(row, size=alike.size, crop_ratio=(alike.crop or alike.size) / (alike.resize or alike.size)), (
+        return config, ""
+    eyes: dict[str, object] = {"size": alike.size, "crop_ratio": alike.crop_ratio}
+    return replace(config, teacher=_given(config) | eyes), (
         f"the teacher is judged at {alike.size} px, where its student learned it; with size: {teacher.preprocessing.size} in "
         "--teacher '{path: ..., size: ...}' at its own"
     )

@@ -94,9 +94,9 @@ def _is_it_good(path: str, size: int, config: DistillConfig) -> str:
         return "ssl-kd eval --help"
     settings = ("feature", "format", "branch", "arch", "arch_args", "mean", "std")
     by_hand = {name: value for name in settings if (value := getattr(config, f"teacher_{name}"))}
-    size = config.teacher_size or size
+    by_hand |= {"crop_ratio": config.crop_ratio} if config.crop_ratio else {}
     rows = [
-        {"name": "teacher", "weights": config.teacher, "size": size, **by_hand},
+        {"name": "teacher", "weights": config.teacher, "size": config.teacher_size or size, **by_hand},
         {"name": "student", "weights": path},
         {"name": "random", "like": "student"},
     ]

@@ -21,7 +21,7 @@ from ssl_kd.distillation.figures import shown, side_by_side
 from ssl_kd.distillation.group import Group
 from ssl_kd.distillation.learner import Learner
 from ssl_kd.distillation.model_card import group_card
-from ssl_kd.distillation.monitor import ENOUGH, few_held_out
+from ssl_kd.distillation.monitor import few_held_out
 from ssl_kd.distillation.optim import warmup_cosine
 from ssl_kd.distillation.setup import Parts
 from ssl_kd.distillation.target_cache import TargetStore
@@ -168,14 +168,9 @@ class Loop:
                 f"--epochs N makes the run shorter"
             )
         monitor = next(iter(self.group.learners.values())).monitor
-        if monitor is None:
-            if self.config.health_every:
-                bar.say(
-                    f"none of {len(self.loader.images):,} images is held out, as of any set so small: nothing will tell how much is "
-                    f"learned; --health-images {ENOUGH} holds out some"
-                )
-            return
-        if line := few_held_out(len(monitor.held.images), len(self.loader.images), "--health-images"):
+        held = 0 if monitor is None else len(monitor.held.images)
+        line = few_held_out(held, len(self.loader.images), "--health-images")
+        if line and self.config.health_every:
             bar.say(line)
 
     def _is_logged(self, step: int) -> bool:

@@ -79,10 +79,15 @@ def collapsed(student: Tensor, teacher: Tensor) -> str:
 
 
 def few_held_out(held: int, others: int, option: str) -> str:
-    """What to know first where so few of `held + others` images are held out that chance is high; else empty.
+    """What to know first where none of `held + others` images is held out, or so few that chance is high; else empty.
 
     option: the one that holds out more.
     """
+    if not held:
+        return (
+            f"none of {others:,} images is held out, as of any set so small: nothing will tell how much is "
+            f"learned; {option} {min(ENOUGH, others // 2)} holds out some"
+        )
     if (chance := chance_overlap(held)) <= FAINT:
         return ""
     more = min(ENOUGH, (held + others) // 2)

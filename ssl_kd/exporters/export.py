@@ -90,8 +90,9 @@ def export(
     size) are `load_teacher`'s. out: the file;
     a folder where there are several formats, or where it is one already. images: what to measure on, (B, 3, S, S) in
     [0, 1] with B at least 2, or a folder or zip of pictures; None: noise with the spectrum of photographs.
-    For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, a file or a name, whose
-    neighbours such a copy may lose `within` points of; keep: percent of the float student's neighbours that must stay.
+    For int8 and float16 they must be photos, at least 60 (see `exporters.judge`). teacher: an Encoder, or a file or a name, which is
+    asked at the size that the student learned it at; such a copy may lose `within` points of its neighbours; keep: percent of
+    the float student's neighbours that must stay.
     figures: of `hub`, the out folder of an `ssl-kd eval` whose figures of these very weights go into the card.
     UserError, and no file at all, where `out` is the student's own file or another that is no export of ours, or ends as the
     files of another format do, or a format cannot hold the network or differs by more than BOUND.

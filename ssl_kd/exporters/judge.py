@@ -151,8 +151,10 @@ class Judge:
         points = f"at most {100 * self.within:g} points of overlap with the teacher lost"
         asked = f"{points}, {asked}" if self.keep else points
         met = met and lost.value <= self.within
-        further |= {"teacher_size": self.teacher_size}
-        return verdict(len(rows), chance, same, mean_of(theirs), mean_of(own), lost, met, asked, **further)
+        size = self.teacher_size
+        return verdict(
+            len(rows), chance, same, mean_of(theirs), mean_of(own), lost, met, asked, teacher_size=size, **further
+        )
 
 
 def _divided(count: int) -> dict[str, Tensor]:

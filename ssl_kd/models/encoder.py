@@ -365,12 +365,8 @@ def learned_at(student: Encoder, teacher: Encoder) -> Preprocessing | None:
     Also None for the student of another teacher. Size and crop are the student's, the rest is the teacher's.
     """
     own, theirs = student.preprocessing, teacher.preprocessing
-    if (
-        not (student.origin.startswith("distilled from ") and teacher.origin in student.origin)
-        or own.size == theirs.size
-    ):
-        return None
-    return theirs.at(own.size, (own.crop or own.size) / (own.resize or own.size))
+    its_own = student.origin.startswith("distilled from ") and teacher.origin in student.origin
+    return theirs.at(own.size, own.crop_ratio) if its_own and own.size != theirs.size else None
 
 
 def not_finite(state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:

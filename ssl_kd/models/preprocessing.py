@@ -124,9 +124,14 @@ class Preprocessing:
         cut = "" if self.square and crop == side else f", centre crop {crop}"
         return f"{colour}; {resize}{cut}, {self.interpolation}; {self.size} px"
 
+    @property
+    def crop_ratio(self) -> float:
+        """crop/resize: 1.0 takes the whole image."""
+        return (self.crop or self.size) / (self.resize or self.size)
+
     def at(self, size: int, crop_ratio: float | None = None) -> Preprocessing:
-        """The same at another size. crop_ratio is crop/resize: None keeps it, 1.0 takes the whole image."""
-        ratio = (self.crop or self.size) / (self.resize or self.size) if crop_ratio is None else crop_ratio
+        """The same at another size. crop_ratio: None keeps it, 1.0 takes the whole image."""
+        ratio = self.crop_ratio if crop_ratio is None else crop_ratio
         return replace(self, size=size, resize=max(size, round(size / ratio)), crop=size)
 
     @classmethod

@@ -10,7 +10,7 @@ from programs import CARD, small_model, write
 
 import ssl_kd
 from ssl_kd.cli.main import main
-from ssl_kd.eval.certify import Certificate, CertifyConfig, _teacher, certify
+from ssl_kd.eval.certify import Certificate, CertifyConfig, _at_learned_size, certify
 from ssl_kd.eval.certify import main as certify_main
 from ssl_kd.exporters.pictures import pictures
 from ssl_kd.models.preprocessing import Preprocessing
@@ -189,5 +189,5 @@ def test_a_teacher_is_judged_at_the_size_that_its_student_learned_it_at(made, tm
     line = "the teacher is judged at 16 px, where its student learned it; with size: 32 in --teacher"
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "out" / "certificate.md").read_text()
-    row, said = _teacher(CertifyConfig(student=str(place), teacher={"path": file, "size": 32}))
-    assert (row.size, said) == (32, "")
+    config, said = _at_learned_size(CertifyConfig(student=str(place), teacher={"path": file, "size": 32}))
+    assert (config.teacher["size"], said) == (32, "")
